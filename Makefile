@@ -1,0 +1,51 @@
+# make demo | make test | make check: each sets up everything it needs in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PHOTOS ?=
+
+.PHONY: demo test check format docs clean
+
+demo: $(STAMP)
+	@echo "== mmsearch demo: draws a gallery, indexes it, searches it, measures it (into build/)"
+	$(BIN)/mmsearch demo $(if $(PHOTOS),"$(PHOTOS)")
+
+test: $(STAMP)
+	@echo "== tests"
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP)
+	@echo "== format, lint, types, import contract, generated docs, tests"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/cli_docs.py --check
+	$(BIN)/python -m pytest -q
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	$(BIN)/python scripts/cli_docs.py
+
+# torch alone is several gigabytes where the registry serves its CUDA build.
+$(STAMP): pyproject.toml
+	@echo "== setting up $(VENV): a virtual environment with mmsearch and its packages (minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null \
+		|| { rm -rf $(VENV); $(PYTHON) -m virtualenv -q $(VENV) 2>/dev/null; } \
+		|| { rm -rf $(VENV); virtualenv -q -p $(PYTHON) $(VENV) 2>/dev/null; } \
+		|| { rm -rf $(VENV); echo "Python has neither venv nor virtualenv: install one of them," \
+			"on Debian and Ubuntu with: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { rm -rf $(VENV); echo "mmsearch needs Python 3.11 or newer:" \
+			"make PYTHON=python3.12" >&2; exit 1; }
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,86 @@
+"""Puts the commands together."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import mmsearch
+from mmsearch.cli import bench, demo, errors, exchange, index, models, remove, search, status
+from mmsearch.errors import MmsearchError
+
+EPILOG = (
+    "Exit codes: 0 done, 1 some files failed (with --strict), 2 wrong usage, 3 no such index or "
+    "model, 4 index in use or unreadable, 5 damage found, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="mmsearch",
+    help="Find pictures by text, by example or by both, and measure how well it works.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mmsearch {mmsearch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Only here for --version: a command does the work."""
+
+
+def _explaining(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with its errors as one line on stderr and a documented exit code."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        try:
+            command(**options)
+            sys.stdout.flush()
+        except MmsearchError as error:
+            print(f"mmsearch: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("mmsearch: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; Python must not complain at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return run
+
+
+for _name, _command in {
+    "index": index.index,
+    "search": search.search,
+    "bench": bench.bench,
+    "status": status.status,
+    "errors": errors.errors,
+    "remove": remove.remove,
+    "models": models.models,
+    "export": exchange.export,
+    "import": exchange.import_,
+    "demo": demo.demo,
+}.items():
+    app.command(_name)(_explaining(_command))  # type: ignore[arg-type] # of no one signature
+
+
+def main() -> None:
+    """The program `mmsearch`."""
+    app(prog_name="mmsearch")

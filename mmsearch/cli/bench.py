@@ -1,0 +1,86 @@
+"""`mmsearch bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmsearch.cli.common import (
+    DeviceOption,
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    engine_for,
+    printable,
+    progress_bar,
+    say,
+    shown_path,
+)
+from mmsearch.errors import UsageError
+
+
+def bench(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATASET]",
+            help="A captions file, or a folder with one; none measures the index's own captions.",
+        ),
+    ] = None,
+    index: IndexOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Where the images are, if not beside it."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="NAME", help="Default: test where there is one, else all."),
+    ] = None,
+    model: ModelOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N images.")
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="DIR", help="Write the vectors that were compared."),
+    ] = None,
+    run_out: Annotated[
+        Path | None,
+        typer.Option("--run-out", metavar="DIR", help="Write TREC runs and qrels."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with examples.")
+    ] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure Recall@1/5/10, text to image and image to text, on a labelled set."""
+    from mmsearch.evaluation import report as out
+
+    if dataset is None and (images or split or limit or model):
+        raise UsageError("--images, --split, --limit and --model go with a DATASET")
+    with (
+        engine_for(index, model=model, device=device, precision=precision) as engine,
+        progress_bar() as bar,
+    ):
+        report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
+    try:
+        if export is not None:
+            out.export_vectors(report, export.expanduser())
+        if run_out is not None:
+            out.write_runs(report, run_out.expanduser())
+        if html is not None:
+            paths = dict(enumerate(map(Path, report.corpus.image_names)))
+            html.write_text(out.to_html(report, paths), encoding="utf-8", errors="replace")
+            say(f"wrote {shown_path(html)}")
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    if report.missing:
+        names = ", ".join(printable(name) for name in report.missing[:5])
+        say(f"{len(report.missing)} images of the set could not be indexed: {names}")
+    print(json.dumps(out.to_json(report)) if json_ else out.to_text(report))

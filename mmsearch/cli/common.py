@@ -1,0 +1,128 @@
+"""What the commands share: options, messages, the progress bar, text that is safe to print."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mmsearch.engine import Engine, OnProgress
+    from mmsearch.types import Progress
+
+IndexOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--index",
+        metavar="DIR",
+        help="The index. Default: MMSEARCH_INDEX, else ./index where that is mmsearch's own, "
+        "else the user's data folder.",
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="tiny, base, ARCH/TAG, ARCH:/path/to/weights, local-dir:/path or hf-hub:org/name.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, or a torch device such as cuda."),
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def say(message: str) -> None:
+    """A line for the person, on stderr: stdout is for results."""
+    print(f"mmsearch: {message}", file=sys.stderr)
+
+
+def engine_for(
+    index: Path | None = None,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    workers: int | None = None,
+    yes: bool = False,
+) -> Engine:
+    """The engine that the options name; asks before it fetches weights."""
+    from mmsearch.config import load_settings
+    from mmsearch.engine import Engine
+
+    settings = load_settings(
+        index=index, model=model, device=device, precision=precision, workers=workers
+    )
+
+    def confirm(question: str) -> bool:
+        if yes:
+            return True
+        asked = sys.stdin.isatty() and sys.stderr.isatty()
+        return asked and typer.confirm(question, default=False, err=True)
+
+    return Engine(settings, notify=say, confirm=confirm)
+
+
+@contextmanager
+def progress_bar() -> Iterator[OnProgress]:
+    """Shows long work on a terminal: done, total, rate and time left."""
+    bars: dict[str, Any] = {}
+
+    def show(progress: Progress) -> None:
+        if not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
+        bar = bars.get(progress.stage)
+        if bar is None:
+            for other in bars.values():
+                other.close()
+            bar = bars[progress.stage] = tqdm(
+                total=progress.total, desc=progress.stage, unit="", file=sys.stderr, leave=False
+            )
+        bar.update(progress.done - bar.n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def printable(text: str) -> str:
+    """The text without anything that could move a terminal's cursor, reorder or hide text."""
+    return "".join(
+        char if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else
+        char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )  # fmt: skip
+
+
+def shown_path(path: Path) -> str:
+    """A path for a table: relative where it lies below the current folder, and printable."""
+    try:
+        return printable(str(path.relative_to(Path.cwd())))
+    except ValueError:
+        return printable(str(path))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: int = 0) -> None:
+    """Columns of text; the first `right` of them are set to the right."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if place < right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,135 @@
+"""`mmsearch index`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmsearch.cli.common import (
+    DeviceOption,
+    IndexOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    engine_for,
+    printable,
+    progress_bar,
+    say,
+    shown_path,
+)
+
+if TYPE_CHECKING:
+    from mmsearch.types import IngestReport
+
+_SHOWN_UNMATCHED = 5
+
+
+def index(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Folders and images; none rescans all known."),
+    ] = None,
+    index: IndexOption = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions",
+            metavar="FILE",
+            help="Captions: Karpathy or COCO JSON, Flickr token file, image,caption CSV, "
+            "metadata.csv or metadata.jsonl. Sidecar name.txt files are read in any case.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    prune: Annotated[
+        bool | None,
+        typer.Option(
+            "--prune/--no-prune",
+            help="Remove what is gone from the disk. Default: yes, but not from a folder that is "
+            "missing or empty.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude",
+            metavar="GLOB",
+            help="Leave out names or relative paths, now and in later runs. Repeatable.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Threads that read and decode.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where files could not be used.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Fetch the model 'base' without asking.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Index folders of images: adds what is new, re-embeds what changed, removes what is gone."""
+    with (
+        engine_for(
+            index, model=model, device=device, precision=precision, workers=workers, yes=yes
+        ) as engine,
+        progress_bar() as bar,
+    ):
+        report = engine.index(
+            paths or [],
+            captions=captions,
+            prune=prune,
+            exclude=exclude or None,
+            dry_run=dry_run,
+            on_progress=bar,
+        )
+    if json_:
+        print(json.dumps(_document(report)))
+    else:
+        _print(report)
+    if strict and (report.failed or report.known_bad):
+        raise typer.Exit(1)
+
+
+def _document(report: IngestReport) -> dict[str, Any]:
+    document = dataclasses.asdict(report)
+    document["seconds"] = round(report.seconds, 3)
+    document["images_per_second"] = round(report.images_per_second, 2)
+    document["stages"] = {name: round(value, 3) for name, value in report.stages.items()}
+    document["kept_roots"] = [str(path) for path in report.kept_roots]
+    return document
+
+
+def _print(report: IngestReport) -> None:
+    counts = (
+        f"{report.added} added, {report.updated} updated, {report.unchanged} unchanged, "
+        f"{report.moved} moved, {report.removed} removed, {report.failed} failed"
+    )
+    if report.dry_run:
+        print(f"would do: {counts}")
+    else:
+        speed = f" ({report.images_per_second:.0f} images/s)" if report.images_per_second else ""
+        print(f"{counts}, {report.captions} captions in {report.seconds:.1f} s{speed}")
+    if report.failed or report.known_bad:
+        known = f", {report.known_bad} known and unchanged" if report.known_bad else ""
+        say(f"{report.failed} files could not be used{known}: see 'mmsearch errors'")
+    for root in report.kept_roots:
+        say(
+            f"{shown_path(root)}: missing or empty, so nothing was removed for it; "
+            "if that is right, run again with --prune"
+        )
+    if report.unmatched_captions:
+        names = ", ".join(printable(name) for name in report.unmatched_captions[:_SHOWN_UNMATCHED])
+        more = len(report.unmatched_captions) - _SHOWN_UNMATCHED
+        say(
+            f"{len(report.unmatched_captions)} captioned images match no file here: {names}"
+            + (f" and {more} more" if more > 0 else "")
+        )

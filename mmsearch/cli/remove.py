@@ -1,0 +1,23 @@
+"""`mmsearch remove`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmsearch.cli.common import IndexOption, engine_for
+
+
+def remove(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders and files.")],
+    index: IndexOption = None,
+) -> None:
+    """Take folders and files out of the index; the files themselves stay.
+
+    A folder that was indexed as such is forgotten. A part of one comes back when that is
+    indexed again, unless --exclude leaves it out.
+    """
+    with engine_for(index) as engine:
+        print(f"{engine.remove(paths)} removed")

@@ -1,0 +1,201 @@
+"""`mmsearch search`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmsearch.cli.common import (
+    IndexOption,
+    PrecisionOption,
+    engine_for,
+    print_table,
+    printable,
+    say,
+    shown_path,
+)
+from mmsearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmsearch.types import Hit, Modality, Term
+
+#: How much a --not term counts against what is looked for.
+NOT_WEIGHT = -0.5
+_WEIGHTED = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)):(?P<rest>\S.*)", re.DOTALL)
+_DATES = ("%Y-%m-%d", "%Y-%m", "%Y")
+
+
+def search(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="What to look for; words join into one text."),
+    ] = None,
+    index: IndexOption = None,
+    and_: Annotated[
+        list[str] | None,
+        typer.Option("--and", metavar="[W:]TEXT", help="And this too, with a weight. Repeatable."),
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="[W:]FILE", help="Like this picture. Repeatable."),
+    ] = None,
+    not_: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="TEXT", help="And not this. Repeatable."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits.")] = 10,
+    to: Annotated[
+        str, typer.Option("--to", metavar="WHAT", help="What to find: image or caption.")
+    ] = "image",
+    under: Annotated[
+        Path | None, typer.Option("--under", metavar="DIR", help="Only files below this folder.")
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--after", metavar="DATE", help="Taken on or after: 2024, 2024-05, 2024-05-31."
+        ),
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="DATE", help="Taken before.")
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="X", help="Only hits with at least this cosine."),
+    ] = None,
+    literal: Annotated[
+        bool, typer.Option("--literal", help="Take '16:9 photo' as text, not as a weight of 16.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object a hit.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Print nothing but paths.")] = False,
+    null: Annotated[bool, typer.Option("-0", help="Like --paths, each ended by a NUL.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page of thumbnails.")
+    ] = None,
+    precision: PrecisionOption = None,
+) -> None:
+    """Find images or captions by text, by example, or by several weighted terms at once."""
+    from mmsearch.types import Filter, Query
+
+    if sum((json_, paths, null)) > 1:
+        raise UsageError("--json, --paths and -0 exclude each other")
+    terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
+    where = Filter(under.expanduser() if under else None, _date(after), _date(before))
+    query = Query(tuple(terms), _modality(to), k, where, min_score)
+    with engine_for(index, precision=precision) as engine:
+        hits = engine.search(query)
+    if html is not None:
+        _write_page(html, terms, hits)
+    if json_:
+        for hit in hits:
+            print(_json_line(hit))
+    elif paths or null:
+        end = b"\0" if null else b"\n"
+        sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + end for hit in hits))
+        sys.stdout.buffer.flush()
+    else:
+        _print(hits)
+
+
+def _terms(
+    text: str, more: list[str], images: list[str], against: list[str], *, literal: bool
+) -> list[Term]:
+    from mmsearch.types import Term
+
+    terms = []
+    if text.strip():
+        weight, rest = _weighted(text.strip(), literal=literal)
+        if rest != text.strip():
+            say(f"'{printable(rest)}' counts {weight:g} times; --literal takes it all as text")
+        terms.append(Term(text=rest, weight=weight))
+    for part in more:
+        weight, rest = _weighted(part, literal=literal)
+        terms.append(Term(text=rest, weight=weight))
+    for part in images:
+        weight, rest = _weighted(part, literal=literal or Path(part).exists())
+        terms.append(Term(image=Path(rest).expanduser(), weight=weight))
+    terms.extend(Term(text=part, weight=NOT_WEIGHT) for part in against)
+    if any(term.text is not None and not term.text.strip() for term in terms):
+        raise UsageError("an empty text cannot be searched for")
+    return terms
+
+
+def _weighted(part: str, *, literal: bool) -> tuple[float, str]:
+    match = None if literal else _WEIGHTED.fullmatch(part)
+    return (float(match["weight"]), match["rest"]) if match else (1.0, part)
+
+
+def _modality(to: str) -> Modality:
+    if to == "image":
+        return "image"
+    if to == "caption":
+        return "caption"
+    raise UsageError(f"--to is image or caption, not '{to}'")
+
+
+def _date(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    for form in _DATES:
+        try:
+            return datetime.strptime(text, form)
+        except ValueError:
+            continue
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=None)
+    except ValueError as error:
+        raise UsageError(f"'{text}' is no date; write it as 2024, 2024-05 or 2024-05-31") from error
+
+
+def _json_line(hit: Hit) -> str:
+    return json.dumps(
+        {
+            "rank": hit.rank,
+            "score": round(hit.score, 6),
+            "path": str(hit.path),
+            "modality": hit.modality,
+            "caption": hit.caption,
+            "media_id": hit.media_id,
+        }
+    )
+
+
+def _print(hits: list[Hit]) -> None:
+    if not hits:
+        say("nothing found")
+        return
+    captioned = any(hit.caption is not None for hit in hits)
+    head = ["rank", "score", *(["caption"] if captioned else []), "path"]
+    rows = [
+        [
+            str(hit.rank),
+            f"{hit.score:.3f}",
+            *([printable(hit.caption or "")] if captioned else []),
+            shown_path(hit.path),
+        ]
+        for hit in hits
+    ]
+    print_table(head, rows, right=2)
+
+
+def _write_page(path: Path, terms: list[Term], hits: list[Hit]) -> None:
+    from mmsearch.search.page import Section, Tile, render_page, tiles_of
+
+    words = [
+        f"{'not ' if term.weight < 0 else ''}{term.text}" for term in terms if term.text is not None
+    ]
+    examples = [Tile(term.image, "query", term.image.name) for term in terms if term.image]
+    title = ", ".join(words) or "pictures like this one"
+    page = render_page("mmsearch", [Section(title, tiles_of(hits), "", examples)])
+    try:
+        path.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    say(f"wrote {shown_path(path)}")

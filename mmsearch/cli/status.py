@@ -1,0 +1,29 @@
+"""`mmsearch status`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from mmsearch.cli.common import IndexOption, JsonOption, engine_for, shown_path
+
+
+def status(index: IndexOption = None, json_: JsonOption = False) -> None:
+    """Show what the index holds."""
+    with engine_for(index) as engine:
+        found = engine.status()
+    if json_:
+        document = dataclasses.asdict(found)
+        document["path"] = str(found.path)
+        document["roots"] = [str(root) for root in found.roots]
+        print(json.dumps(document))
+        return
+    model = f"{found.model} ({found.dim} numbers, space {found.space[:8]})" if found.model else "-"
+    print(f"index     {shown_path(found.path)} (format {found.format_version})")
+    print(f"model     {model}")
+    print(f"images    {found.images}")
+    print(f"captions  {found.captions}")
+    print(f"failed    {found.failures}")
+    print(f"size      {found.bytes / 1e6:.1f} MB")
+    for place, root in enumerate(found.roots):
+        print(f"{'folders' if place == 0 else '':<9} {shown_path(root)}")

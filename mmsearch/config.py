@@ -1,0 +1,108 @@
+"""Settings, read once: defaults < config file < environment < what the caller says."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mmsearch.errors import UsageError
+
+#: The file that marks a folder as an index's home.
+MARKER = "mmsearch-index.json"
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run of mmsearch is set to.
+
+    Each field can stand in the config file under its name, or in the environment as
+    `MMSEARCH_` and its name in capitals.
+    """
+
+    index: Path | None = None
+    """The index to use; None: `./index` where that is mmsearch's own, else the data folder."""
+    model: str = "auto"
+    """The model of a new index."""
+    device: str = "auto"
+    """"auto", "cpu" (OpenVINO) or a torch device such as "cuda"."""
+    precision: str = "auto"
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Threads that read and decode files."""
+    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("mmsearch"))
+    """Converted models; safe to delete."""
+    home: Path = field(default_factory=lambda: platformdirs.user_data_path("mmsearch"))
+    """Holds the index where no other is named."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'")
+        if self.workers < 1:
+            raise UsageError(f"workers is a whole number from 1, not {self.workers}")
+
+    def index_folder(self) -> Path:
+        """The folder of the index: as set, else `./index` if it is ours, else the user's own."""
+        if self.index is not None:
+            return self.index
+        here = Path("index")
+        return here if (here / MARKER).is_file() else self.home / "index"
+
+
+def config_file() -> Path:
+    """Where the config file is looked for; `MMSEARCH_CONFIG` names another."""
+    named = os.environ.get("MMSEARCH_CONFIG")
+    return Path(named) if named else platformdirs.user_config_path("mmsearch") / "config.toml"
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings of this process; flags that are None say nothing.
+
+    Raises:
+        UsageError: a value that does not fit, or a config file that cannot be read.
+    """
+    values: dict[str, Any] = dict(_from_file(config_file()))
+    values.update(_from_environment(os.environ))
+    values.update({name: value for name, value in flags.items() if value is not None})
+    return Settings(**{name: _typed(name, value) for name, value in values.items()})
+
+
+def _from_file(path: Path) -> Mapping[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: the config file cannot be read: {error}") from error
+    known = {item.name for item in fields(Settings)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(
+            f"{path}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
+        )
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
+    return {
+        item.name: environment[f"MMSEARCH_{item.name.upper()}"]
+        for item in fields(Settings)
+        if environment.get(f"MMSEARCH_{item.name.upper()}")
+    }
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name in ("index", "cache", "home"):
+        return Path(value).expanduser()
+    if name == "workers":
+        try:
+            return int(value)
+        except ValueError as error:
+            raise UsageError(f"workers is a whole number from 1, not '{value}'") from error
+    return value

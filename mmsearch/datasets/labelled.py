@@ -1,0 +1,34 @@
+"""What every reader of a labelled set returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image of a labelled set.
+
+    `file` is relative to the folder of the images, with forward slashes; `split` is ""
+    where the format has none.
+    """
+
+    file: str
+    captions: tuple[str, ...]
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Images with their captions, in the order of the file that was read."""
+
+    name: str
+    images: tuple[LabelledImage, ...]
+
+    def splits(self) -> list[str]:
+        """The names of the splits that occur, in order of appearance."""
+        return list(dict.fromkeys(image.split for image in self.images if image.split))
+
+    def of_split(self, split: str) -> Iterator[LabelledImage]:
+        return (image for image in self.images if image.split == split)

@@ -1,0 +1,28 @@
+"""What every encoder offers, whichever runtime is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mmsearch.types import EncoderSpec, Pixels, Vectors
+
+
+class Encoder(Protocol):
+    """Embeds pictures and texts into one space. Safe to call from several threads."""
+
+    @property
+    def spec(self) -> EncoderSpec: ...
+
+    @property
+    def precision(self) -> str:
+        """What the runtime computes in: fp32 or bf16."""
+        ...
+
+    def encode_images(self, pixels: Pixels) -> Vectors:
+        """Pixels of shape (n, height, width, 3) to unit vectors of shape (n, dim)."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        """Texts to unit vectors of shape (n, dim); a long text is cut as open_clip cuts it."""
+        ...

@@ -1,0 +1,214 @@
+"""Opens a model by its source: finds its space, its converted form and the right runtime."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.registry import (
+    BASE_MODEL,
+    LICENCES,
+    TINY,
+    ModelSource,
+    cached_files,
+    parse_model,
+)
+from mmsearch.errors import MmsearchError, ModelNotFound
+from mmsearch.types import EncoderSpec
+
+log = logging.getLogger(__name__)
+
+Notify = Callable[[str], None]
+
+
+class ModelCache:
+    """The folder of converted models, and which space each weights file gives.
+
+    A space is known by the paths, sizes and times of the model's files, so that weights are
+    hashed once and not at every start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "models"
+        self._known = self._folder / "known.json"
+
+    def folder_of(self, space: str) -> Path:
+        return self._folder / space
+
+    def lock(self) -> FileLock:
+        """Held while a model is converted, so that two processes do not do it twice."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._folder / "lock")
+
+    def find(self, source: ModelSource) -> dict[str, Any] | None:
+        """What is remembered of the model whose files are as they are now."""
+        entry = self._read().get(source.name)
+        if entry is None or entry["files"] != _stamps(source):
+            return None
+        return dict(entry)
+
+    def remember(self, source: ModelSource, space: str, runtime: str) -> None:
+        known = self._read()
+        known[source.name] = {"space": space, "runtime": runtime, "files": _stamps(source)}
+        draft = self._known.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        os.replace(draft, self._known)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._known.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def specs(self) -> dict[str, EncoderSpec]:
+        """The models that were converted here, by name."""
+        from mmsearch.encoders.openvino import is_exported, read_spec
+
+        folders = {name: self.folder_of(entry["space"]) for name, entry in self._read().items()}
+        return {name: read_spec(path) for name, path in folders.items() if is_exported(path)}
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """What is known of a model without loading it; 0 and "" where that is nothing."""
+
+    name: str
+    dim: int
+    parameters: int
+    licence: str
+    cached: bool
+    """Whether its weights are on this machine."""
+    indexed: str
+    """The folder of the current index, where it uses this model."""
+
+
+def list_models(cache: ModelCache, active: EncoderSpec | None, index: Path) -> list[ModelRow]:
+    """`tiny`, `base`, whatever was used on this machine before, and the index's own model."""
+    known = cache.specs()
+    if active is not None:
+        known[active.model] = active
+    names = dict.fromkeys((TINY, BASE_MODEL, *known))
+    rows = []
+    for name in names:
+        spec = known.get(name)
+        dim, parameters, licence = _BY_NAME.get(name, (0, 0, ""))
+        rows.append(
+            ModelRow(
+                name=f"{name} (base)" if name == BASE_MODEL else name,
+                dim=spec.dim if spec else dim,
+                parameters=spec.parameters if spec else parameters,
+                licence=LICENCES.get(name) or (spec.licence if spec else licence),
+                cached=_is_cached(name),
+                indexed=str(index) if active is not None and active.model == name else "",
+            )
+        )
+    return rows
+
+
+#: Dimension, parameters and licence of the models that come by name.
+_BY_NAME = {TINY: (256, 9_900_000, ""), BASE_MODEL: (512, 151_000_000, "")}
+
+
+def _is_cached(name: str) -> bool:
+    try:
+        return cached_files(parse_model(name)) is not None
+    except MmsearchError:
+        return False
+
+
+def _stamps(source: ModelSource) -> list[list[Any]]:
+    found = []
+    for path in cached_files(source) or []:
+        status = path.stat()
+        found.append([str(path), status.st_size, status.st_mtime_ns])
+    return found
+
+
+def open_space(spec: EncoderSpec, cache: ModelCache, precision: str) -> Encoder | None:
+    """The converted model of a space, without looking at its weights; None if there is none."""
+    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
+
+    folder = cache.folder_of(spec.space)
+    return OpenVinoEncoder(folder, precision) if is_exported(folder) else None
+
+
+def open_encoder(
+    source: ModelSource,
+    cache: ModelCache,
+    *,
+    device: str = "cpu",
+    precision: str = "auto",
+    notify: Notify = log.info,
+) -> Encoder:
+    """The model behind `source`, converted first where that has not been done.
+
+    Args:
+        device: "cpu" for OpenVINO, or a torch device.
+        notify: told, in a line, what takes time.
+
+    Raises:
+        ModelNotFound: no such model, or its weights cannot be had.
+        UsageError: a precision that does not agree with fp32 on this model.
+    """
+    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
+
+    if device != "cpu":
+        return _open_torch(source, device, precision)
+    entry = cache.find(source)
+    if entry and entry["runtime"] == "torch":
+        return _open_torch(source, "cpu", "fp32")
+    if entry and is_exported(cache.folder_of(entry["space"])):
+        return OpenVinoEncoder(cache.folder_of(entry["space"]), precision)
+    return _convert(source, cache, precision, notify)
+
+
+def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
+    from mmsearch.encoders.open_clip import TorchEncoder, load_model
+
+    if precision == "auto":
+        precision = "fp32"
+    try:
+        return TorchEncoder(load_model(source), device, precision)
+    except (RuntimeError, AssertionError) as error:  # torch without that device
+        reason = str(error).splitlines()[0]
+        raise ModelNotFound(f"device '{device}' cannot be used: {reason}") from error
+
+
+def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Notify) -> Encoder:
+    from mmsearch.encoders import openvino
+
+    with cache.lock():
+        notify(f"preparing '{source.name}' for this machine (once)")
+        from mmsearch.encoders.open_clip import TorchEncoder, load_model
+
+        model = load_model(source)
+        folder = cache.folder_of(model.spec.space)
+        try:
+            if not openvino.is_exported(folder):
+                openvino.export(model, folder)
+        except openvino.ExportError as error:
+            reason = " ".join(str(error).split())[:200]
+            notify(f"'{source.name}' stays with torch, which is slower here: {reason}")
+            cache.remember(source, model.spec.space, "torch")
+            return TorchEncoder(model)
+        cache.remember(source, model.spec.space, "openvino")
+    return openvino.OpenVinoEncoder(folder, precision)
+
+
+def pick_device(asked: str) -> str:
+    """The device to embed a corpus on: "auto" is a CUDA card where torch sees one."""
+    if asked != "auto":
+        return asked
+    if not Path("/dev/nvidiactl").exists():  # spares most machines torch's import
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,210 @@
+"""Models through open_clip and torch: loading, identity, and the torch runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import nn
+
+from mmsearch.encoders.registry import LICENCES, ModelSource, cached_files, require_weights
+from mmsearch.encoders.tokenizer import ClipTokenizer, build_tokenizer
+from mmsearch.errors import ModelNotFound
+from mmsearch.types import EncoderSpec, Pixels, Preprocess, Vectors
+
+#: Bumped when what goes into a space's hash changes.
+_IDENTITY_VERSION = 1
+
+VOCABULARY = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An open_clip model in fp32 on the CPU, in eval mode, and what is known of it."""
+
+    network: nn.Module
+    spec: EncoderSpec
+    source: ModelSource
+
+
+def load_model(source: ModelSource) -> LoadedModel:
+    """Loads a model with open_clip's own loader, fetching weights where they are not cached.
+
+    Raises:
+        ModelNotFound: weights that are missing, cannot be fetched or do not fit.
+    """
+    require_weights(source)
+    try:
+        with _quiet_open_clip():
+            network = open_clip.create_model(
+                source.open_clip_name,
+                pretrained=source.pretrained,
+                precision="fp32",
+                require_pretrained=True,
+                weights_only=True,
+            )
+    except (RuntimeError, ValueError, OSError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelNotFound(f"model '{source.name}' cannot be loaded: {reason}") from error
+    network.eval()
+    return LoadedModel(network, _spec(source, network), source)
+
+
+@contextmanager
+def _quiet_open_clip() -> Any:
+    """open_clip logs errors that it also raises; the raised ones are enough."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
+def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
+    config = _model_config(source)
+    text = config["text_cfg"]
+    wanted = open_clip.get_model_preprocess_cfg(network)
+    size = wanted["size"]
+    preprocess = Preprocess(
+        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+        mean=tuple(wanted["mean"]),
+        std=tuple(wanted["std"]),
+        interpolation=wanted["interpolation"],
+        resize_mode=wanted["resize_mode"],
+        fill_color=wanted["fill_color"],
+    )
+    own_tokenizer = bool(text.get("hf_tokenizer_name")) or "tokenizer_mode" in text
+    options = text.get("tokenizer_kwargs") or {}
+    return EncoderSpec(
+        model=source.name,
+        space=_identity(source, config, preprocess),
+        dim=int(config["embed_dim"]),
+        preprocess=preprocess,
+        context_length=int(text.get("context_length", 77)),
+        tokenizer="open_clip" if own_tokenizer or set(options) - {"clean"} else "clip",
+        tokenizer_clean=options.get("clean", "lower"),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        licence=LICENCES.get(source.name, "see the model's card"),
+    )
+
+
+def _model_config(source: ModelSource) -> dict[str, Any]:
+    config = open_clip.get_model_config(source.open_clip_name)
+    if config is None:
+        raise ModelNotFound(f"open_clip knows no architecture '{source.architecture}'")
+    return dict(config)
+
+
+def _identity(source: ModelSource, config: dict[str, Any], preprocess: Preprocess) -> str:
+    """The space: a hash over architecture, weights and preprocessing."""
+    files = cached_files(source) or []
+    weights = [_file_hash(path) for path in files if path.suffix != ".json"]
+    document = {
+        "version": _IDENTITY_VERSION,
+        "architecture": config,
+        "weights": weights,
+        "preprocess": asdict(preprocess),
+        "head": None,
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ImageTower(nn.Module):
+    """u8 pixels (n, height, width, 3) to unit vectors (n, dim): normalisation is inside."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__()
+        self.network: Any = model.network
+        how = model.spec.preprocess
+        self.register_buffer("mean", torch.tensor(how.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(how.std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        image = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        features = self.network.encode_image((image - self.mean) / self.std)
+        return nn.functional.normalize(features, dim=-1)
+
+
+class TextTower(nn.Module):
+    """Token ids (n, context_length) to unit vectors (n, dim)."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__()
+        self.network: Any = model.network
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.network.encode_text(ids), dim=-1)
+
+
+class OpenClipTokenizer:
+    """The tokenizer that open_clip picks for a model with one of its own (needs `[hf]`)."""
+
+    def __init__(self, source: ModelSource, context_length: int) -> None:
+        try:
+            self._tokenize = open_clip.get_tokenizer(source.open_clip_name)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise ModelNotFound(
+                f"'{source.name}' has a tokenizer of its own, which could not be loaded: "
+                f"{' '.join(str(error).split())[:200]}; install mmsearch with the hf extra: "
+                "pip install 'mmsearch[hf]'"
+            ) from error
+        self._length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        ids = self._tokenize(list(texts), context_length=self._length)
+        return np.asarray(ids, dtype=np.int64)
+
+
+def tokenizer_of(spec: EncoderSpec, source: ModelSource) -> ClipTokenizer | OpenClipTokenizer:
+    if spec.tokenizer == "clip":
+        tokenizer = build_tokenizer(VOCABULARY)
+        return ClipTokenizer(tokenizer, spec.context_length, spec.tokenizer_clean)
+    return OpenClipTokenizer(source, spec.context_length)
+
+
+class TorchEncoder:
+    """The torch runtime: what OpenVINO is checked against, and what a GPU runs."""
+
+    def __init__(self, model: LoadedModel, device: str = "cpu", precision: str = "fp32") -> None:
+        self.spec = model.spec
+        self.precision = precision
+        self._device = torch.device(device)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._images = ImageTower(model).to(self._device).eval()
+        self._texts = TextTower(model).to(self._device).eval()
+        self._tokenize = tokenizer_of(model.spec, model.source)
+
+    def encode_images(self, pixels: Pixels) -> Vectors:
+        return self._run(self._images, torch.from_numpy(np.ascontiguousarray(pixels)))
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        return self._run(self._texts, torch.from_numpy(self._tokenize(texts)))
+
+    def _run(self, tower: nn.Module, batch: torch.Tensor) -> Vectors:
+        if len(batch) == 0:
+            return np.empty((0, self.spec.dim), dtype=np.float32)
+        half = self._dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=half):
+            found = tower(batch.to(self._device))
+            return nn.functional.normalize(found.float(), dim=-1).cpu().numpy()

@@ -1,0 +1,240 @@
+"""The CPU runtime: models converted once into a cache, then run without torch.
+
+A converted model is a folder named after its space:
+
+    manifest.json    what is known of the model, and how far each precision agrees with torch
+    image.xml, .bin  the image tower, u8 pixels in, unit vectors out
+    text.xml, .bin   the text tower, token ids in, unit vectors out
+    tokenizer.json   where the model uses CLIP's byte-pair encoding
+    compiled/        OpenVINO's own cache for this CPU
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from mmsearch.encoders.registry import parse_model
+from mmsearch.encoders.tokenizer import ClipTokenizer
+from mmsearch.errors import UsageError
+from mmsearch.types import EncoderSpec, Pixels, Preprocess, Vectors
+
+if TYPE_CHECKING:
+    from mmsearch.encoders.open_clip import LoadedModel
+
+#: Bumped when a converted model of an older program cannot be used any more.
+EXPORT_VERSION = 1
+#: The lowest cosine with torch over the probes at which a precision serves a space. In fp32
+#: both compute the same; bf16 keeps 8 bits of mantissa, so that some noise is its nature.
+AGREEMENT = {"fp32": 0.9999, "bf16": 0.99}
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_PROBES = 16
+
+
+class OpenVinoEncoder:
+    """Runs a converted model; each tower is compiled when it is first used."""
+
+    def __init__(self, folder: Path, precision: str = "auto") -> None:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.spec = spec_from_json(manifest["spec"])
+        self.precision = choose_precision(precision, manifest["agreement"], self.spec.model)
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._towers: dict[str, Any] = {}
+        self._tokenizer: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
+
+    def encode_images(self, pixels: Pixels) -> Vectors:
+        return self._run("image", np.ascontiguousarray(pixels))
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        return self._run("text", self._tokenize(texts))
+
+    def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
+        if len(batch) == 0:
+            return np.empty((0, self.spec.dim), dtype=np.float32)
+        with self._lock:  # one request a tower; OpenVINO itself uses every core
+            if tower not in self._towers:
+                self._towers[tower] = self._compile(tower).create_infer_request()
+            found = np.array(self._towers[tower].infer([batch])[0], dtype=np.float32)
+        unit: Vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return unit
+
+    def _compile(self, tower: str) -> Any:
+        core = ov.Core()
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "CACHE_DIR": str(self._folder / "compiled"),
+        }
+        return core.compile_model(self._folder / f"{tower}.xml", "CPU", options)
+
+    def _tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load_tokenizer()
+        return self._tokenizer(texts)
+
+    def _load_tokenizer(self) -> Callable[[Sequence[str]], NDArray[np.int64]]:
+        if self.spec.tokenizer == "clip":
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+            return ClipTokenizer(tokenizer, self.spec.context_length, self.spec.tokenizer_clean)
+        from mmsearch.encoders.open_clip import OpenClipTokenizer
+
+        return OpenClipTokenizer(parse_model(self.spec.model), self.spec.context_length)
+
+
+def choose_precision(asked: str, agreement: dict[str, float], model: str) -> str:
+    """The precision to run in: "auto" takes bf16 where this CPU has it and it agrees.
+
+    Raises:
+        UsageError: a precision was asked for that does not agree with fp32 on this model.
+    """
+    if asked == "auto":
+        fast = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "bf16" if fast and agreement.get("bf16", 0.0) >= AGREEMENT["bf16"] else "fp32"
+    if agreement.get(asked, 0.0) < AGREEMENT[asked]:
+        raise UsageError(
+            f"'{model}' in {asked} does not agree with torch (cosine "
+            f"{agreement.get(asked, 0.0):.4f}, at least {AGREEMENT[asked]} is needed); "
+            "use --precision fp32"
+        )
+    return asked
+
+
+def spec_from_json(stored: dict[str, Any]) -> EncoderSpec:
+    how = dict(stored["preprocess"])
+    for name in ("size", "mean", "std"):
+        how[name] = tuple(how[name])
+    return EncoderSpec(**{**stored, "preprocess": Preprocess(**how)})
+
+
+def read_spec(folder: Path) -> EncoderSpec:
+    """What a converted model's manifest says of it."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return spec_from_json(manifest["spec"])
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a usable converted model lies there."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(manifest.get("version") == EXPORT_VERSION)
+
+
+def export(model: LoadedModel, folder: Path) -> None:
+    """Converts a model into `folder`, which appears whole or not at all.
+
+    Raises:
+        ExportError: OpenVINO cannot convert the model, or computes something else than torch.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
+    try:
+        _convert(model, draft)
+        agreement = _agreement(model, draft)
+        if agreement["fp32"] < AGREEMENT["fp32"]:
+            raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")
+        _write_manifest(draft, model.spec, agreement)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+class ExportError(Exception):
+    """The model stays with torch; never leaves this package."""
+
+
+def _write_manifest(folder: Path, spec: EncoderSpec, agreement: dict[str, float]) -> None:
+    manifest = {"version": EXPORT_VERSION, "spec": asdict(spec), "agreement": agreement}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _convert(model: LoadedModel, folder: Path) -> None:
+    import warnings
+
+    import torch
+
+    from mmsearch.encoders.open_clip import VOCABULARY, ImageTower, TextTower
+    from mmsearch.encoders.tokenizer import build_tokenizer
+
+    spec = model.spec
+    height, width = spec.preprocess.size
+    # Two rows: with one, tracing would take the batch for a constant.
+    pixels = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    ids = torch.zeros(2, spec.context_length, dtype=torch.int64)
+    towers = {
+        "image": (ImageTower(model).eval(), pixels, [-1, height, width, 3]),
+        "text": (TextTower(model).eval(), ids, [-1, spec.context_length]),
+    }
+    for name, (tower, example, shape) in towers.items():
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
+                graph = ov.convert_model(tower, example_input=example, input=shape)
+            ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
+        except Exception as error:  # whatever OpenVINO raises for an operation it lacks
+            raise ExportError(str(error)) from error
+    if spec.tokenizer == "clip":
+        build_tokenizer(VOCABULARY).save(str(folder / "tokenizer.json"))
+
+
+def _agreement(model: LoadedModel, folder: Path) -> dict[str, float]:
+    """The lowest cosine with torch over the probes, for each precision that this CPU has."""
+    from mmsearch.encoders.open_clip import TorchEncoder
+
+    pixels, texts = _probe_pixels(model.spec), _PROBE_TEXTS
+    truth = TorchEncoder(model)
+    expected = truth.encode_images(pixels), truth.encode_texts(texts)
+    found = {}
+    for precision in _HINTS:
+        _write_manifest(folder, model.spec, dict.fromkeys(_HINTS, 1.0))
+        encoder = OpenVinoEncoder(folder, precision)
+        got = encoder.encode_images(pixels), encoder.encode_texts(texts)
+        found[precision] = float(
+            min((a * b).sum(axis=1).min() for a, b in zip(expected, got, strict=True))
+        )
+    return found
+
+
+def _probe_pixels(spec: EncoderSpec) -> Pixels:
+    """Smooth coloured patterns with edges and some noise: nearer to photos than pure noise."""
+    height, width = spec.preprocess.size
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., None]
+    pictures = []
+    for _ in range(_PROBES):
+        slope, phase = rng.uniform(-9, 9, (2, 3)), rng.uniform(0, 6, 3)
+        waves = np.sin(slope[0] * x + slope[1] * y + phase)
+        blob = (np.hypot(x - rng.random(), y - rng.random()) < rng.uniform(0.1, 0.4)) * 1.0
+        mixed = waves * 80 + 128 + blob * rng.uniform(-120, 120, 3)
+        pictures.append(mixed + rng.normal(0, 6, (height, width, 3)))
+    found: Pixels = np.clip(pictures, 0, 255).astype(np.uint8)
+    return found
+
+
+_PROBE_TEXTS = (
+    "a dog runs over the grass",
+    "two people on a beach at sunset",
+    "a red car",
+    "snowy mountains under a clear blue sky with a small wooden house in front of them",
+    "a man",
+    "crowded street at night, neon signs",
+    "three yellow circles",
+    "a child in a pink dress is climbing up a set of stairs in an entry way",
+)

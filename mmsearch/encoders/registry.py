@@ -1,0 +1,206 @@
+"""Names of models, where their weights lie, and whether those are at hand. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmsearch.errors import ModelNotFound, UsageError
+
+BUNDLED = Path(__file__).parent / "bundled"
+TINY = "tiny"
+BASE = "base"
+BASE_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"
+BASE_REPOSITORY = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
+BASE_MEGABYTES = 605
+
+LICENCES = {
+    TINY: "research only (weights learned from Flickr8k photos)",
+    BASE_MODEL: "MIT",
+}
+
+Kind = Literal["local-dir", "hf-hub", "tag", "file"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    `name` is what the index remembers; `architecture` is open_clip's (for "tag" and "file");
+    `location` is a folder, a hub repository, a pretrained tag or a weights file.
+    """
+
+    name: str
+    kind: Kind
+    architecture: str
+    location: str
+
+    @property
+    def open_clip_name(self) -> str:
+        """What `open_clip.create_model` and `open_clip.get_tokenizer` take."""
+        if self.kind in ("local-dir", "hf-hub"):
+            return f"{self.kind}:{self.location}"
+        return self.architecture
+
+    @property
+    def pretrained(self) -> str | None:
+        return self.location if self.kind in ("tag", "file") else None
+
+
+def parse_model(name: str) -> ModelSource:
+    """The source that a model's name stands for; looks at no file.
+
+    Names are `tiny` (bundled), `base`, open_clip's `ARCH/TAG`, `ARCH:/path/to/weights`,
+    `local-dir:/path` and `hf-hub:org/repository`.
+
+    Raises:
+        UsageError: the name has none of these forms.
+    """
+    if name == TINY:
+        return ModelSource(TINY, "local-dir", "", str(BUNDLED / TINY))
+    if name == BASE:
+        name = BASE_MODEL
+    for kind in ("local-dir", "hf-hub"):
+        prefix, _, rest = name.partition(":")
+        if prefix == kind and rest:
+            location = _absolute(rest) if kind == "local-dir" else rest
+            return ModelSource(f"{kind}:{location}", kind, "", location)
+    architecture, colon, path = name.partition(":")
+    if colon and architecture and path:
+        location = _absolute(path)
+        return ModelSource(f"{architecture}:{location}", "file", architecture, location)
+    architecture, slash, tag = name.rpartition("/")
+    if slash and architecture and tag and not colon:
+        return ModelSource(name, "tag", architecture, tag)
+    raise UsageError(
+        f"unknown model '{name}'; use tiny, base, ARCH/TAG (as ViT-B-32/laion2b_s34b_b79k), "
+        "ARCH:/path/to/weights, local-dir:/path or hf-hub:org/repository"
+    )
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def cached_files(source: ModelSource) -> list[Path] | None:
+    """The files that make the model what it is, or None where they are not on this machine.
+
+    Raises:
+        ModelNotFound: a folder or a file that was named does not exist.
+    """
+    if source.kind == "local-dir":
+        return _local_files(Path(source.location))
+    if source.kind == "file":
+        path = Path(source.location)
+        if not path.is_file():
+            raise ModelNotFound(f"{path}: no such weights file (model '{source.name}')")
+        return [path]
+    if source.kind == "hf-hub":
+        config = _in_hub_cache(source.location, ("open_clip_config.json",))
+        weights = _in_hub_cache(source.location, _WEIGHT_NAMES)
+        return [config, weights] if config and weights else None
+    return _tag_files(source)
+
+
+_WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def _local_files(folder: Path) -> list[Path]:
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise ModelNotFound(f"{folder}: no open_clip_config.json there, so it is no model folder")
+    weights = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
+    if not weights:
+        raise ModelNotFound(f"{folder}: no weights (.safetensors, .bin, .pt) beside the config")
+    return [config, *weights]
+
+
+def _in_hub_cache(repository: str, names: tuple[str, ...]) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _tag_files(source: ModelSource) -> list[Path] | None:
+    if source.name == BASE_MODEL:  # known without importing open_clip, which takes seconds
+        found = _in_hub_cache(BASE_REPOSITORY, _WEIGHT_NAMES)
+        return [found] if found else None
+    import open_clip
+
+    known = open_clip.get_pretrained_cfg(source.architecture, source.location)
+    if not known:
+        raise ModelNotFound(_no_such_tag(source))
+    repository, _, name = known.get("hf_hub", "").rpartition("/")
+    if repository:
+        safe = name.rsplit(".", 1)[0] + ".safetensors"
+        found = _in_hub_cache(repository, (safe, name) if name else _WEIGHT_NAMES)
+        if found:
+            return [found]
+    url = known.get("url", "")
+    beside = Path("~/.cache/clip").expanduser() / os.path.basename(url)
+    return [beside] if url and not repository and beside.is_file() else None
+
+
+def _no_such_tag(source: ModelSource) -> str:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(source.architecture)
+    if tags:
+        return f"{source.architecture} has no weights '{source.location}'; it has {', '.join(tags)}"
+    return f"open_clip knows no pretrained architecture '{source.architecture}'"
+
+
+def hub_reachable(seconds: float = 3.0) -> bool:
+    """Whether the model hub answers, known within about `seconds`.
+
+    open_clip's loader alone would try for most of a minute. Looking a name up can hang past
+    any time-out of its own, so the attempt runs in a thread that is left behind.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        # The endpoint is the hub library's own setting, not a user's text.
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310
+        try:
+            urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            pass  # an answer all the same
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds + 0.5)
+    return answered.is_set()
+
+
+def require_weights(source: ModelSource) -> None:
+    """Makes sure that loading the model will not hang on a missing network.
+
+    Raises:
+        ModelNotFound: the weights are not cached and the hub does not answer.
+    """
+    if cached_files(source) is None and not hub_reachable():
+        raise ModelNotFound(
+            f"the weights of '{source.name}' are not on this machine and the model hub cannot be "
+            "reached; connect once, or use tiny, local-dir:/path or ARCH:/path/to/weights"
+        )

@@ -1,0 +1,515 @@
+"""The facade: the one place that picks concrete classes and puts them together.
+
+>>> from mmsearch import Engine
+>>> with Engine.open("photos.index", model="tiny") as engine:   # doctest: +SKIP
+...     engine.index(["~/Pictures"])
+...     for hit in engine.search("a dog on the beach", k=3):
+...         print(f"{hit.score:.3f} {hit.path}")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from mmsearch.config import Settings, load_settings
+from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.loading import (
+    ModelCache,
+    ModelRow,
+    list_models,
+    open_encoder,
+    open_space,
+    pick_device,
+)
+from mmsearch.encoders.registry import (
+    BASE,
+    BASE_MEGABYTES,
+    TINY,
+    ModelSource,
+    cached_files,
+    hub_reachable,
+    parse_model,
+)
+from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
+from mmsearch.store import catalog
+from mmsearch.store.store import Store
+from mmsearch.types import (
+    EncoderSpec,
+    Failure,
+    Filter,
+    Hit,
+    IngestReport,
+    Modality,
+    Progress,
+    Query,
+    Status,
+    Term,
+)
+
+if TYPE_CHECKING:
+    from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+    from mmsearch.evaluation.report import BenchReport
+    from mmsearch.evaluation.retrieval import Corpus
+    from mmsearch.search.searcher import Searcher
+
+log = logging.getLogger(__name__)
+
+Notify = Callable[[str], None]
+OnProgress = Callable[[Progress], None]
+PathLike = str | os.PathLike[str]
+
+
+def _ignore(_progress: Progress) -> None:
+    return None
+
+
+class Engine:
+    """An index and the model that serves it. Threads may share one engine for searching."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        notify: Notify = log.warning,
+        confirm: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Does no work yet; `Engine.open` is the usual way in.
+
+        Args:
+            settings: which index, model, device and precision.
+            notify: told, a line at a time, what a user should know.
+            confirm: asked whether weights may be fetched; None is "no".
+        """
+        self._settings = settings
+        self._folder = settings.index_folder()
+        self._notify = notify
+        self._confirm = confirm
+        self._cache = ModelCache(settings.cache)
+        self._store: Store | None = None
+        self._encoders: dict[str, Encoder] = {}
+
+    @classmethod
+    def open(
+        cls,
+        path: PathLike | None = None,
+        *,
+        model: str | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        notify: Notify = log.warning,
+    ) -> Self:
+        """The engine for the index in folder `path`, which `index` makes if it is not there.
+
+        Args:
+            path: None is the index that the command line would use.
+            model: the model of a new index; an existing one keeps its own.
+        """
+        index = Path(path).expanduser() if path is not None else None
+        settings = load_settings(index=index, model=model, device=device, precision=precision)
+        return cls(settings, notify=notify)
+
+    def close(self) -> None:
+        """Lets go of the files; the engine opens them again when it is used again."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def store(self) -> Store:
+        """The open store.
+
+        Raises:
+            IndexNotFound: there is no index yet.
+        """
+        if self._store is None:
+            self._store = Store(self._folder)
+        return self._store
+
+    # -- indexing --------------------------------------------------------------------------
+
+    def index(
+        self,
+        paths: Iterable[PathLike] = (),
+        *,
+        captions: PathLike | LabelledSet | None = None,
+        prune: bool | None = None,
+        exclude: Sequence[str] | None = None,
+        dry_run: bool = False,
+        on_progress: OnProgress = _ignore,
+    ) -> IngestReport:
+        """Brings the index in step with folders and files; makes the index if there is none.
+
+        Args:
+            paths: folders and image files; none of them rescans all that the index knows.
+            captions: a labelled set or the file of one.
+            prune: whether to remove what is gone. None removes it, but not from a folder that
+                is missing or empty, as an unmounted disk would be.
+            exclude: globs of names or relative paths to leave out, now and in later runs.
+            dry_run: only count what would be done; a new index is not made.
+
+        Raises:
+            Interrupted: by Ctrl-C; what was committed is kept.
+            UsageError: a path or a captions file that cannot be used.
+        """
+        from mmsearch.ingest.pipeline import Pipeline
+        from mmsearch.ingest.plan import make_plan, scopes_of
+
+        started = time.perf_counter()
+        named = [Path(path) for path in paths]
+        labelled = self._labelled(captions)
+        if dry_run:
+            return self._dry_run(named, exclude, prune, labelled)
+        if not named:
+            self.store  # noqa: B018 - raises where there is no index to rescan
+        encoder = self._encoder_for_writing()
+        loaded = time.perf_counter()
+        self._store = self._store or Store.create(self._folder)
+        with self._store.writer() as writer:
+            scopes = scopes_of(self._store, writer, named, exclude)
+            plan = make_plan(self._store, scopes, prune=prune, labelled=labelled)
+            scanned = time.perf_counter()
+            pipeline = Pipeline(
+                self._store,
+                writer,
+                encoder,
+                workers=self._settings.workers,
+                on_progress=on_progress,
+            )
+            try:
+                report = pipeline.run(plan)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    "interrupted: everything committed so far is kept; run the same command "
+                    "again to go on"
+                ) from None
+        stages = {**report.stages, "load": loaded - started, "scan": scanned - loaded}
+        return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)
+
+    def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
+        from mmsearch.datasets.formats import read_labelled
+        from mmsearch.datasets.labelled import LabelledSet
+
+        if captions is None or isinstance(captions, LabelledSet):
+            return (captions, Path()) if captions is not None else None
+        path = Path(captions).expanduser()
+        return read_labelled(path), path if path.is_dir() else path.parent
+
+    def _dry_run(
+        self,
+        paths: list[Path],
+        exclude: Sequence[str] | None,
+        prune: bool | None,
+        labelled: tuple[LabelledSet, Path] | None,
+    ) -> IngestReport:
+        """Plans on a copy of the catalog, so that the index itself stays untouched."""
+        from mmsearch.ingest.plan import make_plan, scopes_of
+
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="mmsearch-") as scratch:
+            copy = Store.create(Path(scratch) / "index")
+            try:
+                if self._has_index():
+                    self.store.copy_catalog(copy)
+                with copy.writer() as writer:
+                    scopes = scopes_of(copy, writer, paths, exclude)
+                    plan = make_plan(copy, scopes, prune=prune, labelled=labelled)
+            finally:
+                copy.close()
+        updated = sum(candidate.old is not None for candidate in plan.read)
+        return IngestReport(
+            added=len(plan.read) - updated,
+            updated=updated,
+            unchanged=len(plan.same),
+            removed=len(plan.gone) if plan.prune else 0,
+            failed=len(plan.unreadable),
+            known_bad=plan.known_bad,
+            seconds=time.perf_counter() - started,
+            kept_roots=tuple(plan.kept_roots),
+            unmatched_captions=plan.labels.unmatched,
+            dry_run=True,
+        )
+
+    def remove(self, paths: Iterable[PathLike]) -> int:
+        """Takes files and folders out of the index (not off the disk); returns how many files.
+
+        A folder that was indexed as a whole is forgotten: a rescan does not bring it back.
+
+        Raises:
+            UsageError: nothing in the index lies at one of the paths.
+        """
+        absolute = [os.fsencode(os.path.abspath(Path(path).expanduser())) for path in paths]
+        with self.store.writer() as writer:
+            return writer.remove(absolute)
+
+    # -- searching -------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: str | Query | None = None,
+        *,
+        image: PathLike | None = None,
+        k: int = 10,
+        to: Modality = "image",
+        under: PathLike | None = None,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The best hits for a text, an example picture, both, or a whole `Query`.
+
+        Raises:
+            IndexNotFound: there is no index yet.
+            UsageError: nothing to search for.
+            DecodeError: the example is not a usable image.
+        """
+        if not isinstance(query, Query):
+            terms = [Term(text=query)] if query else []
+            terms += [Term(image=Path(image))] if image is not None else []
+            where = Filter(under=Path(under) if under is not None else None)
+            query = Query(tuple(terms), to, k, where, min_score)
+        if not query.terms:
+            raise UsageError("nothing to search for: give a text or an image")
+        if self.store.active_space() is None:
+            return []
+        return self.searcher().search(query)
+
+    def searcher(self) -> Searcher:
+        """What answers queries: the store with the encoder of its space."""
+        from mmsearch.search.searcher import Searcher
+
+        return Searcher(self.store, self._encoder_of_index())
+
+    # -- measuring -------------------------------------------------------------------------
+
+    def bench(
+        self,
+        dataset: PathLike | LabelledSet | None = None,
+        *,
+        images: PathLike | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+        on_progress: OnProgress = _ignore,
+    ) -> BenchReport:
+        """Recall@1/5/10 both ways, on a labelled set or on the index's own captions.
+
+        A labelled set is indexed into a temporary index with this engine's model settings;
+        the searches are those that `search` runs.
+
+        Args:
+            dataset: a labelled set or its file; None measures this index.
+            images: the folder of the images, where it is not beside the labels.
+            split: which split; None is "test" where there is one, else all of it.
+            limit: only so many images.
+        """
+        if dataset is None:
+            corpus = self._corpus()
+            return self._measure(corpus, self._folder.name, "", (), on_progress)
+        from mmsearch.datasets.formats import find_images, read_labelled
+        from mmsearch.datasets.labelled import LabelledSet
+
+        labelled = dataset if isinstance(dataset, LabelledSet) else read_labelled(Path(dataset))
+        split, chosen = _choose(labelled, split, limit)
+        if images is None and not isinstance(dataset, LabelledSet):
+            images = find_images(Path(dataset), chosen)
+        folder = Path(images or ".").absolute()
+        with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch:
+            settings = dataclasses.replace(self._settings, index=Path(scratch) / "index")
+            with Engine(settings, notify=self._notify) as engine:
+                missing = engine._index_listed(folder, labelled.name, chosen, on_progress)
+                corpus = engine._corpus()
+                return engine._measure(corpus, labelled.name, split, missing, on_progress)
+
+    def _index_listed(
+        self, folder: Path, name: str, chosen: list[LabelledImage], on_progress: OnProgress
+    ) -> tuple[str, ...]:
+        """Indexes just the listed images with their captions; returns those that failed."""
+        from mmsearch.datasets.labelled import LabelledSet
+        from mmsearch.ingest.pipeline import Pipeline
+        from mmsearch.ingest.plan import plan_of_files
+
+        encoder = self._encoder_for_writing()
+        self._store = Store.create(self._folder)
+        with self._store.writer() as writer:
+            labelled = LabelledSet(name, tuple(chosen))
+            plan = plan_of_files(writer, os.fsencode(folder), labelled)
+            Pipeline(
+                self._store, writer, encoder, workers=self._settings.workers,
+                on_progress=on_progress,
+            ).run(plan)  # fmt: skip
+        bad = {str(failure.path.relative_to(folder)) for failure in self.errors()}
+        return (*plan.labels.unmatched, *sorted(bad))
+
+    def _measure(
+        self,
+        corpus: Corpus,
+        name: str,
+        split: str,
+        missing: tuple[str, ...],
+        on_progress: OnProgress,
+    ) -> BenchReport:
+        from mmsearch.evaluation.report import BenchReport
+        from mmsearch.evaluation.retrieval import evaluate
+
+        searcher = self.searcher()
+        result = evaluate(
+            corpus,
+            lambda queries, to, k: [
+                np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
+            ],
+            on_progress,
+        )
+        encoder = self._encoder_of_index()
+        return BenchReport(
+            name, split, encoder.spec.model, encoder.precision, corpus, result, missing
+        )
+
+    def _corpus(self) -> Corpus:
+        from mmsearch.evaluation.retrieval import Corpus
+
+        held = self.store.contents()
+        row_of = {int(number): row for row, number in enumerate(held.image_ids)}
+        return Corpus(
+            image_ids=held.image_ids,
+            images=held.image_vectors,
+            image_names=tuple(os.fsdecode(path) for path in held.image_paths),
+            caption_ids=held.caption_ids,
+            captions=held.caption_vectors,
+            texts=held.caption_texts,
+            owner=np.array([row_of[int(number)] for number in held.caption_media], dtype=np.int64),
+        )
+
+    # -- the rest --------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """What the index holds."""
+        return self.store.status()
+
+    def errors(self) -> list[Failure]:
+        """The ledger: files that could not be used, and why."""
+        with self.store.catalog.read() as connection:
+            return catalog.failures(connection)
+
+    def export_embeddings(self, folder: PathLike) -> int:
+        """Writes vectors and metadata in clip-retrieval's layout; returns how many images."""
+        from mmsearch.ingest.exchange import export_embeddings
+
+        return export_embeddings(self.store, Path(folder))
+
+    def import_embeddings(self, folder: PathLike, on_progress: OnProgress = _ignore) -> int:
+        """Adds images with ready-made vectors from clip-retrieval's layout; returns how many.
+
+        The vectors must come from this index's model (a new index takes the engine's).
+        """
+        from mmsearch.ingest.exchange import import_embeddings
+
+        encoder = self._encoder_for_writing()
+        self._store = self._store or Store.create(self._folder)
+        with self._store.writer() as writer:
+            return import_embeddings(writer, encoder.spec, Path(folder), on_progress)
+
+    def models(self) -> list[ModelRow]:
+        """The models that come by name and those used on this machine before."""
+        active = self.store.active_space() if self._has_index() else None
+        return list_models(self._cache, active.spec if active else None, self._folder)
+
+    def _has_index(self) -> bool:
+        return (self._folder / catalog.FILE_NAME).is_file()
+
+    # -- which model -----------------------------------------------------------------------
+
+    def _encoder_of_index(self) -> Encoder:
+        space = self.store.active_space()
+        if space is None:
+            raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
+        return self._open(space.spec, device="cpu")
+
+    def _encoder_for_writing(self) -> Encoder:
+        """The index's own model, or, for a new index, the one that the settings name."""
+        device = pick_device(self._settings.device)
+        space = self.store.active_space() if self._has_index() else None
+        if space is None:
+            source = self._choose_model()
+            return self._load(source, device)
+        if self._settings.model not in ("auto", space.spec.model):
+            asked = parse_model(self._settings.model)
+            if asked.name != space.spec.model:
+                raise UsageError(
+                    f"{self._folder} was made with '{space.spec.model}', and an index has one "
+                    f"model; index with '{asked.name}' into another folder with --index DIR"
+                )
+        return self._open(space.spec, device)
+
+    def _open(self, spec: EncoderSpec, device: str) -> Encoder:
+        key = f"{spec.space} {device}"
+        if key not in self._encoders:
+            encoder = None
+            if device == "cpu":
+                encoder = open_space(spec, self._cache, self._settings.precision)
+            if encoder is None:
+                encoder = self._load(parse_model(spec.model), device)
+                if encoder.spec.space != spec.space:
+                    raise ModelNotFound(
+                        f"the weights of '{spec.model}' are not those that {self._folder} was "
+                        "made with; put those back, or index into another folder"
+                    )
+            self._encoders[key] = encoder
+        return self._encoders[key]
+
+    def _load(self, source: ModelSource, device: str) -> Encoder:
+        return open_encoder(
+            source,
+            self._cache,
+            device=device,
+            precision=self._settings.precision,
+            notify=self._notify,
+        )
+
+    def _choose_model(self) -> ModelSource:
+        """What "auto" stands for: `base` where it is at hand or may be fetched, else `tiny`."""
+        if self._settings.model != "auto":
+            return parse_model(self._settings.model)
+        base = parse_model(BASE)
+        if cached_files(base) is not None:
+            return base
+        question = f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It finds far more."
+        if self._confirm is not None and self._confirm(question):
+            if hub_reachable():
+                return base
+            self._notify("the model hub cannot be reached")
+        self._notify(
+            "using the bundled model 'tiny': fine for trying; 'base' finds several times more "
+            f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
+        )
+        return parse_model(TINY)
+
+
+def _choose(
+    labelled: LabelledSet, split: str | None, limit: int | None
+) -> tuple[str, list[LabelledImage]]:
+    splits = labelled.splits()
+    if split is None:
+        split = "test" if "test" in splits else ""
+    chosen = list(labelled.of_split(split)) if split else list(labelled.images)
+    if not chosen:
+        known = f"it has {', '.join(splits)}" if splits else "it has no splits"
+        raise UsageError(f"{labelled.name} has no split '{split}'; {known}")
+    return split, chosen[:limit]

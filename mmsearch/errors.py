@@ -1,0 +1,90 @@
+"""Every error that mmsearch raises on purpose.
+
+    MmsearchError
+    |-- UsageError            what was asked for makes no sense                     (exit 2)
+    |   |-- LabelsError       a file of captions or labels cannot be read
+    |   `-- SpaceError        vectors or queries of two different spaces
+    |-- NotFoundError                                                               (exit 3)
+    |   |-- IndexNotFound     there is no index in that folder
+    |   `-- ModelNotFound     no such model, or its weights are not at hand
+    |-- StoreError                                                                  (exit 4)
+    |   |-- IndexInUse        another process is writing to the index
+    |   |-- FormatError       an index made by an older or newer program
+    |   `-- UnreadableError   the index cannot be read or written
+    |-- DamageError           the index is there, but damaged                       (exit 5)
+    |-- DecodeError           one file is not a usable image: data, kept in the ledger
+    `-- Interrupted           stopped by the user; what was committed is kept       (exit 130)
+
+The exit codes are the command line's; every message is one line that says what is wrong and
+what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class MmsearchError(Exception):
+    """The root: catching it catches everything that mmsearch raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(MmsearchError):
+    """What was asked for makes no sense."""
+
+    exit_code = 2
+
+
+class LabelsError(UsageError):
+    """A file of captions or labels cannot be read."""
+
+
+class SpaceError(UsageError):
+    """Vectors or queries of two different spaces."""
+
+
+class NotFoundError(MmsearchError):
+    """Something named by the caller does not exist."""
+
+    exit_code = 3
+
+
+class IndexNotFound(NotFoundError):
+    """There is no index in that folder."""
+
+
+class ModelNotFound(NotFoundError):
+    """There is no such model, or its weights are not at hand."""
+
+
+class StoreError(MmsearchError):
+    """The index cannot be used as it is."""
+
+    exit_code = 4
+
+
+class IndexInUse(StoreError):
+    """Another process is writing to the index."""
+
+
+class FormatError(StoreError):
+    """The index was made by a program with another format version."""
+
+
+class UnreadableError(StoreError):
+    """The index cannot be read or written (permissions, a full disk)."""
+
+
+class DamageError(MmsearchError):
+    """The index is there, but damaged."""
+
+    exit_code = 5
+
+
+class DecodeError(MmsearchError):
+    """One file is not a usable image; its message is the reason kept in the ledger."""
+
+
+class Interrupted(MmsearchError):
+    """Stopped by the user; everything committed is kept."""
+
+    exit_code = 130

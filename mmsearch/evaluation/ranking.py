@@ -1,0 +1,91 @@
+"""Retrieval metrics as pure functions of scores and ranks.
+
+Recall@K is what the CLIP papers report: the share of queries with at least one true item among
+the first K (information retrieval calls it Success@k, or hit rate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Scores closer than this are a tie, and a tie is counted against us.
+TIE = 1e-6
+CUTOFFS = (1, 5, 10)
+
+Ranks = NDArray[np.int64]
+"""The rank of each query's best true item, from 1."""
+
+
+def rank_of_best(scores: NDArray[np.floating], true: NDArray[np.bool_]) -> Ranks:
+    """The rank of the best true item: one more than the false items that score as much or more.
+
+    Args:
+        scores: shape (queries, items).
+        true: shape (queries, items); every row has a true item.
+    """
+    best = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
+    ahead = (scores > best - TIE) & ~true
+    ranks: Ranks = 1 + ahead.sum(axis=1, dtype=np.int64)
+    return ranks
+
+
+def recall_at(ranks: Ranks, k: int) -> float:
+    """The percentage of queries whose best true item has a rank up to k."""
+    return float(100 * np.mean(ranks <= k))
+
+
+def mean_reciprocal_rank(ranks: Ranks) -> float:
+    """The mean of 1 / rank."""
+    return float(np.mean(1 / ranks))
+
+
+def bootstrap_interval(
+    values: NDArray[np.floating],
+    clusters: NDArray[np.int64],
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95% percentile interval of a mean, by resampling whole clusters (Efron 1979).
+
+    The captions of one image stand or fall together, so images are drawn, not captions:
+    drawing captions would claim more certainty than there is.
+
+    Args:
+        values: one for each query.
+        clusters: which cluster (image) each query belongs to.
+    """
+    _, cluster = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(cluster, weights=values)
+    sizes = np.bincount(cluster).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=samples)
+    means = (drawn @ sums) / (drawn @ sizes)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One direction's figures: percentages for recall, with their 95% intervals."""
+
+    recall: dict[int, float]
+    intervals: dict[int, tuple[float, float]]
+    median_rank: float
+    mrr: float
+    queries: int
+
+
+def metrics_of(
+    ranks: Ranks, clusters: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS
+) -> Metrics:
+    """Every figure of a direction from the ranks of its queries' best true items."""
+    recall = {k: recall_at(ranks, k) for k in cutoffs}
+    intervals = {k: bootstrap_interval(100.0 * (ranks <= k), clusters) for k in cutoffs}
+    return Metrics(
+        recall, intervals, float(np.median(ranks)), mean_reciprocal_rank(ranks), len(ranks)
+    )

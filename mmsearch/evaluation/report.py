@@ -1,0 +1,221 @@
+"""A benchmark's result as a table, as JSON, as a page and as files for other tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsearch.evaluation.ranking import CUTOFFS
+from mmsearch.evaluation.retrieval import Corpus, Direction, RetrievalResult
+from mmsearch.search.page import Section, Table, Tile, render_page
+
+NAMES = {"t2i": "text -> image", "i2t": "image -> text"}
+DEFINITION = (
+    "Recall@K is the share of queries with a true answer among the first K (Success@k, hit rate). "
+    "Ranking is exact; ties count against the true answer."
+)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What `mmsearch bench` measured, and on what."""
+
+    dataset: str
+    split: str
+    model: str
+    precision: str
+    corpus: Corpus
+    result: RetrievalResult
+    missing: tuple[str, ...] = ()
+    """Files of the labelled set that could not be indexed; their captions ask nothing."""
+
+    @property
+    def directions(self) -> tuple[Direction, Direction]:
+        return self.result.t2i, self.result.i2t
+
+
+def to_json(report: BenchReport) -> dict[str, Any]:
+    """The figures for machines: recall in percent."""
+    document: dict[str, Any] = {
+        "dataset": report.dataset,
+        "split": report.split,
+        "model": report.model,
+        "precision": report.precision,
+        "images": len(report.corpus.images),
+        "captions": len(report.corpus.captions),
+        "missing": len(report.missing),
+    }
+    for direction in report.directions:
+        metrics = direction.metrics
+        figures: dict[str, Any] = {f"R@{k}": round(metrics.recall[k], 4) for k in CUTOFFS}
+        for k in CUTOFFS:
+            figures[f"R@{k}_interval"] = [round(edge, 2) for edge in metrics.intervals[k]]
+        figures["median_rank"] = metrics.median_rank
+        figures["MRR"] = round(metrics.mrr, 6)
+        figures["queries"] = metrics.queries
+        figures["index_loss"] = {f"R@{k}": round(direction.loss[k], 4) for k in CUTOFFS}
+        document[direction.name] = figures
+    return document
+
+
+def table_of(report: BenchReport) -> Table:
+    """The figures for people."""
+    head = [
+        "direction",
+        *(f"R@{k}" for k in CUTOFFS),
+        "median rank",
+        "MRR",
+        "queries",
+        "index loss",
+    ]
+    rows = []
+    for direction in report.directions:
+        metrics = direction.metrics
+        cells = [
+            f"{metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
+            for k, (low, high) in metrics.intervals.items()
+        ]
+        worst = max(direction.loss.values())
+        rows.append(
+            [
+                NAMES[direction.name],
+                *cells,
+                f"{metrics.median_rank:g}",
+                f"{metrics.mrr:.3f}",
+                str(metrics.queries),
+                f"{worst:.2f}",
+            ]
+        )
+    return Table(head, rows, DEFINITION + " In brackets: 95% bootstrap interval over images.")
+
+
+def summary_of(report: BenchReport) -> str:
+    """What was measured, in a line."""
+    split = f" ({report.split})" if report.split else ""
+    return (
+        f"{report.dataset}{split}: {len(report.corpus.images)} images, "
+        f"{len(report.corpus.captions)} captions, model {report.model} ({report.precision})"
+    )
+
+
+def to_text(report: BenchReport) -> str:
+    """Summary and table as plain text."""
+    table = table_of(report)
+    lines = [list(table.head), *map(list, table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    text = [summary_of(report)]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    return "\n".join([*text, DEFINITION])
+
+
+def to_html(report: BenchReport, paths: dict[int, Path], examples: int = 8) -> str:
+    """The table, and text queries with what they found: the best and the worst ones.
+
+    Args:
+        paths: where each image lies, by its row.
+    """
+    direction, corpus = report.result.t2i, report.corpus
+    order = np.argsort(direction.ranks, kind="stable")
+    good = order[: np.count_nonzero(direction.ranks == 1)]
+    good = good[:: max(1, len(good) // examples)][:examples]
+    sections = []
+    for title, chosen in (("found first", good), ("missed by most", order[::-1][:examples])):
+        for query in chosen:
+            own = int(corpus.owner[query])
+            rows = [int(row) for row in direction.top_rows[query][:5]]
+            tiles = [
+                Tile(paths[row], f"{place + 1}. {score:.3f}", paths[row].name, row == own)
+                for place, (row, score) in enumerate(
+                    zip(rows, direction.top_scores[query], strict=False)
+                )
+            ]
+            if own not in rows:
+                rank = int(direction.ranks[query])
+                tiles.append(Tile(paths[own], f"{rank}.", f"the true one: {paths[own].name}", True))
+            note = f"{title}: rank {int(direction.ranks[query])} of {len(corpus.images)}"
+            sections.append(Section(corpus.texts[query], tiles, note))
+    return render_page(
+        f"Retrieval on {report.dataset}",
+        sections,
+        intro=summary_of(report),
+        tables=[table_of(report)],
+    )
+
+
+def export_vectors(report: BenchReport, folder: Path) -> None:
+    """The very vectors that were compared, for anybody to check the figures with.
+
+    `image.npy` and `text.npy` are float32, of shape (n, dim); line i of `images.jsonl` and of
+    `captions.jsonl` describes row i.
+    """
+    corpus = report.corpus
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "image.npy", corpus.images)
+    np.save(folder / "text.npy", corpus.captions)
+    images = (
+        {"row": row, "id": int(number), "path": name}
+        for row, (number, name) in enumerate(zip(corpus.image_ids, corpus.image_names, strict=True))
+    )
+    captions = (
+        {"row": row, "id": int(number), "image_row": int(owner),
+         "image_id": int(corpus.image_ids[owner]), "caption": text}
+        for row, (number, owner, text) in enumerate(
+            zip(corpus.caption_ids, corpus.owner, corpus.texts, strict=True)
+        )
+    )  # fmt: skip
+    for name, rows in (("images", images), ("captions", captions)):
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_runs(report: BenchReport, folder: Path) -> None:
+    """TREC runs and qrels of both directions, for ranx, ir_measures or trec_eval.
+
+    Images are called `i7` and captions `c9`, by their ids. Scores strictly decrease in our
+    order, so that no tool breaks a tie another way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for direction in report.directions:
+        with (folder / f"{direction.name}.run").open("w", encoding="utf-8") as file:
+            file.writelines(_run_lines(report.corpus, direction))
+        with (folder / f"{direction.name}.qrels").open("w", encoding="utf-8") as file:
+            file.writelines(_qrels_lines(report.corpus, direction))
+
+
+def _run_lines(corpus: Corpus, direction: Direction) -> Iterator[str]:
+    query_name, item_name = _namers(corpus, direction)
+    for query, rows, scores in zip(
+        direction.queries, direction.top_rows, direction.top_scores, strict=True
+    ):
+        last = np.inf
+        for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
+            last = min(float(score), last - 1e-8)
+            yield f"{query_name(query)} Q0 {item_name(row)} {place + 1} {last:.9f} mmsearch\n"
+
+
+def _qrels_lines(corpus: Corpus, direction: Direction) -> Iterator[str]:
+    query_name, item_name = _namers(corpus, direction)
+    captions: dict[int, list[int]] = {}
+    for row, owner in enumerate(corpus.owner):
+        captions.setdefault(int(owner), []).append(row)
+    for query in direction.queries:
+        true = [corpus.owner[query]] if direction.name == "t2i" else captions[int(query)]
+        for row in true:
+            yield f"{query_name(query)} 0 {item_name(row)} 1\n"
+
+
+def _namers(corpus: Corpus, direction: Direction) -> tuple[Any, Any]:
+    def image(row: int) -> str:
+        return f"i{corpus.image_ids[row]}"
+
+    def caption(row: int) -> str:
+        return f"c{corpus.caption_ids[row]}"
+
+    return (caption, image) if direction.name == "t2i" else (image, caption)

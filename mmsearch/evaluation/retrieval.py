@@ -1,0 +1,150 @@
+"""Measures retrieval both ways on an index whose images have captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.errors import UsageError
+from mmsearch.evaluation.ranking import (
+    CUTOFFS,
+    TIE,
+    Metrics,
+    Ranks,
+    metrics_of,
+    rank_of_best,
+    recall_at,
+)
+from mmsearch.types import Ids, Modality, Progress, Vectors
+
+#: How far down a search is followed: the TREC runs are as long.
+DEPTH = 100
+_BLOCK = 256  # queries compared with everything at once
+
+
+Rank = Callable[[Vectors, Modality, int], list[Ids]]
+"""The search that is measured: query vectors, what to find, how many; ids, best first."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The labelled set as the index holds it; rows of `images` and `captions` are vectors."""
+
+    image_ids: Ids
+    images: Vectors
+    image_names: tuple[str, ...]
+    caption_ids: Ids
+    captions: Vectors
+    texts: tuple[str, ...]
+    owner: NDArray[np.int64]
+    """For each caption, the row of its image."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction's result.
+
+    `top_rows` are the rows of the gallery that the search returned for each query, in the
+    order in which they count (a tie puts the false item first), and `top_scores` their scores.
+    """
+
+    name: str
+    metrics: Metrics
+    loss: dict[int, float]
+    """Percentage points of Recall@K that the index loses against exact ranking."""
+    ranks: Ranks
+    top_rows: tuple[NDArray[np.int64], ...]
+    top_scores: tuple[NDArray[np.float64], ...]
+    queries: NDArray[np.int64]
+    """The row of each query among the corpus's captions (t2i) or images (i2t)."""
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Both directions: text to image, image to text."""
+
+    t2i: Direction
+    i2t: Direction
+
+
+def evaluate(
+    corpus: Corpus,
+    rank: Rank,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> RetrievalResult:
+    """Text to image and image to text.
+
+    The figures are of exact ranking; beside them stands what the index's own search loses.
+    Images without captions are in the gallery, but ask nothing.
+
+    Raises:
+        UsageError: no image has a caption.
+    """
+    if not len(corpus.captions):
+        raise UsageError("no image here has a caption: there is nothing to measure")
+    has_caption = np.unique(corpus.owner)
+    everything = np.arange(len(corpus.captions))
+    t2i = _direction(
+        _Task("t2i", "image", everything, corpus.owner, corpus.captions),
+        (corpus.images, corpus.image_ids, np.arange(len(corpus.images))),
+        rank,
+        on_progress,
+    )
+    i2t = _direction(
+        _Task("i2t", "caption", has_caption, has_caption, corpus.images[has_caption]),
+        (corpus.captions, corpus.caption_ids, corpus.owner),
+        rank,
+        on_progress,
+    )
+    return RetrievalResult(t2i, i2t)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Who asks: the queries' rows in the corpus, the image each belongs to, their vectors."""
+
+    name: str
+    to: Modality
+    rows: NDArray[np.int64]
+    image: NDArray[np.int64]
+    vectors: Vectors
+
+
+def _direction(
+    task: _Task,
+    gallery: tuple[Vectors, Ids, NDArray[np.int64]],
+    rank: Rank,
+    on_progress: Callable[[Progress], None],
+) -> Direction:
+    """One direction; the gallery is its vectors, their ids and the image each belongs to."""
+    vectors, ids, image = gallery
+    exact, served = [], []
+    top_rows: list[NDArray[np.int64]] = []
+    top_scores: list[NDArray[np.float64]] = []
+    by_id = np.argsort(ids)
+    for block in _blocks(len(task.rows)):
+        queries = task.vectors[block]
+        scores = (queries @ vectors.T).astype(np.float64)
+        true = task.image[block, None] == image[None, :]
+        exact.append(rank_of_best(scores, true))
+        for own, ok, found in zip(scores, true, rank(queries, task.to, DEPTH), strict=True):
+            places = by_id[np.searchsorted(ids, found, sorter=by_id)]
+            # A tie is counted against us: within it, the false item comes first.
+            places = places[np.lexsort((~ok[places], -(own[places] + TIE * ~ok[places])))]
+            hit = np.flatnonzero(ok[places])
+            served.append(hit[0] + 1 if len(hit) else np.iinfo(np.int64).max)
+            top_rows.append(places)
+            top_scores.append(own[places])
+        on_progress(Progress(task.name, int(block[-1]) + 1, len(task.rows)))
+    ranks, from_index = np.concatenate(exact), np.array(served)
+    metrics = metrics_of(ranks, task.image)
+    loss = {k: metrics.recall[k] - recall_at(from_index, k) for k in CUTOFFS}
+    return Direction(task.name, metrics, loss, ranks, tuple(top_rows), tuple(top_scores), task.rows)
+
+
+def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, count, _BLOCK):
+        yield np.arange(start, min(start + _BLOCK, count))

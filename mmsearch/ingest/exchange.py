@@ -1,0 +1,214 @@
+"""Embeddings in and out: clip-retrieval's layout, which embedding-reader and autofaiss read.
+
+    img_emb/img_emb_0.npy            image vectors, a row for each pair of image and caption
+    text_emb/text_emb_0.npy          caption vectors, zeros where an image has no caption
+    metadata/metadata_0.parquet      image_path and caption, in the same order
+
+An image with several captions stands in several rows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mmsearch.errors import LabelsError, SpaceError, UsageError
+from mmsearch.ingest.labels import clean_captions
+from mmsearch.media.fingerprint import content_hash
+from mmsearch.store.changes import NewCaption, NewMedia
+from mmsearch.store.filters import stored_time
+from mmsearch.store.paths import relative
+from mmsearch.store.store import Store, Writer
+from mmsearch.types import EncoderSpec, Progress, Vectors
+
+_SPACE_KEY = b"mmsearch.space"
+_MODEL_KEY = b"mmsearch.model"
+_BATCH = 1024
+
+
+def export_embeddings(store: Store, folder: Path) -> int:
+    """Writes every image with its captions and vectors; returns how many images.
+
+    Raises:
+        UsageError: the folder holds other things already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: not an empty folder; name a new one")
+    space = store.active_space()
+    if space is None:
+        raise UsageError(f"{store.folder}: the index is empty, there is nothing to export")
+    held = store.contents()
+    captions: dict[int, list[int]] = {}
+    for row, media_id in enumerate(held.caption_media):
+        captions.setdefault(int(media_id), []).append(row)
+    image_rows, caption_rows = [], []
+    for row, media_id in enumerate(held.image_ids):
+        for caption in captions.get(int(media_id), [-1]):
+            image_rows.append(row)
+            caption_rows.append(caption)
+    texts = np.zeros((len(caption_rows), space.spec.dim), dtype=np.float32)
+    chosen = np.array(caption_rows, dtype=np.int64)
+    texts[chosen >= 0] = held.caption_vectors[chosen[chosen >= 0]]
+    table = pa.table(
+        {
+            "image_path": [os.fsdecode(held.image_paths[row]) for row in image_rows],
+            "caption": [held.caption_texts[row] if row >= 0 else "" for row in caption_rows],
+        }
+    ).replace_schema_metadata(
+        {_SPACE_KEY: space.spec.space.encode(), _MODEL_KEY: space.spec.model.encode()}
+    )
+    for name in ("img_emb", "text_emb", "metadata"):
+        (folder / name).mkdir(parents=True)
+    np.save(folder / "img_emb/img_emb_0.npy", held.image_vectors[image_rows])
+    np.save(folder / "text_emb/text_emb_0.npy", texts)
+    pq.write_table(table, folder / "metadata/metadata_0.parquet")
+    return len(held.image_ids)
+
+
+@dataclass
+class _Incoming:
+    path: bytes
+    vector: NDArray[np.float32]
+    captions: list[tuple[str, NDArray[np.float32]]]
+
+
+def import_embeddings(
+    writer: Writer,
+    spec: EncoderSpec,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+) -> int:
+    """Adds images with ready-made vectors; images that the index has already stay as they are.
+
+    Raises:
+        LabelsError: the layout is not whole, or its parts do not fit each other.
+        SpaceError: the vectors come from another model.
+    """
+    images = _read(folder, spec)
+    if not images:
+        return 0
+    parents = {os.path.dirname(path) for path in images}
+    top = os.path.commonpath(list(parents))
+    space = writer.space_of(spec)
+    root, known = writer.root_for(top)
+    waiting = [one for path, one in images.items() if _below(path, root.path) not in known]
+    for start in range(0, len(waiting), _BATCH):
+        with writer.change() as change:
+            for one in waiting[start : start + _BATCH]:
+                change.add_media(_new_media(one, root.id, _below(one.path, root.path)), space)
+        on_progress(Progress("import", min(start + _BATCH, len(waiting)), len(waiting)))
+    writer.compact(only_if="short")
+    return len(waiting)
+
+
+def _below(path: bytes, root: bytes) -> bytes:
+    found = relative(path, root)
+    assert found is not None, "the root is above every path by construction"
+    return found
+
+
+def _new_media(one: _Incoming, root_id: int, path: bytes) -> NewMedia:
+    """With the file's stamp and hash where it is at hand, so that a rescan knows it."""
+    size, mtime_ns, digest = -1, 0, content_hash(b"imported " + one.path)
+    try:
+        with open(one.path, "rb") as file:
+            status = os.fstat(file.fileno())
+            size, mtime_ns, digest = status.st_size, status.st_mtime_ns, content_hash(file.read())
+    except OSError:
+        pass
+    captions = tuple(NewCaption(text, "file", vector) for text, vector in one.captions)
+    return NewMedia(
+        root_id=root_id,
+        path=path,
+        size=size,
+        mtime_ns=mtime_ns,
+        content_hash=digest,
+        width=0,
+        height=0,
+        captured=stored_time(datetime.fromtimestamp(mtime_ns / 1e9)),
+        captured_from="mtime",
+        vector=one.vector,
+        captions=captions,
+    )
+
+
+def _read(folder: Path, spec: EncoderSpec) -> dict[bytes, _Incoming]:
+    found: dict[bytes, _Incoming] = {}
+    for images, texts, table in _parts(folder):
+        _check_part(images, texts, table, spec, folder)
+        paths = table.column("image_path").to_pylist()
+        captions = (
+            table.column("caption").to_pylist()
+            if "caption" in table.column_names
+            else [""] * len(paths)
+        )
+        for row, (name, caption) in enumerate(zip(paths, captions, strict=True)):
+            path = os.fsencode(os.path.abspath(os.path.join(folder, str(name))))
+            one = found.setdefault(path, _Incoming(path, _unit(images[row]), []))
+            cleaned = clean_captions([str(caption or "")])
+            if texts is None or not cleaned or not np.any(texts[row]):
+                continue
+            if all(text != cleaned[0] for text, _ in one.captions):
+                one.captions.append((cleaned[0], _unit(texts[row])))
+    return found
+
+
+def _parts(folder: Path) -> Iterator[tuple[Vectors, Vectors | None, pa.Table]]:
+    files = sorted((folder / "img_emb").glob("img_emb_*.npy"), key=_number)
+    if not files:
+        raise LabelsError(f"{folder}: no img_emb/img_emb_0.npy there; name the folder above it")
+    for path in files:
+        number = _number(path)
+        texts = folder / f"text_emb/text_emb_{number}.npy"
+        metadata = folder / f"metadata/metadata_{number}.parquet"
+        try:
+            yield (
+                np.load(path, mmap_mode="r", allow_pickle=False),
+                np.load(texts, mmap_mode="r", allow_pickle=False) if texts.is_file() else None,
+                pq.read_table(metadata),
+            )
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise LabelsError(f"{folder}: part {number} cannot be read: {error}") from error
+
+
+def _number(path: Path) -> int:
+    match = re.search(r"(\d+)$", path.stem)
+    return int(match[1]) if match else 0
+
+
+def _check_part(
+    images: Vectors, texts: Vectors | None, table: pa.Table, spec: EncoderSpec, folder: Path
+) -> None:
+    stored = table.schema.metadata or {}
+    if stored.get(_SPACE_KEY, spec.space.encode()) != spec.space.encode():
+        model = stored.get(_MODEL_KEY, b"another model").decode()
+        raise SpaceError(
+            f"{folder}: these vectors come from '{model}', this index uses '{spec.model}'; "
+            f"import into a new index with --model {model}"
+        )
+    if images.ndim != 2 or images.shape[1] != spec.dim:
+        raise SpaceError(
+            f"{folder}: image vectors of shape {images.shape}; those of '{spec.model}' have "
+            f"{spec.dim} numbers"
+        )
+    if "image_path" not in table.column_names:
+        raise LabelsError(f"{folder}: the metadata has no column image_path")
+    if len(images) != table.num_rows or (texts is not None and texts.shape != images.shape):
+        raise LabelsError(f"{folder}: vectors and metadata have different numbers of rows")
+
+
+def _unit(row: NDArray[np.floating]) -> NDArray[np.float32]:
+    vector = np.asarray(row, dtype=np.float32)
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length) or length == 0:
+        raise LabelsError("a vector of zeros or of no numbers: the export is damaged")
+    return vector / np.float32(length)

@@ -1,0 +1,403 @@
+"""Brings an index in step with what lies on the disk: read, decode, encode, commit.
+
+Worker threads read and decode; the calling thread encodes and commits, a batch at a time. What
+a batch committed stays, whatever happens after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.encoders.base import Encoder
+from mmsearch.ingest.labels import CaptionChange, caption_change, read_sidecar
+from mmsearch.ingest.plan import Candidate, Plan
+from mmsearch.ingest.reading import NEVER, Picture, Reading, read
+from mmsearch.media.discover import sidecar_path
+from mmsearch.store import catalog
+from mmsearch.store.changes import Change, NewCaption, NewMedia
+from mmsearch.store.filters import stored_time
+from mmsearch.store.store import Store, Writer
+from mmsearch.types import IngestReport, Progress
+
+BATCH = 64
+
+OnProgress = Callable[[Progress], None]
+Vector = NDArray[np.float32] | bytes
+
+
+@dataclass
+class _Tally:
+    """The report while it grows."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    moved: int = 0
+    removed: int = 0
+    failed: int = 0
+    captions: int = 0
+    embedded: int = 0
+    stages: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("scan", "decode", "encode", "write", "load"), 0.0)
+    )
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.stages[stage] += time.perf_counter() - started
+
+
+class Pipeline:
+    """One run over one plan."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        encoder: Encoder,
+        *,
+        workers: int,
+        on_progress: OnProgress = lambda progress: None,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._encoder = encoder
+        self._workers = workers
+        self._on_progress = on_progress
+        self._tally = _Tally()
+        self._done = 0
+
+    def run(self, plan: Plan) -> IngestReport:
+        """Does what the plan says and reports it. An interrupt keeps what was committed."""
+        self._plan = plan
+        self._space = self._writer.space_of(self._encoder.spec)
+        self._settle_the_unread()
+        self._refresh_captions()
+        started = time.perf_counter()
+        for batch in self._batches():
+            self._take_in(batch)
+        seconds = time.perf_counter() - started
+        self._remove_gone()
+        with self._tally.timed("write"):
+            self._writer.compact(only_if="short")
+        return self._report(seconds)
+
+    def _report(self, seconds: float) -> IngestReport:
+        tally, plan = self._tally, self._plan
+        return IngestReport(
+            added=tally.added,
+            updated=tally.updated,
+            unchanged=len(plan.same) + tally.unchanged,
+            moved=tally.moved,
+            removed=tally.removed,
+            failed=tally.failed,
+            known_bad=plan.known_bad,
+            captions=tally.captions,
+            images_per_second=tally.embedded / seconds if tally.embedded else 0.0,
+            stages=dict(tally.stages),
+            model=self._encoder.spec.model,
+            precision=self._encoder.precision,
+            kept_roots=tuple(plan.kept_roots),
+            unmatched_captions=plan.labels.unmatched,
+        )
+
+    # -- what needs no decoding ------------------------------------------------------------
+
+    def _settle_the_unread(self) -> None:
+        """Enters what the walk could not look at, and strikes what is gone, off the ledger."""
+        plan = self._plan
+        if not (plan.unreadable or plan.healed):
+            return
+        with self._tally.timed("write"), self._writer.change() as change:
+            for root, found in plan.unreadable:
+                reason = f"cannot be read: {found.reason}"
+                change.record_failure(root.id, found.path, NEVER.size, NEVER.mtime_ns, reason)
+                self._tally.failed += 1
+            for root_id, path in plan.healed:
+                change.clear_failures(root_id, [path])
+
+    def _refresh_captions(self) -> None:
+        """Brings the captions of unchanged files in step with captions file and sidecars."""
+        touched = [candidate for candidate in self._plan.same if self._may_differ(candidate)]
+        for start in range(0, len(touched), BATCH):
+            batch = touched[start : start + BATCH]
+            with self._store.catalog.read() as connection:
+                present = catalog.captions_of(connection, [item.old.id for item in batch])
+            changes = []
+            for item in batch:
+                rows = [(row.id, row.text, row.source) for row in present.get(item.old.id, ())]
+                sidecar = self._sidecar_captions(item)
+                changes.append(caption_change(rows, self._wanted(item, sidecar)))
+            vectors = self._embed_texts(text for change in changes for text, _ in change.add)
+            with self._tally.timed("write"), self._writer.change() as change:
+                for item, captions in zip(batch, changes, strict=True):
+                    self._apply_captions(change, item.old.id, captions, vectors)
+                    change.set_sidecar(item.old.id, _pair(item))
+
+    def _may_differ(self, candidate: Candidate) -> bool:
+        old = candidate.old
+        stored = (old.sidecar_size, old.sidecar_mtime_ns) if old.sidecar_size is not None else None
+        return candidate.key in self._plan.labels.captions or stored != _pair(candidate)
+
+    def _sidecar_captions(self, candidate: Candidate) -> tuple[str, ...]:
+        sidecar = candidate.file.sidecar
+        return read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
+
+    def _wanted(self, candidate: Candidate, sidecar: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """The captions that each source has for a file; a source that says nothing is absent."""
+        wanted = {"sidecar": sidecar}
+        if candidate.key in self._plan.labels.captions:
+            wanted["file"] = self._plan.labels.captions[candidate.key]
+        return wanted
+
+    def _apply_captions(
+        self, change: Change, media_id: int, captions: CaptionChange, vectors: dict[str, Vector]
+    ) -> None:
+        change.remove_captions(captions.remove)
+        new = [NewCaption(text, source, vectors[text]) for text, source in captions.add]
+        change.add_captions(media_id, new, self._space)
+        self._tally.captions += len(new)
+
+    def _remove_gone(self) -> None:
+        ids = list(self._plan.gone) if self._plan.prune else []
+        for start in range(0, len(ids), BATCH * 16):
+            chunk = ids[start : start + BATCH * 16]
+            with self._tally.timed("write"), self._writer.change() as change:
+                change.remove_media(chunk)
+            self._tally.removed += len(chunk)
+
+    # -- reading and decoding --------------------------------------------------------------
+
+    def _batches(self) -> Iterator[list[Reading]]:
+        """Readings in the plan's order; no more than two batches are held at any time."""
+        waiting: deque[Future[Reading]] = deque()
+        files = iter(self._plan.read)
+        executor = ThreadPoolExecutor(self._workers, thread_name_prefix="mmsearch-read")
+        try:
+            batch: list[Reading] = []
+            while True:
+                while len(waiting) < 2 * BATCH and (candidate := next(files, None)):
+                    waiting.append(executor.submit(self._read, candidate))
+                if not waiting:
+                    break
+                reading = waiting.popleft().result()
+                self._tally.stages["decode"] += reading.seconds
+                batch.append(reading)
+                if len(batch) == BATCH:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, candidate: Candidate) -> Reading:
+        return read(candidate, self._encoder.spec.preprocess, self._is_known)
+
+    def _is_known(self, digest: bytes) -> bool:
+        with self._store.catalog.read() as connection:
+            return bool(catalog.media_with_hashes(connection, [digest]))
+
+    # -- encoding and committing -----------------------------------------------------------
+
+    def _take_in(self, batch: Sequence[Reading]) -> None:
+        good = [reading for reading in batch if not reading.reason]
+        pictures = self._pictures(good)
+        image_vectors = self._embed_pictures(pictures)
+        texts = self._embed_texts(
+            text
+            for reading in good
+            for part in self._wanted(reading.candidate, reading.sidecar_captions).values()
+            for text in part
+        )
+        with self._tally.timed("write"), self._writer.change() as change:
+            for reading in batch:
+                if reading.reason:
+                    self._note_failure(change, reading)
+            for reading in good:
+                self._enter(change, reading, pictures, image_vectors, texts)
+        self._done += len(batch)
+        with self._tally.timed("write"):
+            self._writer.compact(only_if="long")
+        self._on_progress(Progress("index", self._done, len(self._plan.read)))
+
+    def _pictures(self, good: Sequence[Reading]) -> dict[bytes, _Source]:
+        """Where each content's vector comes from: the catalog, or a picture to be encoded."""
+        found: dict[bytes, _Source] = {}
+        with self._store.catalog.read() as connection:
+            rows = catalog.media_with_hashes(connection, list({r.digest for r in good}))
+            vectors = catalog.vectors_of(connection, self._space, "image", [r.id for r in rows])
+        for row in rows:
+            if row.id in vectors:
+                source = found.setdefault(row.content_hash, _Source([], vector=vectors[row.id]))
+                source.rows.append(row)
+        for reading in good:
+            if reading.digest not in found:
+                picture = reading.picture
+                if picture is None:  # known when it was read, removed since: decode after all
+                    again = read(
+                        reading.candidate, self._encoder.spec.preprocess, lambda digest: False
+                    )
+                    picture = again.picture if again.digest == reading.digest else None
+                if picture is not None:
+                    found[reading.digest] = _Source([], picture=picture)
+        return found
+
+    def _embed_pictures(self, sources: dict[bytes, _Source]) -> dict[bytes, Vector]:
+        vectors: dict[bytes, Vector] = {
+            digest: source.vector for digest, source in sources.items() if source.vector is not None
+        }
+        new = [digest for digest in sources if digest not in vectors]
+        if new:
+            pixels = np.stack([sources[digest].pixels for digest in new])
+            with self._tally.timed("encode"):
+                vectors.update(zip(new, self._encoder.encode_images(pixels), strict=True))
+            self._tally.embedded += len(new)
+        return vectors
+
+    def _embed_texts(self, texts: Iterable[str]) -> dict[str, Vector]:
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return {}
+        with self._tally.timed("encode"):
+            return dict(zip(unique, self._encoder.encode_texts(unique), strict=True))
+
+    def _note_failure(self, change: Change, reading: Reading) -> None:
+        candidate, stamp = reading.candidate, reading.stamp
+        change.record_failure(
+            candidate.root.id, candidate.file.path, stamp.size, stamp.mtime_ns, reading.reason
+        )
+        self._tally.failed += 1
+        # A file that cannot be read just now keeps what was indexed of it; a damaged one does not.
+        if candidate.old is not None and stamp != NEVER:
+            change.remove_media([candidate.old.id])
+
+    def _enter(
+        self,
+        change: Change,
+        reading: Reading,
+        pictures: dict[bytes, _Source],
+        vectors: dict[bytes, Vector],
+        texts: dict[str, Vector],
+    ) -> None:
+        """Writes one good file: as new, changed, moved, or only touched."""
+        candidate, source = reading.candidate, pictures.get(reading.digest)
+        if source is None:  # changed again while the run went on: the next run takes it
+            return
+        old = candidate.old
+        change.clear_failures(candidate.root.id, [candidate.file.path])
+        if old is not None and old.content_hash == reading.digest:
+            self._keep(change, old.id, reading, texts)
+            self._tally.unchanged += 1
+            return
+        if old is not None:
+            change.remove_media([old.id])
+        moved = next((row for row in source.rows if row.id in self._plan.gone), None)
+        if moved is not None:
+            del self._plan.gone[moved.id]
+            self._keep(change, moved.id, reading, texts)
+            self._tally.moved += 1
+            return
+        self._add(change, reading, source, vectors[reading.digest], texts)
+        if old is None:
+            self._tally.added += 1
+        else:
+            self._tally.updated += 1
+
+    def _keep(
+        self, change: Change, media_id: int, reading: Reading, texts: dict[str, Vector]
+    ) -> None:
+        candidate, stamp = reading.candidate, reading.stamp
+        change.set_file(
+            media_id,
+            root_id=candidate.root.id,
+            path=candidate.file.path,
+            size=stamp.size,
+            mtime_ns=stamp.mtime_ns,
+        )
+        rows = change.captions_of(media_id)
+        wanted = self._wanted(candidate, reading.sidecar_captions)
+        self._apply_captions(change, media_id, caption_change(rows, wanted), texts)
+        change.set_sidecar(media_id, _pair(candidate))
+
+    def _add(
+        self,
+        change: Change,
+        reading: Reading,
+        source: _Source,
+        vector: Vector,
+        texts: dict[str, Vector],
+    ) -> None:
+        candidate, stamp = reading.candidate, reading.stamp
+        width, height, captured, captured_from = source.facts(stamp.mtime_ns)
+        captions = caption_change((), self._wanted(candidate, reading.sidecar_captions)).add
+        change.add_media(
+            NewMedia(
+                root_id=candidate.root.id,
+                path=candidate.file.path,
+                size=stamp.size,
+                mtime_ns=stamp.mtime_ns,
+                content_hash=reading.digest,
+                width=width,
+                height=height,
+                captured=captured,
+                captured_from=captured_from,
+                vector=vector,
+                captions=tuple(NewCaption(text, origin, texts[text]) for text, origin in captions),
+                sidecar=_pair(candidate),
+            ),
+            self._space,
+        )
+        self._tally.captions += len(captions)
+
+
+@dataclass
+class _Source:
+    """What is known of one content: media rows that have it, or its decoded picture."""
+
+    rows: list[Any]
+    vector: bytes | None = None
+    picture: Picture | None = None
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        assert self.picture is not None
+        return self.picture.pixels
+
+    def facts(self, mtime_ns: int) -> tuple[int, int, str, str]:
+        """Width, height, capture time, and where that comes from."""
+        if self.picture is not None:
+            width, height, captured = (
+                self.picture.width, self.picture.height, self.picture.captured,
+            )  # fmt: skip
+        else:
+            row = self.rows[0]
+            width, height = row.width, row.height
+            known = row.captured_from == "exif"
+            captured = datetime.fromisoformat(row.captured) if known else None
+        if captured is not None:
+            return width, height, stored_time(captured), "exif"
+        return width, height, _local_time(mtime_ns), "mtime"
+
+
+def _local_time(mtime_ns: int) -> str:
+    try:
+        return stored_time(datetime.fromtimestamp(mtime_ns / 1e9))
+    except (OverflowError, ValueError, OSError):  # a file system's nonsense
+        return stored_time(datetime(1970, 1, 1))
+
+
+def _pair(candidate: Candidate) -> tuple[int, int] | None:
+    sidecar = candidate.file.sidecar
+    return (sidecar.size, sidecar.mtime_ns) if sidecar else None

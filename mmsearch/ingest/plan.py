@@ -1,0 +1,252 @@
+"""Compares what lies on the disk with what the catalog knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.errors import UsageError
+from mmsearch.ingest.labels import FileKey, Labels, clean_captions, match_labels
+from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
+from mmsearch.media.fingerprint import Stamp
+from mmsearch.store import catalog
+from mmsearch.store.catalog import RootRow
+from mmsearch.store.paths import relative, to_path
+from mmsearch.store.store import Store, Writer
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A part of a root that a run looks at: all of it ("") or a folder or file in it."""
+
+    root: RootRow
+    prefix: bytes
+
+    @property
+    def path(self) -> bytes:
+        return os.path.join(self.root.path, self.prefix) if self.prefix else self.root.path
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file to be read: new, or changed since it was indexed as `old`."""
+
+    root: RootRow
+    file: FoundFile
+    old: Any = None
+    """The media row of the same path, or None."""
+
+    @property
+    def key(self) -> FileKey:
+        return self.root.id, self.file.path
+
+    @property
+    def absolute(self) -> bytes:
+        return os.path.join(self.root.path, self.file.path)
+
+
+@dataclass
+class Plan:
+    """What a run has to do."""
+
+    read: list[Candidate] = field(default_factory=list)
+    same: list[Candidate] = field(default_factory=list)
+    gone: dict[int, Any] = field(default_factory=dict)
+    """Media rows by id whose files are no longer there."""
+    unreadable: list[tuple[RootRow, Unreadable]] = field(default_factory=list)
+    prune: bool = True
+    """Whether what is gone is removed; it is known either way, to tell a move from a copy."""
+    healed: list[FileKey] = field(default_factory=list)
+    """Entries of the ledger whose files are gone."""
+    known_bad: int = 0
+    kept_roots: list[Path] = field(default_factory=list)
+    labels: Labels = field(default_factory=lambda: Labels({}, ()))
+
+
+def scopes_of(
+    store: Store, writer: Writer, paths: Sequence[Path], exclude: Sequence[str] | None
+) -> list[Scope]:
+    """The parts of roots that the paths name; new paths become roots.
+
+    Without paths: all that the index knows of.
+
+    Raises:
+        UsageError: a path that is not there and never was, or that is no image.
+    """
+    if not paths:
+        return _known_scopes(store)
+    scopes = []
+    for path in paths:
+        absolute = os.fsencode(os.path.abspath(path.expanduser()))
+        scopes.append(_scope(store, writer, absolute, exclude))
+    return _without_nested(scopes)
+
+
+def _known_scopes(store: Store) -> list[Scope]:
+    with store.catalog.read() as connection:
+        found = []
+        for root in catalog.roots(connection):
+            if root.walked:
+                found.append(Scope(root, b""))
+            else:
+                rows = catalog.media_under(connection, root.id, b"")
+                rows += catalog.failures_under(connection, root.id, b"")
+                found.extend(Scope(root, path) for path in sorted({row.path for row in rows}))
+    return found
+
+
+def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | None) -> Scope:
+    folder = os.path.isdir(path)
+    with store.catalog.read() as connection:
+        roots = catalog.roots(connection)
+    for root in roots:
+        prefix = relative(path, root.path)
+        if prefix is not None and (root.walked or (not folder and b"/" not in prefix and prefix)):
+            if not os.path.lexists(path) and not _knows(store, root, prefix):
+                break
+            return Scope(_with_exclude(writer, root, exclude), prefix)
+    if not os.path.lexists(path):
+        raise UsageError(f"{os.fsdecode(path)}: no such file or folder")
+    if not folder:
+        if not is_image_name(path):
+            raise UsageError(f"{os.fsdecode(path)}: not an image by its name, nor a folder")
+        return _file_scope(writer, path, roots)
+    return Scope(_with_exclude(writer, _new_root(writer, path, roots), exclude), b"")
+
+
+def _knows(store: Store, root: RootRow, prefix: bytes) -> bool:
+    with store.catalog.read() as connection:
+        return bool(catalog.media_under(connection, root.id, prefix))
+
+
+def _file_scope(writer: Writer, path: bytes, roots: list[RootRow]) -> Scope:
+    parent, name = os.path.split(path)
+    for root in roots:
+        if root.path == parent:
+            return Scope(root, name)
+    with writer.change() as change:
+        return Scope(change.add_root(parent, walked=False), name)
+
+
+def _new_root(writer: Writer, path: bytes, roots: list[RootRow]) -> RootRow:
+    """Makes a folder a root; roots inside it become part of it."""
+    with writer.change() as change:
+        root = next((root for root in roots if root.path == path), None)
+        if root is None:
+            root = change.add_root(path, walked=True)
+        else:  # so far, only single files of it were indexed
+            change.set_root(root.id, walked=True, exclude=root.exclude)
+            root = RootRow(root.id, root.path, True, root.exclude)
+        for inner in roots:
+            if inner.id != root.id and relative(inner.path, path):
+                change.absorb_root(inner, root)
+    return root
+
+
+def _with_exclude(writer: Writer, root: RootRow, exclude: Sequence[str] | None) -> RootRow:
+    """The root with new globs, which it keeps for later runs; None changes nothing."""
+    if exclude is None or tuple(exclude) == root.exclude:
+        return root
+    with writer.change() as change:
+        change.set_root(root.id, walked=root.walked, exclude=exclude)
+    return RootRow(root.id, root.path, root.walked, tuple(exclude))
+
+
+def _without_nested(scopes: list[Scope]) -> list[Scope]:
+    """Leaves out what lies within another scope, so that no file is looked at twice."""
+    kept: list[Scope] = []
+    for scope in sorted(scopes, key=lambda scope: scope.path):
+        if not any(relative(scope.path, other.path) is not None for other in kept):
+            kept.append(scope)
+    return kept
+
+
+def make_plan(
+    store: Store,
+    scopes: Sequence[Scope],
+    *,
+    prune: bool | None,
+    labelled: tuple[LabelledSet, Path] | None = None,
+) -> Plan:
+    """Looks at every file of the scopes.
+
+    Args:
+        prune: None removes what is gone, but not from a folder that is missing or empty.
+        labelled: captions, and the folder of the file they came from.
+    """
+    plan = Plan(prune=prune is not False)
+    for scope in scopes:
+        _plan_scope(store, scope, plan, prune)
+    if labelled is not None:
+        candidates = plan.read + plan.same
+        files = [(candidate.key, candidate.absolute) for candidate in candidates]
+        plan.labels = match_labels(labelled[0], files, labelled[1])
+    return plan
+
+
+def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> None:
+    root = scope.root
+    with store.catalog.read() as connection:
+        known = {row.path: row for row in catalog.media_under(connection, root.id, scope.prefix)}
+        bad = {row.path: row for row in catalog.failures_under(connection, root.id, scope.prefix)}
+    seen: set[bytes] = set()
+    shut: list[bytes] = []
+    there = os.path.lexists(scope.path)
+    for found in walk(root.path, scope.prefix, root.exclude) if there else ():
+        if isinstance(found, Unreadable):
+            shut.append(found.path)
+            plan.unreadable.append((root, found))
+        else:
+            seen.add(found.path)
+            _sort_in(plan, Candidate(root, found, known.get(found.path)), bad.get(found.path))
+    missing = {
+        path: row
+        for path, row in known.items()
+        if path not in seen and not any(relative(path, folder) is not None for folder in shut)
+    }
+    if prune is None and known and not seen and _may_be_unmounted(scope, known):
+        plan.kept_roots.append(to_path(scope.path))
+        return
+    plan.gone.update((row.id, row) for row in missing.values())
+    plan.healed.extend((root.id, path) for path in bad if path not in seen and path not in shut)
+
+
+def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
+    """An unmounted disk looks like a folder that is gone or empty: nothing is removed for it."""
+    if scope.prefix not in known:
+        return True
+    try:  # a single file: gone for certain where its folder still holds others
+        return not os.listdir(os.path.dirname(scope.path))
+    except OSError:
+        return True
+
+
+def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
+    stamp, old = candidate.file.stamp, candidate.old
+    if old is not None and stamp == Stamp(old.size, old.mtime_ns):
+        plan.same.append(candidate)
+    elif failed is not None and stamp == Stamp(failed.size, failed.mtime_ns):
+        plan.known_bad += 1
+    else:
+        plan.read.append(candidate)
+
+
+def plan_of_files(writer: Writer, folder: bytes, labelled: LabelledSet) -> Plan:
+    """A plan for just the files that a labelled set names, below `folder`."""
+    with writer.change() as change:
+        root = change.add_root(folder, walked=False)
+    plan, captions, missing = Plan(), {}, []
+    for image in labelled.images:
+        path = os.path.normpath(os.fsencode(image.file))
+        found = next(walk(folder, path), None)
+        if not isinstance(found, FoundFile):
+            missing.append(image.file)
+        elif (root.id, path) not in captions:
+            captions[root.id, path] = clean_captions(image.captions)
+            plan.read.append(Candidate(root, FoundFile(path, found.stamp)))
+    plan.labels = Labels(captions, tuple(missing))
+    return plan

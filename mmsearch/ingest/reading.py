@@ -1,0 +1,83 @@
+"""From a file on the disk to pixels, in worker threads."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.errors import DecodeError
+from mmsearch.ingest.labels import read_sidecar
+from mmsearch.ingest.plan import Candidate
+from mmsearch.media.discover import sidecar_path
+from mmsearch.media.fingerprint import Stamp, content_hash
+from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
+from mmsearch.types import Preprocess
+
+#: The stamp of a file that could not even be read: no file has it, so it is tried again.
+NEVER = Stamp(-1, 0)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What decoding found: the pixels (height, width, 3) and what the file says of itself."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    captured: datetime | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The outcome for one candidate: a picture, or only a hash that is known, or a reason."""
+
+    candidate: Candidate
+    stamp: Stamp
+    digest: bytes = b""
+    picture: Picture | None = None
+    sidecar_captions: tuple[str, ...] = ()
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def read(candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool]) -> Reading:
+    """Reads a file once: hashes it, and decodes it only where its content is not known.
+
+    Never raises for what is wrong with the file: that is the outcome's `reason`.
+    """
+    started = time.perf_counter()
+    stamp, content, reason = _content(candidate.absolute)
+    if reason:
+        return Reading(candidate, stamp, reason=reason)
+    digest = content_hash(content)
+    picture = None
+    if not is_known(digest):
+        try:
+            found = decode(content, at_least=how.size)
+            picture = Picture(fit(found.image, how), found.width, found.height, found.captured)
+        except DecodeError as error:
+            return Reading(candidate, stamp, reason=str(error))
+    sidecar = candidate.file.sidecar
+    captions = read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
+    return Reading(
+        candidate, stamp, digest, picture, captions, seconds=time.perf_counter() - started
+    )
+
+
+def _content(path: bytes) -> tuple[Stamp, bytes, str]:
+    try:
+        # O_NONBLOCK: a FIFO that took a file's place since the walk must not hang us.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            stamp = Stamp.of(os.fstat(descriptor))
+            if stamp.size > MAX_FILE_BYTES:
+                return stamp, b"", f"too large: {stamp.size >> 20} MiB"
+            return stamp, file.read(), ""
+    except OSError as error:
+        return NEVER, b"", f"cannot be read: {error.strerror or error}"

@@ -1,0 +1,171 @@
+"""Walks folders for image files."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mmsearch.media.fingerprint import Stamp
+
+IMAGE_SUFFIXES = frozenset(
+    b".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .heic .heif .hif .avif".split()
+)
+SKIPPED_FOLDERS = frozenset((b"node_modules", b"@eaDir"))
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """An image file: its path relative to the root, and what `stat` says of it."""
+
+    path: bytes
+    stamp: Stamp
+    sidecar: Stamp | None = None
+    """The stamp of `name.txt` beside `name.jpg`, if there is one."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A folder or a file that could not be looked at."""
+
+    path: bytes
+    reason: str
+    is_folder: bool
+
+
+def is_image_name(name: bytes) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def walk(
+    root: bytes, start: bytes = b"", exclude: Sequence[str] = ()
+) -> Iterator[FoundFile | Unreadable]:
+    """The image files below `root/start`, in a stable order.
+
+    Hidden names, `node_modules` and `@eaDir` are left out, and whatever matches a glob of
+    `exclude` by its name or its path relative to `root`. Folders behind symbolic links are
+    walked after all others and each folder only once, so loops end and a file is found
+    under its real place rather than under a link to it.
+
+    Args:
+        root: an absolute path, as bytes because file names need not be text.
+        start: where to start, relative to `root`; a folder or a single file.
+        exclude: shell globs.
+    """
+    top = os.path.join(root, start) if start else root
+    try:
+        status = os.stat(top)
+    except OSError as error:
+        yield Unreadable(start, error.strerror or str(error), is_folder=True)
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        yield from _single_file(root, start)
+        return
+    walker = _Walker(root, [glob.encode() for glob in exclude])
+    yield from walker.run(start, status)
+
+
+def _single_file(root: bytes, path: bytes) -> Iterator[FoundFile | Unreadable]:
+    full = os.path.join(root, path)
+    try:
+        status = os.stat(full)
+        if not stat.S_ISREG(status.st_mode):
+            yield Unreadable(path, "not a regular file", is_folder=False)
+            return
+        yield FoundFile(path, Stamp.of(status), _sidecar_stamp(full))
+    except OSError as error:
+        yield Unreadable(path, error.strerror or str(error), is_folder=False)
+
+
+def _sidecar_stamp(full: bytes) -> Stamp | None:
+    try:
+        return Stamp.of(os.stat(sidecar_path(full)))
+    except OSError:
+        return None
+
+
+def sidecar_path(image: bytes) -> bytes:
+    return os.path.splitext(image)[0] + b".txt"
+
+
+class _Walker:
+    def __init__(self, root: bytes, exclude: Iterable[bytes]) -> None:
+        self._root = root
+        self._exclude = tuple(exclude)
+        self._seen: set[tuple[int, int]] = set()
+        self._linked: deque[bytes] = deque()
+
+    def run(self, start: bytes, status: os.stat_result) -> Iterator[FoundFile | Unreadable]:
+        self._seen.add((status.st_dev, status.st_ino))
+        yield from self._folder(start)
+        while self._linked:
+            path = self._linked.popleft()
+            try:
+                target = os.stat(os.path.join(self._root, path))
+            except OSError as error:
+                yield Unreadable(path, error.strerror or str(error), is_folder=True)
+                continue
+            if (target.st_dev, target.st_ino) not in self._seen:
+                self._seen.add((target.st_dev, target.st_ino))
+                yield from self._folder(path)
+
+    def _folder(  # noqa: C901 - the rules of a walk, one after the other
+        self, top: bytes
+    ) -> Iterator[FoundFile | Unreadable]:
+        # A stack, not recursion: a tree may be deeper than Python's call stack.
+        stack = [top]
+        while stack:
+            folder = stack.pop()
+            try:
+                with os.scandir(os.path.join(self._root, folder)) as entries:
+                    listing = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                yield Unreadable(folder, error.strerror or str(error), is_folder=True)
+                continue
+            names = {entry.name for entry in listing}
+            below = []
+            for entry in listing:
+                if entry.name.startswith(b"."):
+                    continue
+                path = os.path.join(folder, entry.name) if folder else entry.name
+                if self._excluded(entry.name, path):
+                    continue
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name not in SKIPPED_FOLDERS and self._first_visit(entry):
+                            below.append(path)
+                    elif entry.is_symlink() and entry.is_dir():
+                        if entry.name not in SKIPPED_FOLDERS:
+                            self._linked.append(path)
+                    elif is_image_name(entry.name):
+                        yield self._file(entry, path, names)
+                except OSError as error:
+                    yield Unreadable(path, error.strerror or str(error), is_folder=False)
+            stack.extend(reversed(below))
+
+    def _first_visit(self, entry: os.DirEntry[bytes]) -> bool:
+        status = entry.stat(follow_symlinks=False)
+        key = (status.st_dev, status.st_ino)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def _file(
+        self, entry: os.DirEntry[bytes], path: bytes, names: set[bytes]
+    ) -> FoundFile | Unreadable:
+        status = entry.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Unreadable(path, "not a regular file", is_folder=False)
+        has_sidecar = sidecar_path(entry.name) in names
+        sidecar = _sidecar_stamp(os.path.join(self._root, path)) if has_sidecar else None
+        return FoundFile(path, Stamp.of(status), sidecar)
+
+    def _excluded(self, name: bytes, path: bytes) -> bool:
+        return any(
+            fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(path, glob)
+            for glob in self._exclude
+        )

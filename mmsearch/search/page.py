@@ -1,0 +1,76 @@
+"""A self-contained HTML page of queries beside the pictures they found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from mmsearch.errors import DecodeError
+from mmsearch.media.image import thumbnail
+from mmsearch.types import Hit
+
+THUMBNAIL_SIDE = 240
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture with a line or two below it. `mark` is whether it is a true answer."""
+
+    path: Path
+    label: str = ""
+    note: str = ""
+    mark: bool | None = None
+
+    @property
+    def picture(self) -> str:
+        """The thumbnail as a data URI; "" where the file cannot be shown any more."""
+        try:
+            content = thumbnail(self.path.read_bytes(), THUMBNAIL_SIDE)
+        except (OSError, DecodeError):
+            return ""
+        return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A query (words, pictures, or both) and its answers."""
+
+    title: str
+    tiles: Sequence[Tile]
+    note: str = ""
+    examples: Sequence[Tile] = ()
+    """The pictures that were searched with."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of figures; the first column is a name, the others are numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def tiles_of(hits: Sequence[Hit]) -> list[Tile]:
+    """Hits as tiles: rank and score above, the caption or the file's name below."""
+    return [
+        Tile(hit.path, f"{hit.rank}. {hit.score:.3f}", hit.caption or hit.path.name) for hit in hits
+    ]
+
+
+def render_page(
+    title: str, sections: Sequence[Section], *, intro: str = "", tables: Sequence[Table] = ()
+) -> str:
+    """The page as HTML; everything that comes from files or users is escaped."""
+    environment = Environment(
+        loader=PackageLoader("mmsearch.search", "."),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html")
+    return template.render(title=title, intro=intro, sections=sections, tables=tables)

@@ -1,0 +1,375 @@
+"""The SQLite catalog: connections, transactions and everything that is read from it.
+
+All that is SQLite's own (pragmas, transaction modes, byte ranges) stays in this module, in
+migrations.py and in changes.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from mmsearch.errors import DamageError, FormatError, IndexInUse, StoreError, UnreadableError
+from mmsearch.store import schema
+from mmsearch.store.files import sync_file, sync_folder
+from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
+from mmsearch.store.paths import join, to_path
+from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Preprocess, Vectors
+
+FILE_NAME = "catalog.sqlite3"
+_BUSY_SECONDS = 10.0
+_CHUNK = 500  # ids in one IN (...)
+
+
+@dataclass(frozen=True)
+class SpaceRow:
+    """An embedding space of the index, with the catalog's own number for it."""
+
+    id: int
+    spec: EncoderSpec
+
+
+@dataclass(frozen=True)
+class RootRow:
+    """A folder whose files are indexed. `walked` is false where only files were named."""
+
+    id: int
+    path: bytes
+    walked: bool
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SnapshotRow:
+    """The vector file that stands for the embeddings up to `last_embedding_id`."""
+
+    generation: int
+    file: str
+    vectors: int
+    last_embedding_id: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a hit shows: a media file, and the caption where that was found."""
+
+    media_id: int
+    path: bytes
+    caption: str | None
+
+
+class Catalog:
+    """An open catalog. Connections are pooled; threads may share one catalog."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens an existing catalog and brings it to the newest format.
+
+        Raises:
+            FormatError: another program's file, or a newer format.
+            UnreadableError: the file cannot be opened.
+        """
+        self.path = path
+        self._engine = _engine(path)
+        with self.read() as connection:
+            version = format_version(connection)
+        if version < FORMAT_VERSION:
+            migrate(self.write)
+
+    @classmethod
+    def create(cls, path: Path) -> Catalog:
+        """Makes an empty catalog: it appears whole under its name, or not at all."""
+        draft = path.with_name(path.name + ".new")
+        for leftover in (draft, *_companions(draft)):
+            leftover.unlink(missing_ok=True)
+        engine = _engine(draft)
+        try:
+            with engine.connect() as connection:
+                raw = _raw(connection)
+                raw.execute("PRAGMA page_size = 16384")  # ignored once the file is in WAL mode
+                raw.execute("PRAGMA journal_mode = WAL")
+                raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            migrate(lambda: _transaction(engine, immediate=True))
+        finally:
+            engine.dispose()  # the last connection folds the log into the file
+        sync_file(draft)
+        os.replace(draft, path)
+        sync_folder(path.parent)
+        return cls(path)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def copy(self, to: Catalog) -> None:
+        """Copies everything, as of now, over another catalog; writers are not held up."""
+        with self._engine.connect() as source, to._engine.connect() as target:
+            _raw(source).backup(_raw(target))
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the catalog from its first query to its end."""
+        with _transaction(self._engine, immediate=False) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that alone may write; committed at the end, rolled back on an error."""
+        with _transaction(self._engine, immediate=True) as connection:
+            yield connection
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    found = connection.connection.dbapi_connection
+    assert isinstance(found, sqlite3.Connection)
+    return found
+
+
+def _companions(path: Path) -> tuple[Path, ...]:
+    return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_SECONDS}
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # transactions are opened below, DDL included
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("mmsearch_immediate")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _transaction(engine: Engine, *, immediate: bool) -> Iterator[Connection]:
+    try:
+        with engine.connect() as opened:
+            connection = opened.execution_options(mmsearch_immediate=immediate)
+            with connection.begin():
+                yield connection
+    except DatabaseError as error:
+        raise _explained(error, Path(str(engine.url.database))) from error
+
+
+def _explained(error: DatabaseError, path: Path) -> StoreError | DamageError:
+    reason = str(error.orig)
+    if isinstance(error, OperationalError):
+        if "locked" in reason:
+            return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
+        return UnreadableError(f"{path}: the catalog cannot be used: {reason}")
+    if "not a database" in reason:
+        return FormatError(f"{path} is not a catalog of mmsearch; name another folder")
+    return DamageError(f"{path}: the catalog is damaged: {reason}")
+
+
+# -- reading: each takes the connection of one transaction -------------------------------------
+
+
+def revision_of(connection: Connection) -> int:
+    return int(connection.execute(select(schema.revision.c.number)).scalar_one())
+
+
+def spec_to_json(spec: EncoderSpec) -> str:
+    return json.dumps(asdict(spec))
+
+
+def _spec_from_json(text: str) -> EncoderSpec:
+    stored = json.loads(text)
+    how = stored["preprocess"]
+    for name in ("size", "mean", "std"):
+        how[name] = tuple(how[name])
+    return EncoderSpec(**{**stored, "preprocess": Preprocess(**how)})
+
+
+def active_space(connection: Connection) -> SpaceRow | None:
+    """The space that searches use; None in an index that nothing was added to yet."""
+    row = connection.execute(select(schema.space).where(schema.space.c.active == 1)).first()
+    return SpaceRow(row.id, _spec_from_json(row.spec)) if row else None
+
+
+def roots(connection: Connection) -> list[RootRow]:
+    query = select(schema.root).order_by(schema.root.c.path)
+    return [
+        RootRow(row.id, row.path, bool(row.walked), tuple(json.loads(row.exclude)))
+        for row in connection.execute(query)
+    ]
+
+
+def under(column: ColumnElement[bytes], prefix: bytes) -> ColumnElement[bool]:
+    """The condition that a relative path is `prefix` or lies below it; "" is everything."""
+    if not prefix:
+        return column.is_not(None)
+    # All that starts with "prefix/" sorts before "prefix0": "0" follows "/".
+    return (column == prefix) | ((column >= prefix + b"/") & (column < prefix + b"0"))
+
+
+def media_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row[Any]]:
+    query = select(schema.media).where(
+        schema.media.c.root_id == root_id, under(schema.media.c.path, prefix)
+    )
+    return list(connection.execute(query))
+
+
+def media_with_hashes(connection: Connection, hashes: Sequence[bytes]) -> list[Row[Any]]:
+    found: list[Row[Any]] = []
+    for chunk in _chunks(list(hashes)):
+        query = select(schema.media).where(schema.media.c.content_hash.in_(chunk))
+        found.extend(connection.execute(query.order_by(schema.media.c.id)))
+    return found
+
+
+def captions_of(connection: Connection, media_ids: Sequence[int]) -> dict[int, list[Row[Any]]]:
+    """The captions of some media, in the order in which they were added."""
+    found: dict[int, list[Row[Any]]] = {}
+    for chunk in _chunks(list(media_ids)):
+        query = select(schema.caption).where(schema.caption.c.media_id.in_(chunk))
+        for row in connection.execute(query.order_by(schema.caption.c.id)):
+            found.setdefault(row.media_id, []).append(row)
+    return found
+
+
+def failures_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row[Any]]:
+    query = select(schema.failure).where(
+        schema.failure.c.root_id == root_id, under(schema.failure.c.path, prefix)
+    )
+    return list(connection.execute(query))
+
+
+def failures(connection: Connection) -> list[Failure]:
+    query = (
+        select(schema.failure, schema.root.c.path.label("root"))
+        .join(schema.root, schema.root.c.id == schema.failure.c.root_id)
+        .order_by(schema.root.c.path, schema.failure.c.path)
+    )
+    return [
+        Failure(to_path(join(row.root, row.path)), row.reason, row.failed_at)
+        for row in connection.execute(query)
+    ]
+
+
+def count(connection: Connection, table: str) -> int:
+    return int(
+        connection.execute(select(func.count()).select_from(schema.metadata.tables[table])).scalar()
+        or 0
+    )
+
+
+def items(connection: Connection, modality: Modality, ids: Sequence[int]) -> dict[int, Item]:
+    """What hits show, by the id of the media or of the caption."""
+    found: dict[int, Item] = {}
+    media, root, caption = schema.media, schema.root, schema.caption
+    for chunk in _chunks([int(number) for number in ids]):
+        if modality == "image":
+            query = (
+                select(media.c.id, media.c.id, root.c.path, media.c.path)
+                .join(root, root.c.id == media.c.root_id)
+                .where(media.c.id.in_(chunk))
+            )
+            for item_id, media_id, top, path in connection.execute(query):
+                found[item_id] = Item(media_id, join(top, path), None)
+        else:
+            texts = (
+                select(caption.c.id, media.c.id, root.c.path, media.c.path, caption.c.text)
+                .join(media, media.c.id == caption.c.media_id)
+                .join(root, root.c.id == media.c.root_id)
+                .where(caption.c.id.in_(chunk))
+            )
+            for item_id, media_id, top, path, text in connection.execute(texts):
+                found[item_id] = Item(media_id, join(top, path), text)
+    return found
+
+
+def snapshot_of(connection: Connection, space_id: int, modality: Modality) -> SnapshotRow | None:
+    row = connection.execute(
+        select(schema.snapshot).where(
+            schema.snapshot.c.space_id == space_id, schema.snapshot.c.modality == modality
+        )
+    ).first()
+    return (
+        SnapshotRow(row.generation, row.file, row.vectors, row.last_embedding_id) if row else None
+    )
+
+
+def embeddings_after(
+    connection: Connection, space: SpaceRow, modality: Modality, after: int, batch: int = 8192
+) -> Iterator[tuple[int, Ids, Vectors]]:
+    """Embeddings written after a given one, in batches: (the last one's id, item ids, vectors)."""
+    table = schema.embedding
+    query = (
+        select(table.c.id, table.c.item_id, table.c.vector)
+        .where(
+            table.c.space_id == space.id, table.c.modality == modality, table.c.id > after
+        )
+        .order_by(table.c.id)
+    )  # fmt: skip
+    result = connection.execution_options(yield_per=batch).execute(query)
+    for rows in result.partitions():
+        ids = np.fromiter((row.item_id for row in rows), dtype=np.int64, count=len(rows))
+        yield rows[-1].id, ids, vectors_from(b"".join(row.vector for row in rows), space.spec.dim)
+
+
+def vectors_of(
+    connection: Connection, space: SpaceRow, modality: Modality, ids: Sequence[int]
+) -> dict[int, bytes]:
+    """The stored vectors of some items, as bytes."""
+    table = schema.embedding
+    found: dict[int, bytes] = {}
+    for chunk in _chunks([int(number) for number in ids]):
+        query = select(table.c.item_id, table.c.vector).where(
+            table.c.space_id == space.id,
+            table.c.modality == modality,
+            table.c.item_id.in_(chunk),
+        )
+        found.update((row.item_id, row.vector) for row in connection.execute(query))
+    return found
+
+
+def tombstones(connection: Connection, space_id: int, modality: Modality) -> Ids:
+    query = select(schema.tombstone.c.item_id).where(
+        schema.tombstone.c.space_id == space_id, schema.tombstone.c.modality == modality
+    )
+    return np.fromiter(connection.execute(query).scalars(), dtype=np.int64)
+
+
+def count_after(connection: Connection, space_id: int, modality: Modality, after: int) -> int:
+    """How many embeddings were written after a given one."""
+    table = schema.embedding
+    query = select(func.count()).where(
+        table.c.space_id == space_id, table.c.modality == modality, table.c.id > after
+    )
+    return int(connection.execute(query).scalar() or 0)
+
+
+def vectors_from(content: bytes, dim: int) -> Vectors:
+    return np.frombuffer(content, dtype="<f4").reshape(-1, dim)
+
+
+def _chunks(values: list[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]

@@ -1,0 +1,311 @@
+"""Everything that changes a catalog, as steps of one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import (
+    Connection,
+    LargeBinary,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from mmsearch.store import catalog, schema
+from mmsearch.store.catalog import RootRow, SpaceRow
+from mmsearch.store.paths import relative
+from mmsearch.types import EncoderSpec, Modality
+
+
+@dataclass(frozen=True)
+class NewCaption:
+    """A caption with its vector (dim,); `source` is "file" or "sidecar"."""
+
+    text: str
+    source: str
+    vector: NDArray[np.float32] | bytes
+
+
+@dataclass(frozen=True)
+class NewMedia:
+    """A media file as it goes into the catalog, with its vector (dim,)."""
+
+    root_id: int
+    path: bytes
+    size: int
+    mtime_ns: int
+    content_hash: bytes
+    width: int
+    height: int
+    captured: str
+    captured_from: str
+    vector: NDArray[np.float32] | bytes
+    captions: tuple[NewCaption, ...] = ()
+    sidecar: tuple[int, int] | None = None
+    """Size and mtime_ns of the sidecar file that the captions came from."""
+
+
+class Change:
+    """One transaction's changes. Rows are gathered and written together at its end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._next: dict[str, int] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+
+    # -- spaces and roots ------------------------------------------------------------------
+
+    def add_space(self, spec: EncoderSpec) -> SpaceRow:
+        """Adds the space of a model and makes it the one that searches use."""
+        self._connection.execute(update(schema.space).values(active=0))
+        number = self._connection.execute(
+            insert(schema.space)
+            .values(identity=spec.space, spec=catalog.spec_to_json(spec), active=1)
+            .returning(schema.space.c.id)
+        ).scalar_one()
+        return SpaceRow(number, spec)
+
+    def add_root(self, path: bytes, *, walked: bool) -> RootRow:
+        number = self._connection.execute(
+            insert(schema.root)
+            .values(path=path, walked=int(walked), exclude="[]")
+            .returning(schema.root.c.id)
+        ).scalar_one()
+        return RootRow(number, path, walked, ())
+
+    def set_root(self, root_id: int, *, walked: bool, exclude: Sequence[str]) -> None:
+        self._connection.execute(
+            update(schema.root)
+            .where(schema.root.c.id == root_id)
+            .values(walked=int(walked), exclude=json.dumps(list(exclude)))
+        )
+
+    def absorb_root(self, inner: RootRow, outer: RootRow) -> None:
+        """Makes everything under `inner` part of `outer`, whose path contains it."""
+        prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :] + b"/"
+        for table in (schema.media, schema.failure):
+            # SQLite joins two blobs into a text, byte by byte; it has to become a blob again.
+            longer = cast(literal(prefix, LargeBinary).op("||")(table.c.path), LargeBinary)
+            self._connection.execute(
+                update(table)
+                .where(table.c.root_id == inner.id)
+                .values(root_id=outer.id, path=longer)
+            )
+        self._connection.execute(delete(schema.root).where(schema.root.c.id == inner.id))
+
+    # -- media -----------------------------------------------------------------------------
+
+    def add_media(self, new: NewMedia, space: SpaceRow) -> int:
+        """Adds a file with its captions and all their vectors; returns the new id."""
+        number = self._take_id("media")
+        self._queue(
+            "media",
+            id=number,
+            root_id=new.root_id,
+            path=new.path,
+            size=new.size,
+            mtime_ns=new.mtime_ns,
+            content_hash=new.content_hash,
+            width=new.width,
+            height=new.height,
+            captured=new.captured,
+            captured_from=new.captured_from,
+            sidecar_size=new.sidecar[0] if new.sidecar else None,
+            sidecar_mtime_ns=new.sidecar[1] if new.sidecar else None,
+        )
+        self._queue_vector(space, "image", number, new.vector)
+        self.add_captions(number, new.captions, space)
+        return number
+
+    def add_captions(self, media_id: int, captions: Iterable[NewCaption], space: SpaceRow) -> None:
+        for new in captions:
+            number = self._take_id("caption")
+            self._queue("caption", id=number, media_id=media_id, text=new.text, source=new.source)
+            self._queue_vector(space, "caption", number, new.vector)
+
+    def set_file(
+        self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int
+    ) -> None:
+        """Says where a file lies now and what `stat` says of it; its content is the same."""
+        self._connection.execute(
+            update(schema.media)
+            .where(schema.media.c.id == media_id)
+            .values(root_id=root_id, path=path, size=size, mtime_ns=mtime_ns)
+        )
+
+    def set_sidecar(self, media_id: int, sidecar: tuple[int, int] | None) -> None:
+        size, mtime_ns = sidecar or (None, None)
+        self._connection.execute(
+            update(schema.media)
+            .where(schema.media.c.id == media_id)
+            .values(sidecar_size=size, sidecar_mtime_ns=mtime_ns)
+        )
+
+    def forget(self, path: bytes) -> tuple[list[int], bool]:
+        """The media at or below an absolute path, and whether the index knows of the path.
+
+        Roots there are no longer walked, and the ledger's entries there are struck off.
+        """
+        found: list[int] = []
+        known = False
+        for root in catalog.roots(self._connection):
+            prefix = b"" if relative(root.path, path) is not None else relative(path, root.path)
+            if prefix is None:
+                continue
+            rows = catalog.media_under(self._connection, root.id, prefix)
+            failed = catalog.failures_under(self._connection, root.id, prefix)
+            known = known or bool(rows or failed or not prefix)
+            found.extend(row.id for row in rows)
+            self.clear_failures(root.id, [row.path for row in failed])
+            if not prefix:
+                self.set_root(root.id, walked=False, exclude=())
+        return found, known
+
+    def drop_empty_roots(self) -> None:
+        """Deletes roots that are not walked and hold nothing."""
+        for root in catalog.roots(self._connection):
+            if not root.walked and not (
+                catalog.media_under(self._connection, root.id, b"")
+                or catalog.failures_under(self._connection, root.id, b"")
+            ):
+                self._connection.execute(delete(schema.root).where(schema.root.c.id == root.id))
+
+    def remove_media(self, ids: Sequence[int]) -> None:
+        """Removes files with their captions; every snapshot's copies become tombstones."""
+        for chunk in _chunks(ids):
+            captions = list(
+                self._connection.execute(
+                    select(schema.caption.c.id).where(schema.caption.c.media_id.in_(chunk))
+                ).scalars()
+            )
+            self.remove_captions(captions)
+            self._bury("image", chunk)
+            self._connection.execute(delete(schema.media).where(schema.media.c.id.in_(chunk)))
+
+    def captions_of(self, media_id: int) -> list[tuple[int, str, str]]:
+        """Id, text and source of the captions of a file, as of this transaction."""
+        self.flush()
+        rows = catalog.captions_of(self._connection, [media_id]).get(media_id, [])
+        return [(row.id, row.text, row.source) for row in rows]
+
+    def remove_captions(self, ids: Sequence[int]) -> None:
+        for chunk in _chunks(ids):
+            self._bury("caption", chunk)
+            self._connection.execute(delete(schema.caption).where(schema.caption.c.id.in_(chunk)))
+
+    def _bury(self, modality: Modality, ids: Sequence[int]) -> None:
+        table = schema.embedding
+        chosen = (table.c.modality == modality) & table.c.item_id.in_(ids)
+        self._connection.execute(
+            insert(schema.tombstone).from_select(
+                ["space_id", "modality", "item_id"],
+                select(table.c.space_id, table.c.modality, table.c.item_id).where(chosen),
+            )
+        )
+        self._connection.execute(delete(table).where(chosen))
+
+    # -- the ledger ------------------------------------------------------------------------
+
+    def record_failure(
+        self, root_id: int, path: bytes, size: int, mtime_ns: int, reason: str
+    ) -> None:
+        values = {
+            "size": size,
+            "mtime_ns": mtime_ns,
+            "reason": reason,
+            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._connection.execute(
+            upsert(schema.failure)
+            .values(root_id=root_id, path=path, **values)
+            .on_conflict_do_update(index_elements=["root_id", "path"], set_=values)
+        )
+
+    def clear_failures(self, root_id: int, paths: Iterable[bytes]) -> None:
+        for chunk in _chunks(list(paths)):
+            self._connection.execute(
+                delete(schema.failure).where(
+                    schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
+                )
+            )
+
+    # -- snapshots -------------------------------------------------------------------------
+
+    def set_snapshot(self, space: SpaceRow, modality: Modality, row: catalog.SnapshotRow) -> None:
+        values = {
+            "generation": row.generation,
+            "file": row.file,
+            "vectors": row.vectors,
+            "last_embedding_id": row.last_embedding_id,
+        }
+        self._connection.execute(
+            upsert(schema.snapshot)
+            .values(space_id=space.id, modality=modality, **values)
+            .on_conflict_do_update(index_elements=["space_id", "modality"], set_=values)
+        )
+        self._connection.execute(
+            delete(schema.tombstone).where(
+                schema.tombstone.c.space_id == space.id, schema.tombstone.c.modality == modality
+            )
+        )
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Writes what was gathered; called once, at the end of the transaction."""
+        self.flush()
+        self._connection.execute(
+            update(schema.revision).values(number=schema.revision.c.number + 1)
+        )
+
+    def flush(self) -> None:
+        """Writes the gathered rows now, for a query of this very transaction to see them."""
+        for name in ("media", "caption", "embedding"):
+            if rows := self._rows.pop(name, []):
+                self._connection.execute(insert(schema.metadata.tables[name]), rows)
+
+    def _queue(self, table: str, **values: Any) -> None:
+        self._rows.setdefault(table, []).append(values)
+
+    def _queue_vector(self, space: SpaceRow, modality: Modality, item_id: int, vector: Any) -> None:
+        if not isinstance(vector, bytes):
+            vector = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+        if len(vector) != 4 * space.spec.dim:
+            raise ValueError(
+                f"a vector of {len(vector) // 4} numbers in a {space.spec.dim}-d space"
+            )
+        self._queue(
+            "embedding", space_id=space.id, modality=modality, item_id=item_id, vector=vector
+        )
+
+    def _take_id(self, table: str) -> int:
+        """The next id of a table. Ids are given here, so that rows can be written in bulk."""
+        if table not in self._next:
+            # AUTOINCREMENT's own memory: the highest id ever used, also where it was removed.
+            used = self._connection.execute(
+                text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table}
+            ).scalar()
+            newest = self._connection.execute(
+                select(func.max(schema.metadata.tables[table].c.id))
+            ).scalar()
+            self._next[table] = max(int(used or 0), int(newest or 0)) + 1
+        number = self._next[table]
+        self._next[table] += 1
+        return number
+
+
+def _chunks(values: Sequence[Any], size: int = 500) -> Iterable[Sequence[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,0 +1,126 @@
+"""Brings a catalog to the newest format, a numbered step at a time.
+
+A step and the record that it was taken (SQLite's `user_version`) commit together, so a kill
+leaves the catalog before a step or after it. A step, once released, never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from sqlalchemy import Connection
+
+from mmsearch.errors import FormatError
+
+#: SQLite's application_id of a catalog: "mmsr".
+APPLICATION_ID = 0x6D6D7372
+
+
+def _first(connection: Connection) -> None:
+    for statement in _FIRST_TABLES:
+        connection.exec_driver_sql(statement)
+
+
+# Spelled out rather than taken from schema.py: that file moves on, a released step does not.
+_FIRST_TABLES = (
+    "CREATE TABLE revision (number INTEGER NOT NULL)",
+    "INSERT INTO revision VALUES (0)",
+    """CREATE TABLE space (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        identity VARCHAR NOT NULL UNIQUE,
+        spec VARCHAR NOT NULL,
+        active INTEGER NOT NULL)""",
+    """CREATE TABLE root (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        path BLOB NOT NULL UNIQUE,
+        walked INTEGER NOT NULL,
+        exclude VARCHAR NOT NULL)""",
+    """CREATE TABLE media (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        root_id INTEGER NOT NULL REFERENCES root (id),
+        path BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        content_hash BLOB NOT NULL,
+        width INTEGER NOT NULL,
+        height INTEGER NOT NULL,
+        captured VARCHAR NOT NULL,
+        captured_from VARCHAR NOT NULL,
+        sidecar_size INTEGER,
+        sidecar_mtime_ns INTEGER,
+        UNIQUE (root_id, path))""",
+    "CREATE INDEX ix_media_content_hash ON media (content_hash)",
+    "CREATE INDEX ix_media_captured ON media (captured)",
+    """CREATE TABLE caption (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        media_id INTEGER NOT NULL REFERENCES media (id),
+        text VARCHAR NOT NULL,
+        source VARCHAR NOT NULL)""",
+    "CREATE INDEX ix_caption_media_id ON caption (media_id)",
+    """CREATE TABLE embedding (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        space_id INTEGER NOT NULL REFERENCES space (id),
+        modality VARCHAR NOT NULL,
+        item_id INTEGER NOT NULL,
+        vector BLOB NOT NULL,
+        UNIQUE (space_id, modality, item_id))""",
+    # In the order of id within a modality, so that reading a tail costs what the tail costs.
+    "CREATE INDEX ix_embedding_order ON embedding (space_id, modality, id)",
+    """CREATE TABLE tombstone (
+        space_id INTEGER NOT NULL REFERENCES space (id),
+        modality VARCHAR NOT NULL,
+        item_id INTEGER NOT NULL,
+        PRIMARY KEY (space_id, modality, item_id))""",
+    """CREATE TABLE snapshot (
+        space_id INTEGER NOT NULL REFERENCES space (id),
+        modality VARCHAR NOT NULL,
+        generation INTEGER NOT NULL,
+        file VARCHAR NOT NULL,
+        vectors INTEGER NOT NULL,
+        last_embedding_id INTEGER NOT NULL,
+        PRIMARY KEY (space_id, modality))""",
+    """CREATE TABLE failure (
+        root_id INTEGER NOT NULL REFERENCES root (id),
+        path BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        reason VARCHAR NOT NULL,
+        failed_at VARCHAR NOT NULL,
+        PRIMARY KEY (root_id, path))""",
+)
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+FORMAT_VERSION = len(MIGRATIONS)
+
+
+def format_version(connection: Connection) -> int:
+    """The version a catalog says it has.
+
+    Raises:
+        FormatError: the file is not a catalog of mmsearch, or a newer program made it.
+    """
+    application = connection.exec_driver_sql("PRAGMA application_id").scalar()
+    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0)
+    if application != APPLICATION_ID:
+        raise FormatError("catalog.sqlite3 is not a catalog of mmsearch; name another folder")
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"the index has format {version}, this program knows up to {FORMAT_VERSION}; "
+            "update mmsearch"
+        )
+    return version
+
+
+def migrate(write: Callable[[], AbstractContextManager[Connection]]) -> None:
+    """Takes the missing steps, each in a transaction that `write` opens.
+
+    Python's driver would open none for DDL; ours begins with BEGIN IMMEDIATE whatever follows.
+    """
+    while True:
+        with write() as connection:
+            number = format_version(connection) + 1
+            if number > FORMAT_VERSION:
+                return
+            MIGRATIONS[number - 1](connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {number}")

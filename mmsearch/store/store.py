@@ -1,0 +1,376 @@
+"""The store: a folder with a catalog, its vector files and a lock for the one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection
+
+from mmsearch.config import MARKER
+from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
+from mmsearch.store import catalog, filters
+from mmsearch.store.catalog import Catalog, Item, RootRow, SnapshotRow, SpaceRow
+from mmsearch.store.changes import Change
+from mmsearch.store.faiss_index import FaissIndex
+from mmsearch.store.files import sync_file, sync_folder, write_durably
+from mmsearch.store.migrations import FORMAT_VERSION
+from mmsearch.store.paths import relative, to_path
+from mmsearch.store.vector_index import Found
+from mmsearch.store.vectors import VectorView
+from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
+
+VECTORS = "vectors"
+_LOCK = "writer.lock"
+
+#: A tail this long is folded in at once, and at the end of a run the shorter one is. The share
+#: keeps the work of folding in proportion to what was added.
+_LONG_TAIL, _SHORT_TAIL, _TAIL_SHARE = 8192, 1024, 0.1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The items found for one query, best first."""
+
+    scores: Sequence[float]
+    ids: Sequence[int]
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of an index: ids, vectors (n, dim) and what they stand for, row by row."""
+
+    image_ids: Ids
+    image_vectors: Vectors
+    image_paths: tuple[bytes, ...]
+    caption_ids: Ids
+    caption_vectors: Vectors
+    caption_texts: tuple[str, ...]
+    caption_media: Ids
+    """The id of the media that each caption belongs to."""
+
+
+class Store:
+    """An open index on disk. Readers never wait; one writer at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the index in `folder`.
+
+        Raises:
+            IndexNotFound: there is none.
+            FormatError: an older or newer program's, or not an index at all.
+        """
+        path = folder / catalog.FILE_NAME
+        if not path.is_file():
+            raise IndexNotFound(
+                f"{folder}: no index there; make one with 'mmsearch index PATH', "
+                "or name another with --index DIR"
+            )
+        self.folder = folder
+        self.catalog = Catalog(path)
+        self._views: dict[tuple[int, Modality], VectorView] = {}
+        self._views_lock = threading.Lock()
+
+    @classmethod
+    def create(cls, folder: Path) -> Store:
+        """Opens the index in `folder`, making an empty one where there is none.
+
+        Raises:
+            UsageError: the folder holds something else.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / MARKER).is_file():
+                if any(folder.iterdir()):
+                    raise UsageError(
+                        f"{folder}: not empty and not an index of mmsearch; name an empty or a "
+                        "new folder with --index DIR"
+                    )
+                write_marker(folder)
+            (folder / VECTORS).mkdir(exist_ok=True)
+            with _writer_lock(folder):
+                if not (folder / catalog.FILE_NAME).is_file():
+                    Catalog.create(folder / catalog.FILE_NAME).close()
+        except OSError as error:
+            raise UnreadableError(f"{folder}: cannot be made an index: {error.strerror}") from error
+        return cls(folder)
+
+    def close(self) -> None:
+        self.catalog.close()
+        self._views.clear()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def active_space(self) -> SpaceRow | None:
+        with self.catalog.read() as connection:
+            return catalog.active_space(connection)
+
+    def search(
+        self, space: str, queries: Vectors, to: Modality, k: int, where: Filter | None = None
+    ) -> list[Answer]:
+        """The best k items of each query, all from one state of the index.
+
+        Args:
+            space: the identity of the queries' space.
+            queries: shape (q, d).
+
+        Raises:
+            SpaceError: the index's active space is another.
+        """
+        for _ in range(3):
+            try:
+                return self._search(space, queries, to, k, where)
+            except FileNotFoundError:
+                continue  # a writer compacted between our look at the catalog and the file
+        raise DamageError(
+            f"{self.folder}: a vector file is missing; run 'mmsearch index', which writes it anew "
+            "from the catalog"
+        )
+
+    def _search(
+        self, space: str, queries: Vectors, to: Modality, k: int, where: Filter | None
+    ) -> list[Answer]:
+        with self.catalog.read() as connection:
+            view = self._view(connection, filters.require_space(connection, space), to)
+            among = filters.matching_ids(connection, where, to) if where else None
+            found = view.search(queries, k, among)
+            wanted = {int(number) for _, ids in found for number in ids}
+            known = catalog.items(connection, to, sorted(wanted))
+        return [_answer(one, known) for one in found]
+
+    def _view(self, connection: Connection, space: SpaceRow, to: Modality) -> VectorView:
+        with self._views_lock:
+            view = self._views.get((space.id, to))
+            if view is None or view.revision != catalog.revision_of(connection):
+                row = catalog.snapshot_of(connection, space.id, to)
+                if view is not None and view.generation == (row.generation if row else 0):
+                    view = view.advanced(connection)
+                else:
+                    view = VectorView.load(connection, space, to, self.folder / VECTORS)
+                self._views[space.id, to] = view
+            return view
+
+    def status(self) -> Status:
+        with self.catalog.read() as connection:
+            space = catalog.active_space(connection)
+            return Status(
+                path=self.folder,
+                model=space.spec.model if space else "",
+                space=space.spec.space if space else "",
+                dim=space.spec.dim if space else 0,
+                images=catalog.count(connection, "media"),
+                captions=catalog.count(connection, "caption"),
+                failures=catalog.count(connection, "failure"),
+                roots=tuple(to_path(row.path) for row in catalog.roots(connection)),
+                bytes=_size(self.folder),
+                format_version=FORMAT_VERSION,
+            )
+
+    def contents(self) -> Contents:
+        """Everything that is embedded in the active space, in the order of the ids."""
+        with self.catalog.read() as connection:
+            space = catalog.active_space(connection)
+            if space is None:
+                raise IndexNotFound(f"{self.folder}: the index is empty; run 'mmsearch index PATH'")
+            image_ids, images = _all(connection, space, "image")
+            caption_ids, captions = _all(connection, space, "caption")
+            shown = catalog.items(connection, "image", image_ids.tolist())
+            texts = catalog.items(connection, "caption", caption_ids.tolist())
+        return Contents(
+            image_ids,
+            images,
+            tuple(shown[number].path for number in image_ids.tolist()),
+            caption_ids,
+            captions,
+            tuple(texts[number].caption or "" for number in caption_ids.tolist()),
+            np.array([texts[number].media_id for number in caption_ids.tolist()], dtype=np.int64),
+        )
+
+    def copy_catalog(self, to: Store) -> None:
+        """Copies the catalog, as of now, into another store."""
+        self.catalog.copy(to.catalog)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    @contextmanager
+    def writer(self, wait: float = 5.0) -> Iterator[Writer]:
+        """Makes this process the index's writer; waits a while for another to end.
+
+        Raises:
+            IndexInUse: another process goes on writing.
+        """
+        with _writer_lock(self.folder, wait):
+            writer = Writer(self)
+            writer.mend()
+            yield writer
+
+
+class Writer:
+    """What the one writer can do. Made by `Store.writer`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._folder = store.folder / VECTORS
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """A transaction: everything in it is committed together, or nothing is."""
+        with self._store.catalog.write() as connection:
+            change = Change(connection)
+            yield change
+            change.finish()
+
+    def space_of(self, spec: EncoderSpec) -> SpaceRow:
+        """The active space, which is made from `spec` in an index that has none yet.
+
+        Raises:
+            SpaceError: the index has another space.
+        """
+        with self._store.catalog.read() as connection:
+            if catalog.active_space(connection) is not None:
+                return filters.require_space(connection, spec.space)
+        with self.change() as change:
+            return change.add_space(spec)
+
+    def root_for(self, folder: bytes) -> tuple[RootRow, set[bytes]]:
+        """A root that holds `folder`, made and not walked if none does, and its media's paths."""
+        with self._store.catalog.read() as connection:
+            for root in catalog.roots(connection):
+                if relative(folder, root.path) is not None:
+                    rows = catalog.media_under(connection, root.id, b"")
+                    return root, {row.path for row in rows}
+        with self.change() as change:
+            return change.add_root(folder, walked=False), set()
+
+    def remove(self, paths: Sequence[bytes]) -> int:
+        """Takes out all media at or below absolute paths, and roots that lie there; how many.
+
+        Raises:
+            UsageError: nothing lies at or below one of the paths.
+        """
+        chosen: dict[int, None] = {}
+        with self.change() as change:
+            for path in paths:
+                found, known = change.forget(path)
+                if not known:
+                    raise UsageError(f"{os.fsdecode(path)}: nothing in the index lies there")
+                chosen.update(dict.fromkeys(found))
+            change.remove_media(list(chosen))
+            change.drop_empty_roots()
+        self.compact(only_if="short")
+        return len(chosen)
+
+    def compact(self, *, only_if: str = "always") -> None:
+        """Writes new snapshots. `only_if`: "always", or where the tail is "short" or "long"."""
+        for space, modality, row, waiting in self._loads():
+            held = row.vectors if row else 0
+            least = {"always": 1, "short": _SHORT_TAIL, "long": _LONG_TAIL}[only_if]
+            if waiting >= (least if only_if == "always" else max(least, held * _TAIL_SHARE)):
+                self._write_snapshot(space, modality, row)
+
+    def mend(self) -> None:
+        """Writes snapshots whose files are gone, and deletes files that no snapshot names."""
+        self._folder.mkdir(exist_ok=True)
+        for space, modality, row, _ in self._loads():
+            if row is not None and not _opens(self._folder / row.file):
+                self._write_snapshot(space, modality, row)
+        named = {row.file for _, _, row, _ in self._loads() if row is not None}
+        for path in self._folder.iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def _loads(self) -> list[tuple[SpaceRow, Modality, SnapshotRow | None, int]]:
+        """For each modality: its snapshot, and how many rows wait to be folded in."""
+        found: list[tuple[SpaceRow, Modality, SnapshotRow | None, int]] = []
+        with self._store.catalog.read() as connection:
+            space = catalog.active_space(connection)
+            if space is None:
+                return found
+            for modality in MODALITIES:
+                row = catalog.snapshot_of(connection, space.id, modality)
+                after = row.last_embedding_id if row else 0
+                waiting = catalog.count_after(connection, space.id, modality, after)
+                waiting += len(catalog.tombstones(connection, space.id, modality))
+                found.append((space, modality, row, waiting))
+        return found
+
+    def _write_snapshot(self, space: SpaceRow, modality: Modality, old: SnapshotRow | None) -> None:
+        generation = (old.generation if old else 0) + 1
+        name = f"{space.id}-{modality}-{generation}.faiss"
+        draft, path = self._folder / f".{name}.new", self._folder / name
+        with self._store.catalog.read() as connection:
+            last = 0
+
+            def batches() -> Iterator[tuple[Ids, Vectors]]:
+                nonlocal last
+                for newest, ids, vectors in catalog.embeddings_after(
+                    connection, space, modality, 0
+                ):
+                    last = newest
+                    yield ids, vectors
+
+            index = FaissIndex.build(space.spec.dim, batches())
+        index.save(draft)
+        sync_file(draft)
+        draft.replace(path)
+        sync_folder(self._folder)
+        with self.change() as change:
+            change.set_snapshot(space, modality, SnapshotRow(generation, name, len(index), last))
+        if old is not None and old.file != name:
+            (self._folder / old.file).unlink(missing_ok=True)
+
+
+def _all(connection: Connection, space: SpaceRow, modality: Modality) -> tuple[Ids, Vectors]:
+    parts = [(i, v) for _, i, v in catalog.embeddings_after(connection, space, modality, 0)]
+    if not parts:
+        return np.empty(0, np.int64), np.empty((0, space.spec.dim), np.float32)
+    ids, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(ids)
+    return ids[order], vectors[order]
+
+
+def _opens(path: Path) -> bool:
+    try:
+        FaissIndex.open(path)
+    except (FileNotFoundError, DamageError):
+        return False
+    return True
+
+
+def write_marker(folder: Path) -> None:
+    """Marks a folder as mmsearch's own."""
+    content = {"what": "an index of mmsearch; see docs/format.md", "format": FORMAT_VERSION}
+    write_durably(folder / MARKER, (json.dumps(content) + "\n").encode())
+
+
+@contextmanager
+def _writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
+    # The kernel drops the lock with the process that holds it, so a kill leaves none behind.
+    try:
+        with FileLock(folder / _LOCK, timeout=wait):
+            yield
+    except Timeout as error:
+        raise IndexInUse(
+            f"{folder}: another process is writing to this index; try again when it has ended"
+        ) from error
+
+
+def _answer(found: Found, known: dict[int, Item]) -> Answer:
+    scores, ids = found
+    return Answer(
+        [float(score) for score in scores],
+        [int(number) for number in ids],
+        [known[int(number)] for number in ids],
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,71 @@
+"""What every vector index offers, and the plain one in NumPy."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from mmsearch.types import Ids, Vectors
+
+Found = tuple[Vectors, Ids]
+"""The answers to one query: scores (m,) and item ids (m,), best first, m <= k."""
+
+
+class VectorIndex(Protocol):
+    """Finds the vectors nearest to a query by inner product: cosine, as all have length 1."""
+
+    def __len__(self) -> int: ...
+
+    def search(
+        self, queries: Vectors, k: int, *, among: Ids | None = None, without: Ids | None = None
+    ) -> list[Found]:
+        """The best k items of each query.
+
+        Args:
+            queries: shape (q, d).
+            k: how many at most; fewer come back where fewer are there.
+            among: only these ids may be found (sorted); None is all of them.
+            without: these ids may not be found (sorted).
+        """
+        ...
+
+
+class ExactIndex:
+    """Compares with every vector: for the few that are newer than the snapshot."""
+
+    def __init__(self, ids: Ids, vectors: Vectors) -> None:
+        self._ids = ids
+        self._vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def search(
+        self, queries: Vectors, k: int, *, among: Ids | None = None, without: Ids | None = None
+    ) -> list[Found]:
+        ids, vectors = self._ids, self._vectors
+        if among is not None or without is not None:
+            keep = np.ones(len(ids), dtype=bool)
+            if among is not None:
+                keep &= np.isin(ids, among)
+            if without is not None:
+                keep &= ~np.isin(ids, without)
+            ids, vectors = ids[keep], vectors[keep]
+        return [best(scores, ids, k) for scores in queries @ vectors.T]
+
+    def extended(self, ids: Ids, vectors: Vectors) -> ExactIndex:
+        """A new index with more items at its end."""
+        return ExactIndex(
+            np.concatenate([self._ids, ids]), np.concatenate([self._vectors, vectors])
+        )
+
+
+def best(scores: Vectors, ids: Ids, k: int) -> Found:
+    """The k best of some items, best first; equal scores in the order of their ids."""
+    if k < len(scores):
+        cut = np.partition(scores, len(scores) - k)[len(scores) - k]
+        chosen = np.flatnonzero(scores >= cut)  # may be more than k where scores are equal
+        scores, ids = scores[chosen], ids[chosen]
+    order = np.lexsort((ids, -scores))[:k]
+    return scores[order], ids[order]

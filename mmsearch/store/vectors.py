@@ -1,0 +1,98 @@
+"""The vectors of one space and modality as of one revision of the catalog.
+
+The snapshot holds the bulk, the tail what was committed after it, and tombstones hide what was
+removed since. Opening costs in proportion to the tail, not to the snapshot.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Connection
+
+from mmsearch.store import catalog
+from mmsearch.store.catalog import SpaceRow
+from mmsearch.store.faiss_index import FaissIndex
+from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
+from mmsearch.types import Ids, Modality, Vectors
+
+
+@dataclass(frozen=True)
+class VectorView:
+    """An immutable picture of the vectors: searches on it need no lock."""
+
+    revision: int
+    space: SpaceRow
+    modality: Modality
+    generation: int
+    snapshot: VectorIndex | None
+    last_embedding: int
+    """The newest embedding that is in here."""
+    tail: ExactIndex
+    hidden: Ids
+    """Removed items, sorted."""
+
+    @classmethod
+    def load(
+        cls, connection: Connection, space: SpaceRow, modality: Modality, folder: Path
+    ) -> VectorView:
+        """The view of the transaction's state.
+
+        Raises:
+            FileNotFoundError: the snapshot's file is gone, because a writer compacted since the
+                transaction began: begin another.
+        """
+        row = catalog.snapshot_of(connection, space.id, modality)
+        empty = ExactIndex(
+            np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
+        )
+        view = cls(
+            revision=-1,
+            space=space,
+            modality=modality,
+            generation=row.generation if row else 0,
+            snapshot=FaissIndex.open(folder / row.file) if row else None,
+            last_embedding=row.last_embedding_id if row else 0,
+            tail=empty,
+            hidden=np.empty(0, dtype=np.int64),
+        )
+        return view.advanced(connection)
+
+    def advanced(self, connection: Connection) -> VectorView:
+        """This view with what was committed since; the snapshot must be the same."""
+        last, tail = self.last_embedding, self.tail
+        for newest, ids, vectors in catalog.embeddings_after(
+            connection, self.space, self.modality, last
+        ):
+            last, tail = newest, tail.extended(ids, vectors)
+        hidden = np.sort(catalog.tombstones(connection, self.space.id, self.modality))
+        return replace(
+            self,
+            revision=catalog.revision_of(connection),
+            last_embedding=last,
+            tail=tail,
+            hidden=hidden,
+        )
+
+    def search(self, queries: Vectors, k: int, among: Ids | None) -> list[Found]:
+        """The best k items of each query, over snapshot and tail together."""
+        without = self.hidden if len(self.hidden) else None
+        answers = self.tail.search(queries, k, among=among, without=without)
+        if self.snapshot is None:
+            return answers
+        older = self.snapshot.search(queries, k, among=among, without=without)
+        return [_merged(first, second, k) for first, second in zip(older, answers, strict=True)]
+
+
+def _merged(first: Found, second: Found, k: int) -> Found:
+    if not len(second[0]):
+        return first
+    rows = heapq.merge(*(zip(-scores, ids, strict=True) for scores, ids in (first, second)))
+    top = [row for row, _ in zip(rows, range(k), strict=False)]
+    return (
+        np.array([-score for score, _ in top], dtype=np.float32),
+        np.array([number for _, number in top], dtype=np.int64),
+    )

@@ -1,0 +1,166 @@
+"""The words of mmsearch as frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Modality = Literal["image", "caption"]
+MODALITIES: tuple[Modality, ...] = ("image", "caption")
+
+Vectors = NDArray[np.float32]
+"""Embeddings, shape (n, d), each row of length 1."""
+
+Pixels = NDArray[np.uint8]
+"""Images as an encoder takes them, shape (n, height, width, 3), RGB, 0 to 255."""
+
+Ids = NDArray[np.int64]
+"""Ids of media or captions, shape (n,)."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its pictures: open_clip's preprocessing configuration."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    """"shortest": scale the short side and crop the centre; "longest": scale the long side
+    and pad; "squash": scale each side on its own."""
+    fill_color: int = 0
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What is known of a model without loading it.
+
+    `space` is the identity of its embedding space: a hash over architecture, weights and
+    preprocessing. Vectors compare only within one space.
+    """
+
+    model: str
+    space: str
+    dim: int
+    preprocess: Preprocess
+    context_length: int
+    tokenizer: str
+    """"clip" (byte-pair encoding, no torch needed) or "open_clip" (whatever the model has)."""
+    tokenizer_clean: str = "lower"
+    parameters: int = 0
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a query: a text or an image, with its weight. Negative means "not"."""
+
+    text: str | None = None
+    image: Path | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which media may be hits. Dates are capture dates: `after` <= captured < `before`."""
+
+    under: Path | None = None
+    after: datetime | None = None
+    before: datetime | None = None
+
+    def __bool__(self) -> bool:
+        return not (self.under is None and self.after is None and self.before is None)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for."""
+
+    terms: tuple[Term, ...]
+    to: Modality = "image"
+    k: int = 10
+    filter: Filter = field(default_factory=Filter)
+    min_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer. `score` is the cosine similarity, higher is better; `rank` counts from 1."""
+
+    rank: int
+    score: float
+    path: Path
+    modality: Modality
+    caption: str | None
+    """The caption that was found; None where the hit is an image."""
+    media_id: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long job stands."""
+
+    stage: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What one index run did. Counts are files, but for `captions`: captions added."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    moved: int = 0
+    removed: int = 0
+    failed: int = 0
+    """Files that could not be used in this run; `mmsearch errors` lists them."""
+    known_bad: int = 0
+    """Files that failed in an earlier run and have not changed: not tried again."""
+    captions: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    """Images embedded over the seconds from the first file opened to the last commit."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds in scan, decode (summed over threads), encode, write and load."""
+    model: str = ""
+    precision: str = ""
+    dry_run: bool = False
+    kept_roots: tuple[Path, ...] = ()
+    """Folders found missing or empty, from which nothing was removed."""
+    unmatched_captions: tuple[str, ...] = ()
+    """File names in the captions file that no indexed image answers to."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An entry of the ledger: a file that is not in the index, and why."""
+
+    path: Path
+    reason: str
+    failed_at: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an index holds."""
+
+    path: Path
+    model: str
+    space: str
+    dim: int
+    images: int
+    captions: int
+    failures: int
+    roots: tuple[Path, ...]
+    bytes: int
+    format_version: int
