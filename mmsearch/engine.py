@@ -37,7 +37,6 @@ from mmsearch.encoders.registry import (
     TINY,
     ModelSource,
     cached_files,
-    hub_reachable,
     parse_model,
 )
 from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
@@ -278,8 +277,7 @@ class Engine:
 
         Raises:
             IndexNotFound: there is no index yet.
-            UsageError: nothing to search for.
-            DecodeError: the example is not a usable image.
+            UsageError: nothing to search for, or an example that is not a usable image.
         """
         if not isinstance(query, Query):
             terms = [Term(text=query)] if query else []
@@ -447,8 +445,7 @@ class Engine:
         device = pick_device(self._settings.device)
         space = self.store.active_space() if self._has_index() else None
         if space is None:
-            source = self._choose_model()
-            return self._load(source, device)
+            return self._encoder_of_a_new_index(device)
         if self._settings.model not in ("auto", space.spec.model):
             asked = parse_model(self._settings.model)
             if asked.name != space.spec.model:
@@ -458,12 +455,33 @@ class Engine:
                 )
         return self._open(space.spec, device)
 
+    def _encoder_of_a_new_index(self, device: str) -> Encoder:
+        """What the settings name; "auto" is `base` if it is here or may be fetched, else `tiny`."""
+        if self._settings.model != "auto":
+            return self._load(parse_model(self._settings.model), device)
+        if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
+            try:
+                return self._load(parse_model(BASE), device)
+            except ModelNotFound as error:
+                self._notify(str(error))
+        self._notify(
+            "using the bundled model 'tiny': fine for trying; 'base' finds several times more "
+            f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
+        )
+        return self._load(parse_model(TINY), device)
+
+    def _may_fetch_base(self) -> bool:
+        question = f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It finds far more."
+        return self._confirm is not None and self._confirm(question)
+
     def _open(self, spec: EncoderSpec, device: str) -> Encoder:
         key = f"{spec.space} {device}"
         if key not in self._encoders:
             encoder = None
             if device == "cpu":
-                encoder = open_space(spec, self._cache, self._settings.precision)
+                encoder = open_space(
+                    spec.space, self._cache, self._settings.precision, self._notify
+                )
             if encoder is None:
                 encoder = self._load(parse_model(spec.model), device)
                 if encoder.spec.space != spec.space:
@@ -482,24 +500,6 @@ class Engine:
             precision=self._settings.precision,
             notify=self._notify,
         )
-
-    def _choose_model(self) -> ModelSource:
-        """What "auto" stands for: `base` where it is at hand or may be fetched, else `tiny`."""
-        if self._settings.model != "auto":
-            return parse_model(self._settings.model)
-        base = parse_model(BASE)
-        if cached_files(base) is not None:
-            return base
-        question = f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It finds far more."
-        if self._confirm is not None and self._confirm(question):
-            if hub_reachable():
-                return base
-            self._notify("the model hub cannot be reached")
-        self._notify(
-            "using the bundled model 'tiny': fine for trying; 'base' finds several times more "
-            f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
-        )
-        return parse_model(TINY)
 
 
 def _choose(

@@ -58,7 +58,7 @@ def read_csv(text: str, path: Path) -> LabelledSet:
     if not lines:
         raise LabelsError(f"{path}: the file is empty")
     delimiter = max("\t|,", key=lines[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         head = [name.strip().lower() for name in next(reader)]
         file_at, caption_at = _column(head, _FILE_COLUMNS), _column(head, _CAPTION_COLUMNS)
@@ -80,7 +80,7 @@ def read_csv(text: str, path: Path) -> LabelledSet:
                 last = caption_at == len(head) - 1
                 caption = delimiter.join(row[caption_at:]) if last else row[caption_at]
                 split = row[split_at] if split_at is not None and split_at < len(row) else ""
-                yield row[file_at].strip(), caption, split.strip()
+                yield row[file_at].strip(), caption.strip(), split.strip()
 
         return _gathered(rows(), path)
     except csv.Error as error:

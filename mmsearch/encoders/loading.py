@@ -20,6 +20,7 @@ from mmsearch.encoders.registry import (
     ModelSource,
     cached_files,
     parse_model,
+    require_weights,
 )
 from mmsearch.errors import MmsearchError, ModelNotFound
 from mmsearch.types import EncoderSpec
@@ -132,12 +133,25 @@ def _stamps(source: ModelSource) -> list[list[Any]]:
     return found
 
 
-def open_space(spec: EncoderSpec, cache: ModelCache, precision: str) -> Encoder | None:
-    """The converted model of a space, without looking at its weights; None if there is none."""
-    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
+def open_space(
+    space: str, cache: ModelCache, precision: str, notify: Notify = log.info
+) -> Encoder | None:
+    """The converted model of a space, without looking at its weights; None if there is none.
 
-    folder = cache.folder_of(spec.space)
-    return OpenVinoEncoder(folder, precision) if is_exported(folder) else None
+    A precision that was asked for is obeyed, with a word where it does not agree with torch.
+    """
+    from mmsearch.encoders.openvino import AGREEMENT, OpenVinoEncoder, is_exported
+
+    folder = cache.folder_of(space)
+    if not is_exported(folder):
+        return None
+    encoder = OpenVinoEncoder(folder, precision)
+    if encoder.agreement < AGREEMENT[encoder.precision]:
+        notify(
+            f"'{encoder.spec.model}' in {encoder.precision} differs from torch (cosine down to "
+            f"{encoder.agreement:.3f}): vectors are less exact than in fp32"
+        )
+    return encoder
 
 
 def open_encoder(
@@ -156,17 +170,14 @@ def open_encoder(
 
     Raises:
         ModelNotFound: no such model, or its weights cannot be had.
-        UsageError: a precision that does not agree with fp32 on this model.
     """
-    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
-
     if device != "cpu":
         return _open_torch(source, device, precision)
     entry = cache.find(source)
     if entry and entry["runtime"] == "torch":
         return _open_torch(source, "cpu", "fp32")
-    if entry and is_exported(cache.folder_of(entry["space"])):
-        return OpenVinoEncoder(cache.folder_of(entry["space"]), precision)
+    if entry and (encoder := open_space(entry["space"], cache, precision, notify)):
+        return encoder
     return _convert(source, cache, precision, notify)
 
 
@@ -185,6 +196,7 @@ def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
 def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Notify) -> Encoder:
     from mmsearch.encoders import openvino
 
+    require_weights(source)
     with cache.lock():
         notify(f"preparing '{source.name}' for this machine (once)")
         from mmsearch.encoders.open_clip import TorchEncoder, load_model
@@ -200,7 +212,9 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
             cache.remember(source, model.spec.space, "torch")
             return TorchEncoder(model)
         cache.remember(source, model.spec.space, "openvino")
-    return openvino.OpenVinoEncoder(folder, precision)
+    encoder = open_space(model.spec.space, cache, precision, notify)
+    assert encoder is not None, "it was just converted"
+    return encoder
 
 
 def pick_device(asked: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -53,7 +52,8 @@ def load_model(source: ModelSource) -> LoadedModel:
                 require_pretrained=True,
                 weights_only=True,
             )
-    except (RuntimeError, ValueError, OSError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:
+        # open_clip and torch answer weights that do not fit with nearly any exception there is.
         reason = " ".join(str(error).split())[:300]
         raise ModelNotFound(f"model '{source.name}' cannot be loaded: {reason}") from error
     network.eval()

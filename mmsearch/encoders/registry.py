@@ -181,8 +181,9 @@ def hub_reachable(seconds: float = 3.0) -> bool:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310
         try:
             urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310
-        except urllib.error.HTTPError:
-            pass  # an answer all the same
+        except urllib.error.HTTPError as error:
+            if error.code >= 500 or error.code in (403, 407):
+                return  # a proxy's refusal, or a hub that is down
         except (OSError, ValueError):
             return
         answered.set()

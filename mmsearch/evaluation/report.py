@@ -194,10 +194,11 @@ def _run_lines(corpus: Corpus, direction: Direction) -> Iterator[str]:
     for query, rows, scores in zip(
         direction.queries, direction.top_rows, direction.top_scores, strict=True
     ):
-        last = np.inf
+        # In float32, as trec_eval keeps them: smaller steps would be ties again over there.
+        last = np.float32(np.inf)
         for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
-            last = min(float(score), last - 1e-8)
-            yield f"{query_name(query)} Q0 {item_name(row)} {place + 1} {last:.9f} mmsearch\n"
+            last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
+            yield f"{query_name(query)} Q0 {item_name(row)} {place + 1} {last:.9g} mmsearch\n"
 
 
 def _qrels_lines(corpus: Corpus, direction: Direction) -> Iterator[str]:

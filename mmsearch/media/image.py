@@ -17,7 +17,10 @@ from mmsearch.errors import DecodeError
 from mmsearch.types import Preprocess
 
 pillow_heif.register_heif_opener()
-# We check sizes ourselves, after JPEG's draft mode; Pillow's own warning is not an error here.
+# Pillow warns of odd metadata and of large pictures, on stderr. What matters is in the ledger, and
+# sizes we check ourselves, after JPEG's draft mode. (Filters set around each call would not be
+# safe among threads.)
+warnings.filterwarnings("ignore", module="PIL")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "HEIF", "AVIF")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.errors import UsageError
+from mmsearch.errors import DecodeError, UsageError
 from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Answer, Store
@@ -26,8 +26,8 @@ class Searcher:
         """The hits, best first; at most `query.k`.
 
         Raises:
-            UsageError: a query without terms, or whose terms cancel each other out.
-            DecodeError: an image term is not a usable image.
+            UsageError: a query without terms, terms that cancel each other out, or an example
+                that is not a usable image.
             SpaceError: the index's space is not the encoder's.
         """
         if query.k < 1:
@@ -59,8 +59,7 @@ class Searcher:
         """One unit vector, shape (dim,), for several terms: their weighted sum.
 
         Raises:
-            UsageError: no terms, or a sum of nothing.
-            DecodeError: an image term is not a usable image.
+            UsageError: no terms, a sum of nothing, or an example that is not a usable image.
         """
         if not terms:
             raise UsageError("nothing to search for: give a text or --image FILE")
@@ -78,10 +77,11 @@ class Searcher:
     def _embed_image(self, term: Term) -> Vectors:
         if term.image is None:
             raise UsageError("a term is a text or an image")
-        pixels = fit(
-            decode(_content(term.image), at_least=self._encoder.spec.preprocess.size).image,
-            self._encoder.spec.preprocess,
-        )
+        how = self._encoder.spec.preprocess
+        try:
+            pixels = fit(decode(_content(term.image), at_least=how.size).image, how)
+        except DecodeError as error:
+            raise UsageError(f"{term.image}: {error}") from error
         found: Vectors = self._encoder.encode_images(pixels[None])[0]
         return found
 

@@ -31,7 +31,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from mmsearch.errors import DamageError, FormatError, IndexInUse, StoreError, UnreadableError
 from mmsearch.store import schema
-from mmsearch.store.files import sync_file, sync_folder
+from mmsearch.store.files import draft_of, sync_file, sync_folder
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
 from mmsearch.store.paths import join, to_path
 from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Preprocess, Vectors
@@ -98,7 +98,7 @@ class Catalog:
     @classmethod
     def create(cls, path: Path) -> Catalog:
         """Makes an empty catalog: it appears whole under its name, or not at all."""
-        draft = path.with_name(path.name + ".new")
+        draft = draft_of(path)
         for leftover in (draft, *_companions(draft)):
             leftover.unlink(missing_ok=True)
         engine = _engine(draft)

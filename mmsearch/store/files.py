@@ -23,9 +23,14 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def draft_of(path: Path) -> Path:
+    """Where the new content of a file is written before it takes the file's name."""
+    return path.with_name(f".{path.name}.new")
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file: after a crash it has the old content or the new, never a part."""
-    draft = path.with_name(f".{path.name}.new")
+    draft = draft_of(path)
     with draft.open("wb") as file:
         file.write(content)
         file.flush()

@@ -27,17 +27,17 @@ _FIRST_TABLES = (
     "CREATE TABLE revision (number INTEGER NOT NULL)",
     "INSERT INTO revision VALUES (0)",
     """CREATE TABLE space (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         identity VARCHAR NOT NULL UNIQUE,
         spec VARCHAR NOT NULL,
         active INTEGER NOT NULL)""",
     """CREATE TABLE root (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         path BLOB NOT NULL UNIQUE,
         walked INTEGER NOT NULL,
         exclude VARCHAR NOT NULL)""",
     """CREATE TABLE media (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         root_id INTEGER NOT NULL REFERENCES root (id),
         path BLOB NOT NULL,
         size INTEGER NOT NULL,
@@ -53,13 +53,13 @@ _FIRST_TABLES = (
     "CREATE INDEX ix_media_content_hash ON media (content_hash)",
     "CREATE INDEX ix_media_captured ON media (captured)",
     """CREATE TABLE caption (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         media_id INTEGER NOT NULL REFERENCES media (id),
         text VARCHAR NOT NULL,
         source VARCHAR NOT NULL)""",
     "CREATE INDEX ix_caption_media_id ON caption (media_id)",
     """CREATE TABLE embedding (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         space_id INTEGER NOT NULL REFERENCES space (id),
         modality VARCHAR NOT NULL,
         item_id INTEGER NOT NULL,

@@ -20,7 +20,7 @@ from mmsearch.store import catalog, filters
 from mmsearch.store.catalog import Catalog, Item, RootRow, SnapshotRow, SpaceRow
 from mmsearch.store.changes import Change
 from mmsearch.store.faiss_index import FaissIndex
-from mmsearch.store.files import sync_file, sync_folder, write_durably
+from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import relative, to_path
 from mmsearch.store.vector_index import Found
@@ -89,7 +89,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / MARKER).is_file():
-                if any(folder.iterdir()):
+                if any(path.name != draft_of(folder / MARKER).name for path in folder.iterdir()):
                     raise UsageError(
                         f"{folder}: not empty and not an index of mmsearch; name an empty or a "
                         "new folder with --index DIR"
@@ -305,7 +305,8 @@ class Writer:
     def _write_snapshot(self, space: SpaceRow, modality: Modality, old: SnapshotRow | None) -> None:
         generation = (old.generation if old else 0) + 1
         name = f"{space.id}-{modality}-{generation}.faiss"
-        draft, path = self._folder / f".{name}.new", self._folder / name
+        path = self._folder / name
+        draft = draft_of(path)
         with self._store.catalog.read() as connection:
             last = 0
 

@@ -1,0 +1,399 @@
+"""The program as a user runs it: output, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from fakes import paint
+from typer.testing import CliRunner
+
+from mmsearch.cli.app import app
+from mmsearch.datasets import scene_art, scenes
+
+
+def mmsearch(*arguments, cwd=None, check=None, **environment):
+    """Runs the program in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mmsearch", *map(str, arguments)],
+        capture_output=True, cwd=cwd, env={**os.environ, **environment}, timeout=300, check=False,
+    )  # fmt: skip
+    if check is not None:
+        assert done.returncode == check, done.stderr.decode()
+    return done
+
+
+def run(*arguments, code=0):
+    """Runs a command within this process, which spares the imports."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory, tiny):
+    """Twenty drawn scenes with captions beside them."""
+    folder = tmp_path_factory.mktemp("gallery")
+    for number, scene in enumerate(scenes.gallery(20, seed=400)):
+        scene_art.render(scene).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text("\n".join(scenes.captions(scene)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(gallery, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("indexes") / "index"
+    run("index", gallery, "--index", folder, "--model", "tiny")
+    return folder
+
+
+def test_indexing_reports_on_stdout(gallery, tmp_path):
+    done = mmsearch("index", gallery, "--index", tmp_path / "i", "--model", "tiny", check=0)
+    assert b"20 added" in done.stdout
+    assert done.stderr == b""
+
+
+def test_indexing_reports_in_json(gallery, tmp_path):
+    result = run("index", gallery, "--index", tmp_path / "i", "--model", "tiny", "--json")
+    (line,) = result.stdout.splitlines()
+    report = json.loads(line)
+    assert {
+        "added", "updated", "unchanged", "moved", "removed", "failed", "captions", "seconds",
+        "images_per_second", "stages", "model", "precision",
+    } <= set(report)  # fmt: skip
+    assert {"scan", "decode", "encode", "write", "load"} <= set(report["stages"])
+    assert (report["added"], report["model"]) == (20, "tiny")
+    assert report["images_per_second"] > 0
+
+
+def test_a_search_is_a_table(index):
+    lines = run("search", scenes.captions(scenes.gallery(1, seed=400)[0])[0], "--index", index)
+    head, first, *_ = lines.stdout.splitlines()
+    assert head.split() == ["rank", "score", "path"]
+    assert first.endswith("00.png")
+
+
+def test_unquoted_words_are_one_text(index):
+    quoted = run("search", "a red circle", "--index", index, "--json").stdout
+    assert run("search", "a", "red", "circle", "--index", index, "--json").stdout == quoted
+
+
+def test_json_is_a_line_a_hit(index, gallery):
+    result = run("search", "a", "face", "--index", index, "-k", 3, "--json")
+    hits = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [set(hit) for hit in hits] == [
+        {"rank", "score", "path", "modality", "caption", "media_id"}
+    ] * 3
+    assert Path(hits[0]["path"]).parent == gallery
+    assert (hits[0]["modality"], hits[0]["caption"]) == ("image", None)
+
+
+def test_an_example_finds_itself_then_captions(index, gallery):
+    example = gallery / "03.png"
+    (line,) = run("search", "--image", example, "--index", index, "-k", 1, "--paths").stdout.split()
+    assert line == str(example)
+    found = run("search", "--image", example, "--index", index, "--to", "caption", "--json").stdout
+    own = (gallery / "03.txt").read_text().splitlines()
+    assert json.loads(found.splitlines()[0])["caption"] in own
+
+
+def test_weights_and_literal_texts(index):
+    plain = run("search", "9 photo", "--index", index, "--json").stdout
+    weighted = run("search", "16:9 photo", "--index", index, "--json")
+    assert weighted.stdout == plain
+    assert "--literal" in weighted.stderr
+    literal = run("search", "16:9 photo", "--literal", "--index", index, "--json")
+    assert literal.stdout != plain
+    both = run("search", "--and", "2:a face", "--and", "0.5:a star", "--not", "glasses",
+               "--index", index, "--json").stdout  # fmt: skip
+    assert len(both.splitlines()) == 10
+
+
+@pytest.mark.parametrize("end", ["--paths", "-0"])
+def test_paths_alone_are_pipe_safe(index, end):
+    done = mmsearch("search", "a face", "--index", index, "-k", 2, end, check=0)
+    paths = done.stdout.split(b"\0" if end == "-0" else b"\n")
+    assert paths.pop() == b""
+    assert all(os.path.isfile(path) for path in paths)
+    assert len(paths) == 2
+
+
+def test_a_reader_that_stops_reading_is_no_error(index):
+    command = [sys.executable, "-m", "mmsearch", "search", "a", "--index", str(index), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.wait()
+
+
+def test_dates_and_folders_limit_a_search(index, gallery):
+    def count(*limits):
+        return len(
+            run("search", "a", "--index", index, "-k", 99, "--paths", *limits).stdout.split()
+        )
+
+    assert count() == count("--after", "2001") == count("--under", gallery) == 20
+    assert count("--before", "2001-05") == count("--under", gallery / "none") == 0
+    assert count("--min-score", "2") == 0
+
+
+def test_a_page_of_thumbnails(index, tmp_path):
+    run("search", "a face", "--index", index, "-k", 4, "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg;base64,") == 4
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path, tiny):
+    folder = tmp_path / "evil"
+    paint(folder / "a.png", "red")
+    (folder / "a.png").rename(folder / "\x1b[31mred\u202egnp.png")
+    run("index", folder, "--index", tmp_path / "i", "--model", "tiny")
+    shown = run("search", "red", "--index", tmp_path / "i").stdout
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "\\x1b[31mred\\u202egnp.png" in shown
+
+
+def test_strict_says_that_files_failed(tmp_path, tiny):
+    folder = tmp_path / "some"
+    paint(folder / "a.png", "red")
+    (folder / "bad.png").write_bytes(b"no")
+    where = ("--index", tmp_path / "i", "--model", "tiny")
+    assert "mmsearch errors" in run("index", folder, *where).stderr
+    run("index", folder, *where, "--strict", code=1)
+    listed = run("errors", "--index", tmp_path / "i").stdout
+    assert listed.startswith(str(folder / "bad.png") + "\tnot an image")
+
+
+def test_a_dry_run_changes_nothing(gallery, tmp_path, tiny):
+    where = ("--index", tmp_path / "i", "--model", "tiny")
+    assert "would do: 20 added" in run("index", gallery, *where, "--dry-run").stdout
+    assert not (tmp_path / "i").exists()
+    run("index", gallery, *where)
+    assert "20 unchanged" in run("index", gallery, *where, "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["search", "x", "--index", "NONE"], 3, "no index there"),
+        (["status", "--index", "NONE"], 3, "no index there"),
+        (["index", "--index", "NONE"], 3, "no index there"),
+        (["index", "/no/such/folder", "--index", "NONE", "--model", "tiny"], 2, "no such file"),
+        (["index", "GALLERY", "--index", "NONE", "--model", "nonsense"], 2, "unknown model"),
+        (["index", "GALLERY", "--index", "NONE", "--model", "base"], 3, "cannot be reached"),
+        (["index", "GALLERY", "--index", "NONE", "--model", "X:/no.pt"], 3, "no such weights"),
+        (["index", "GALLERY", "--index", "GALLERY", "--model", "tiny"], 2, "not empty"),
+        (["index", "GALLERY", "--model", "base", "--index", "INDEX"], 2, "one model"),
+        (["search", "--index", "INDEX"], 2, "nothing to search for"),
+        (["search", "x", "--to", "video", "--index", "INDEX"], 2, "image or caption"),
+        (["search", "x", "--after", "soon", "--index", "INDEX"], 2, "is no date"),
+        (["search", "x", "--json", "--paths", "--index", "INDEX"], 2, "exclude each other"),
+        (["search", "--image", "/no.png", "--index", "INDEX"], 2, "no such image"),
+        (["search", "x", "-k", "0", "--index", "INDEX"], 2, "k is a whole number"),
+        (["remove", "/no/such", "--index", "INDEX"], 2, "nothing in the index"),
+        (["bench", "/no/such.json", "--model", "tiny"], 2, "cannot be read"),
+        (["bench", "--split", "test", "--index", "INDEX"], 2, "go with a DATASET"),
+        (["import", "GALLERY", "--index", "INDEX"], 2, "no img_emb"),
+        (["export", "GALLERY", "--index", "INDEX"], 2, "not an empty folder"),
+        (["search", "x", "--precision", "int3", "--index", "INDEX"], 2, "precision is one of"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(arguments, code, says, index, gallery, tmp_path):
+    names = {"NONE": tmp_path / "none", "INDEX": index, "GALLERY": gallery}
+    result = run(*(names.get(argument, argument) for argument in arguments), code=code)
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_wrong_options_are_usage():
+    assert mmsearch("search", "--nonsense").returncode == 2
+    assert mmsearch("nonsense").returncode == 2
+
+
+def test_a_damaged_catalog_is_said_so(index, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(index, broken)
+    path = broken / "catalog.sqlite3"
+    content = bytearray(path.read_bytes())
+    content[100 : len(content)] = bytes(len(content) - 100)
+    path.write_bytes(content)
+    run("search", "x", "--index", broken, code=5)
+
+
+def test_auto_takes_tiny_without_a_network_and_says_what_base_would_give(gallery, tmp_path):
+    started = time.monotonic()
+    done = mmsearch(
+        "index", gallery, "--index", tmp_path / "i", "--yes", check=0,
+        HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert b"cannot be reached" in done.stderr
+    assert b"'tiny'" in done.stderr
+    assert b"20 added" in done.stdout
+    assert time.monotonic() - started < 60
+
+
+def test_a_search_imports_neither_torch_nor_open_clip(index):
+    code = (
+        "import sys\n"
+        "from mmsearch.cli import main\n"
+        f"sys.argv = ['mmsearch', 'search', 'a', 'face', '--index', {str(index)!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "print('LOADED', sorted(loaded & {'torch', 'open_clip', 'pyarrow', 'tqdm', 'jinja2'}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+    assert "00.png" in done.stdout or ".png" in done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom mmsearch.cli import main\nsys.argv = ['mmsearch', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'numpy', 'faiss', 'sqlalchemy', 'PIL', 'openvino'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_index_is_found_where_it_is_expected(gallery, tmp_path):
+    (tmp_path / "index").mkdir()  # a stray folder of that name is not ours
+    elsewhere = tmp_path / "elsewhere"
+    done = mmsearch("index", gallery, "--model", "tiny", cwd=tmp_path, MMSEARCH_HOME=str(elsewhere),
+                    check=0)  # fmt: skip
+    assert done.returncode == 0
+    assert (elsewhere / "index" / "catalog.sqlite3").is_file()
+    shutil.copy(REPOSITORY / "index" / "mmsearch-index.json", tmp_path / "index")
+    assert mmsearch("search", "x", cwd=tmp_path, MMSEARCH_HOME=str(elsewhere)).returncode == 3
+    mmsearch("index", gallery, "--model", "tiny", cwd=tmp_path, check=0)
+    assert (tmp_path / "index" / "catalog.sqlite3").is_file()
+    other = tmp_path / "other"
+    mmsearch("index", gallery, "--model", "tiny", cwd=tmp_path, MMSEARCH_INDEX=str(other), check=0)
+    assert (other / "catalog.sqlite3").is_file()
+
+
+def test_an_interrupt_keeps_what_is_done_and_says_so(tmp_path, tiny):
+    folder = tmp_path / "many"
+    for number in range(1500):
+        paint(folder / f"{number}.jpg", "red", mark=number + 1, size=(300, 300))
+    command = [sys.executable, "-m", "mmsearch", "index", str(folder), "--index",
+               str(tmp_path / "i"), "--model", "tiny"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    images = 0
+    for _ in range(600):
+        time.sleep(0.05)
+        if (tmp_path / "i" / "catalog.sqlite3").exists():
+            images = json.loads(run("status", "--index", tmp_path / "i", "--json").stdout)["images"]
+        if images or process.poll() is not None:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"everything committed so far is kept" in errors
+    kept = json.loads(run("status", "--index", tmp_path / "i", "--json").stdout)["images"]
+    assert images <= kept < 1500
+
+
+def test_status_and_models(index, gallery):
+    text = run("status", "--index", index).stdout
+    assert "20" in text
+    assert str(gallery) in text
+    listed = [
+        json.loads(line) for line in run("models", "--index", index, "--json").stdout.splitlines()
+    ]
+    by_name = {row["name"]: row for row in listed}
+    assert by_name["tiny"]["cached"]
+    assert by_name["tiny"]["dim"] == 256
+    assert by_name["tiny"]["indexed"] == str(index)
+    assert "research only" in by_name["tiny"]["licence"]
+    base = by_name["ViT-B-32-256/datacomp_s34b_b86k (base)"]
+    assert (base["cached"], base["licence"]) == (False, "MIT")
+
+
+def test_removing_takes_out_of_the_index_and_leaves_the_disk(gallery, tmp_path, tiny):
+    where = ("--index", tmp_path / "i")
+    run("index", gallery, *where, "--model", "tiny")
+    assert run("remove", gallery / "03.png", *where).stdout == "1 removed\n"
+    assert (gallery / "03.png").is_file()
+    assert run("remove", gallery, *where).stdout == "19 removed\n"
+    assert "20 added" not in run("index", *where).stdout
+
+
+def test_benchmark_of_a_labelled_set_reproduces_from_its_export(gallery, tmp_path, tiny):
+    rows = [f'{p.with_suffix(".png").name},"{line}"' for p in sorted(gallery.glob("*.txt"))
+            for line in p.read_text().splitlines()]  # fmt: skip
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,caption\n" + "\n".join(rows) + "\nmissing.png,nothing\n")
+    result = run("bench", labels, "--images", gallery, "--model", "tiny", "--json",
+                 "--export", tmp_path / "out")  # fmt: skip
+    report = json.loads(result.stdout)
+    assert (report["images"], report["captions"], report["missing"]) == (20, 60, 1)
+    assert "missing.png" in result.stderr
+    image, text = (np.load(tmp_path / "out" / f"{name}.npy") for name in ("image", "text"))
+    lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
+    owner = [json.loads(line)["image_row"] for line in lines]
+    scores = text @ image.T
+    own = scores[np.arange(len(text)), owner][:, None]
+    ranks = 1 + ((scores > own - 1e-6).sum(1) - 1)
+    assert report["t2i"]["R@1"] == pytest.approx(100 * np.mean(ranks <= 1), abs=1e-3)
+    assert report["t2i"]["index_loss"]["R@10"] == 0
+
+
+def test_benchmark_of_the_index_itself(index):
+    report = json.loads(run("bench", "--index", index, "--json").stdout)
+    assert (report["images"], report["captions"]) == (20, 60)
+    assert report["t2i"]["R@10"] > 90
+
+
+def test_export_and_import_give_the_same_hits(index, gallery, tmp_path):
+    run("export", tmp_path / "out", "--index", index)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "img_emb", "text_emb", "metadata",
+    }  # fmt: skip
+    images = np.load(tmp_path / "out" / "img_emb" / "img_emb_0.npy")
+    texts = np.load(tmp_path / "out" / "text_emb" / "text_emb_0.npy")
+    assert images.shape == texts.shape == (60, 256)
+    other = ("--index", tmp_path / "again")
+    assert (
+        run("import", tmp_path / "out", *other, "--model", "tiny").stdout == "20 images imported\n"
+    )
+    for to in ("image", "caption"):
+        query = ("search", "a", "happy", "face", "--to", to, "-k", 5, "--paths")
+        assert run(*query, *other).stdout == run(*query, "--index", index).stdout
+    assert run("import", tmp_path / "out", *other).stdout == "0 images imported\n"
+    assert "20 unchanged" in run("index", gallery, *other).stdout
+
+
+def test_the_demo_runs_twice_without_harm(tmp_path, tiny):
+    first = run("demo", "--out", tmp_path / "demo")
+    again = run("demo", "--out", tmp_path / "demo")
+    assert "168 images" in first.stdout
+    assert "(168 new" in first.stdout
+    assert "(0 new" in again.stdout
+    assert "text -> image" in again.stdout
+    assert (tmp_path / "demo" / "contact-sheet.html").stat().st_size > 100_000
+
+
+def test_the_demo_on_a_folder_of_ones_own(tmp_path, gallery):
+    result = run("demo", gallery, "--out", tmp_path / "demo")
+    assert "R@1" not in result.stdout
+    assert (tmp_path / "demo" / "photos.html").is_file()
+
+
+def test_the_launcher_of_a_checkout_works():
+    done = subprocess.run([sys.executable, "cli.py", "--version"], cwd=REPOSITORY,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.startswith("mmsearch ")

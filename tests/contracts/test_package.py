@@ -1,0 +1,138 @@
+"""What the package promises as a whole: names, documentation, the wheel."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+import mmsearch
+from mmsearch import errors
+
+
+def test_the_public_names_are_these():
+    """A new one is a promise; a missing one is a breach."""
+    assert sorted(mmsearch.__all__) == [
+        "Engine", "Filter", "Hit", "IngestReport", "Query", "Term", "__version__",
+    ]  # fmt: skip
+    assert all(getattr(mmsearch, name) for name in mmsearch.__all__)
+    with pytest.raises(AttributeError):
+        mmsearch.nonsense  # noqa: B018
+
+
+def test_every_error_is_drawn_and_has_its_exit_code():
+    tree = [
+        value for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.MmsearchError)
+    ]  # fmt: skip
+    assert all(value.__name__ in errors.__doc__ for value in tree)
+    codes = {value.exit_code for value in tree} - {1}
+    assert codes == {2, 3, 4, 5, 130}
+    assert all(f"(exit {code})" in errors.__doc__ for code in codes)
+
+
+def test_the_example_in_the_readme_runs(tiny, tmp_path, monkeypatch):
+    from fakes import paint
+
+    paint(tmp_path / "Pictures" / "red.png", "red")
+    (tmp_path / "example.jpg").write_bytes(paint(tmp_path / "x.jpg", "red").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = (REPOSITORY / "README.md").read_text()
+    _, _, rest = text.partition("```python\n")
+    code, _, _ = rest.partition("```")
+    assert "Engine.open" in code
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_example_of_the_engine_is_valid_python():
+    import mmsearch.engine
+
+    examples = doctest.DocTestParser().get_examples(mmsearch.engine.__doc__)
+    assert len(examples) >= 2
+    for example in examples:
+        compile(example.source, "engine", "exec")
+
+
+def test_the_command_reference_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, "scripts/cli_docs.py", "--check"], cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, "run: make docs"
+
+
+def test_every_command_is_documented_and_tested():
+    from mmsearch.cli.app import app
+
+    names = [command.name for command in app.registered_commands]
+    reference = (REPOSITORY / "docs" / "cli.md").read_text()
+    tests = (REPOSITORY / "tests" / "cli" / "test_cli.py").read_text()
+    assert len(names) == 10
+    for name in names:
+        assert f"## mmsearch {name}" in reference
+        assert f'"{name}"' in tests
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    subprocess.run([*command, str(REPOSITORY)], check=True, capture_output=True)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"mmsearch", f"mmsearch-{mmsearch.__version__}.dist-info"}
+    assert "mmsearch/encoders/bundled/tiny/open_clip_model.safetensors" in names
+    assert wheel.stat().st_size < 25e6
+
+
+def test_a_search_runs_from_the_wheel(wheel, tmp_path):
+    """In an environment of its own, which sees the libraries but not this checkout."""
+    import venv
+
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    libraries = Path(sys.modules["numpy"].__file__).parents[1]
+    # A .pth line adds the libraries' folder; its own .pth files, one of which leads to the
+    # checkout, are not read.
+    (site / "libraries.pth").write_text(f"{libraries}\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments):
+        done = subprocess.run(
+            [python, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(site) in run("-c", "import mmsearch; print(mmsearch.__file__)")
+    run("-m", "mmsearch", "demo", "--out", str(tmp_path / "demo"))
+    found = run("-m", "mmsearch", "search", "a cat", "--index", str(tmp_path / "demo" / "index"))
+    assert "animal.png" in found
+
+
+def test_nothing_speaks_of_another_machine():
+    """No path of a developer's machine and no data set in what is committed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.decode().split("\0")[:-1]:
+        path = REPOSITORY / name
+        assert path.stat().st_size < 25e6, name
+        if path.suffix in (".py", ".md", ".toml", ".json", ".html"):
+            assert str(REPOSITORY.parent) + "/" not in path.read_text(encoding="utf-8"), name

@@ -1,0 +1,137 @@
+"""SIGKILL at any moment: what is there afterwards is whole, and another run completes it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmsearch import Engine
+from mmsearch.datasets import scene_art, scenes
+from mmsearch.errors import IndexNotFound, NotFoundError
+
+COUNT = 260
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny):
+    top = tmp_path_factory.mktemp("many")
+    for number, scene in enumerate(scenes.gallery(COUNT, seed=9000)):
+        scene_art.render(scene).save(top / f"{number:03d}.png")
+        (top / f"{number:03d}.txt").write_text(scenes.captions(scene)[0])
+    return top
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    with Engine.open(tmp_path_factory.mktemp("whole") / "index", model="tiny") as engine:
+        engine.index([folder])
+        return contents(engine)
+
+
+def contents(engine):
+    held = engine.store.contents()
+    place = dict(zip(held.image_ids.tolist(), held.image_paths, strict=True))
+    images = dict(zip(held.image_paths, held.image_vectors, strict=True))
+    captions = {
+        (place[int(media)], text): vector
+        for media, text, vector in zip(
+            held.caption_media, held.caption_texts, held.caption_vectors, strict=True
+        )
+    }
+    assert len(images) == len(held.image_ids)
+    return images, captions
+
+
+def start(folder, index):
+    command = [sys.executable, "-m", "mmsearch", "index", str(folder), "--index", str(index),
+               "--model", "tiny"]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def check_whole(index):
+    """The index is none at all, or every committed row is found by a search."""
+    try:
+        with Engine.open(index) as engine:
+            if engine.store.active_space() is None:
+                return 0
+            held = engine.store.contents()
+            assert len(held.caption_ids) == len(held.image_ids)
+            space = engine.store.active_space().spec.space
+            if len(held.image_ids):
+                answers = engine.store.search(space, held.image_vectors, "image", COUNT)
+                assert all(set(a.ids) == set(held.image_ids.tolist()) for a in answers)
+            return len(held.image_ids)
+    except IndexNotFound:
+        return 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_runs_end_as_an_undisturbed_one(folder, undisturbed, tmp_path, seed):
+    rng, index = random.Random(seed), tmp_path / "index"
+    for _ in range(3):
+        process = start(folder, index)
+        time.sleep(rng.uniform(0.3, 2.2))
+        process.kill()
+        process.wait()
+        check_whole(index)
+    with Engine.open(index, model="tiny") as engine:
+        engine.index([folder])
+        images, captions = contents(engine)
+    assert check_whole(index) == COUNT
+    for found, expected in ((images, undisturbed[0]), (captions, undisturbed[1])):
+        assert set(found) == set(expected)
+        assert min(float(np.dot(found[key], expected[key])) for key in expected) > 0.9999
+
+
+KILLED_WHILE_MADE = """
+import os, sys
+from pathlib import Path
+from mmsearch.store import catalog, migrations, store
+at = int(sys.argv[2])
+calls = 0
+def counting(original):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), 9)
+        return original(*args, **kwargs)
+    return call
+for module in (catalog, store):
+    for name in ("sync_file", "sync_folder", "write_durably", "migrate"):
+        if hasattr(module, name):
+            setattr(module, name, counting(getattr(module, name)))
+catalog.os.replace = counting(os.replace)
+migrations.MIGRATIONS = tuple(map(counting, migrations.MIGRATIONS))
+store.Store.create(Path(sys.argv[1])).close()
+print("made")
+"""
+
+
+def test_an_index_killed_while_it_is_made_is_none_or_sound(tmp_path):
+    at = 0
+    while True:
+        at += 1
+        index = tmp_path / f"index{at}"
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED_WHILE_MADE, str(index), str(at)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        try:
+            with Engine.open(index) as engine:
+                assert engine.status().images == 0
+        except NotFoundError as error:
+            assert error.exit_code == 3
+        with Engine.open(index) as engine:  # and it can be made after all
+            from mmsearch.store.store import Store
+
+            Store.create(index).close()
+            assert engine.status().images == 0
+        if done.stdout == "made\n":
+            break
+    assert at > 5

@@ -1,0 +1,182 @@
+"""Encoders against open_clip and torch."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from mmsearch.config import load_settings
+from mmsearch.encoders import openvino
+from mmsearch.encoders.loading import ModelCache, open_encoder, open_space
+from mmsearch.encoders.open_clip import TorchEncoder, load_model
+from mmsearch.encoders.registry import parse_model
+from mmsearch.errors import ModelNotFound
+from mmsearch.media.image import decode, fit
+
+TEXTS = ["a dog runs over the grass", "Two people, one red car!", "", "x " * 300]
+#: A small architecture of open_clip's own, for weights that are random but shaped like real ones.
+ARCHITECTURE = "ViT-S-32-alt"
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(3)
+    small = [Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)) for _ in range(6)]
+    sizes = [(224, 224), (500, 375), (375, 500), (640, 200), (90, 300), (1000, 1000)]
+    return [image.resize(size, Image.Resampling.BICUBIC)
+            for image, size in zip(small, sizes, strict=True)]  # fmt: skip
+
+
+def cosines(a, b):
+    return (np.asarray(a) * np.asarray(b)).sum(axis=1)
+
+
+def by_open_clip(name, pretrained, pictures, texts):
+    """The whole of it by open_clip alone: its loader, its transform, its tokenizer."""
+    model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([transform(i) for i in pictures]), normalize=True)
+        return images.numpy(), model.encode_text(tokenizer(texts), normalize=True).numpy()
+
+
+def agrees(encoder, source, pictures, least):
+    pixels = np.stack([fit(image, encoder.spec.preprocess) for image in pictures])
+    images, texts = by_open_clip(source.open_clip_name, source.pretrained, pictures, TEXTS)
+    assert cosines(encoder.encode_images(pixels), images).min() > least
+    assert cosines(encoder.encode_texts(TEXTS), texts).min() > least
+
+
+def test_tiny_is_what_open_clip_makes_of_the_same_folder(tiny, pictures):
+    agrees(tiny, parse_model("tiny"), pictures, 0.9999)
+
+
+def test_bf16_is_close_on_real_photos(tiny, data):
+    encoder = open_space(tiny.spec.space, ModelCache(load_settings().cache), "bf16")
+    files = sorted((data / "photos").glob("*.jpg"))[:40]
+    how = tiny.spec.preprocess
+    pixels = np.stack([fit(decode(file.read_bytes()).image, how) for file in files])
+    assert cosines(encoder.encode_images(pixels), tiny.encode_images(pixels)).min() > 0.98
+    assert cosines(encoder.encode_texts(TEXTS), tiny.encode_texts(TEXTS)).min() > 0.98
+
+
+def test_tiny_squashes_as_its_training_photos_were(tiny):
+    assert tiny.spec.preprocess.resize_mode == "squash"
+    assert tiny.spec.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+def test_vectors_are_float32_of_length_one(tiny):
+    vectors = tiny.encode_texts(["a", "b"])
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_nothing_gives_no_vectors(tiny):
+    assert tiny.encode_texts([]).shape == (0, 256)
+    assert tiny.encode_images(np.empty((0, 224, 224, 3), np.uint8)).shape == (0, 256)
+
+
+def test_batches_do_not_mix(tiny, pictures):
+    pixels = np.stack([fit(image, tiny.spec.preprocess) for image in pictures])
+    alone = np.concatenate([tiny.encode_images(one[None]) for one in pixels])
+    assert cosines(tiny.encode_images(pixels), alone).min() > 0.99999
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = open_clip.create_model(ARCHITECTURE)
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_a_local_checkpoint_runs_on_both_runtimes_as_in_open_clip(checkpoint, pictures, tmp_path):
+    source = parse_model(f"{ARCHITECTURE}:{checkpoint}")
+    encoder = open_encoder(source, ModelCache(tmp_path), precision="fp32")
+    assert isinstance(encoder, openvino.OpenVinoEncoder)
+    agrees(encoder, source, pictures, 0.9999)
+    agrees(TorchEncoder(load_model(source)), source, pictures, 0.9999)
+
+
+def test_other_weights_are_another_space(checkpoint, tmp_path):
+    other = tmp_path / "other.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    state["logit_scale"] = state["logit_scale"] + 1
+    torch.save(state, other)
+    spaces = {
+        load_model(parse_model(f"{ARCHITECTURE}:{p}")).spec.space for p in (checkpoint, other)
+    }
+    assert len(spaces) == 2
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    path = tmp_path / "evil.pt"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ModelNotFound, match="cannot be loaded"):
+        load_model(parse_model(f"{ARCHITECTURE}:{path}"))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_of_another_architecture_are_refused(checkpoint):
+    with pytest.raises(ModelNotFound, match="cannot be loaded"):
+        load_model(parse_model(f"ViT-B-32:{checkpoint}"))
+
+
+def test_weights_are_hashed_once(tiny, monkeypatch):
+    """The second start knows the space by the files' sizes and times."""
+    monkeypatch.setattr("mmsearch.encoders.open_clip._file_hash", lambda path: 1 / 0)
+    cache = ModelCache(load_settings().cache)
+    again = open_encoder(parse_model("tiny"), cache, precision="fp32")
+    assert again.spec == tiny.spec
+
+
+@pytest.mark.parametrize(("cosine", "chosen"), [(0.9, "fp32"), (0.999, "bf16")])
+def test_auto_takes_bf16_only_where_it_agrees(cosine, chosen, monkeypatch):
+    class Core:
+        def get_property(self, device, name):
+            return ["FP32", "BF16"]
+
+    monkeypatch.setattr(openvino.ov, "Core", Core)
+    assert openvino.choose_precision("auto", {"fp32": 1.0, "bf16": cosine}) == chosen
+    monkeypatch.setattr(Core, "get_property", lambda *names: ["FP32"])
+    assert openvino.choose_precision("auto", {"fp32": 1.0, "bf16": cosine}) == "fp32"
+
+
+def test_a_precision_that_does_not_agree_is_obeyed_with_a_word(tiny, tmp_path):
+    cache = ModelCache(tmp_path)
+    copy = cache.folder_of(tiny.spec.space)
+    shutil.copytree(ModelCache(load_settings().cache).folder_of(tiny.spec.space), copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["agreement"]["bf16"] = 0.9
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    said = []
+    assert open_space(tiny.spec.space, cache, "bf16", said.append).precision == "bf16"
+    assert "differs from torch (cosine down to 0.900)" in said[0]
+    assert open_space(tiny.spec.space, cache, "auto", said.append).precision == "fp32"
+    assert len(said) == 1
+
+
+def test_a_model_that_openvino_cannot_convert_stays_with_torch(tmp_path, monkeypatch):
+    def fail(model, folder):
+        raise openvino.ExportError("no such operation")
+
+    monkeypatch.setattr(openvino, "export", fail)
+    said = []
+    cache = ModelCache(tmp_path)
+    for _ in range(2):
+        encoder = open_encoder(parse_model("tiny"), cache, notify=said.append)
+        assert isinstance(encoder, TorchEncoder)
+    assert sum("stays with torch" in line for line in said) == 1

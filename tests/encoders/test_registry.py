@@ -1,0 +1,75 @@
+"""Names of models, and what happens without a network."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from mmsearch.encoders import registry
+from mmsearch.encoders.registry import cached_files, hub_reachable, parse_model, require_weights
+from mmsearch.errors import ModelNotFound, UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "architecture", "location"),
+    [
+        ("ViT-B-32/laion2b_s34b_b79k", "tag", "ViT-B-32", "laion2b_s34b_b79k"),
+        ("base", "tag", "ViT-B-32-256", "datacomp_s34b_b86k"),
+        ("ViT-B-32:/weights/my model.pt", "file", "ViT-B-32", "/weights/my model.pt"),
+        ("hf-hub:org/name", "hf-hub", "", "org/name"),
+        ("local-dir:/models/mine", "local-dir", "", "/models/mine"),
+    ],
+)
+def test_names_say_where_a_model_comes_from(name, kind, architecture, location):
+    source = parse_model(name)
+    assert (source.kind, source.architecture, source.location) == (kind, architecture, location)
+    assert parse_model(source.name) == source
+
+
+@pytest.mark.parametrize("name", ["", "clip", "ViT-B-32:", ":/path", "hf-hub:", "/", "a/", "/b"])
+def test_other_names_are_explained(name):
+    with pytest.raises(UsageError, match="use tiny, base"):
+        parse_model(name)
+
+
+def test_tiny_is_always_there():
+    assert [path.name for path in cached_files(parse_model("tiny"))] == [
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+    ]
+
+
+def test_the_name_base_is_the_repository_that_open_clip_names():
+    import open_clip
+
+    known = open_clip.get_pretrained_cfg("ViT-B-32-256", "datacomp_s34b_b86k")
+    assert known["hf_hub"].rstrip("/") == registry.BASE_REPOSITORY
+
+
+@pytest.mark.parametrize("name", ["local-dir:/no/such", "ViT-B-32:/no/such.pt"])
+def test_a_path_that_is_not_there_is_named(name):
+    with pytest.raises(ModelNotFound, match="/no/such"):
+        cached_files(parse_model(name))
+
+
+def test_an_unknown_tag_lists_those_there_are():
+    with pytest.raises(ModelNotFound, match="laion2b_s34b_b79k"):
+        cached_files(parse_model("ViT-B-32/nonsense"))
+
+
+def test_weights_that_are_not_here_and_cannot_be_fetched():
+    with pytest.raises(ModelNotFound, match="cannot be reached"):
+        require_weights(parse_model("base"))
+
+
+def test_a_hub_that_never_answers_is_given_up_in_seconds(monkeypatch):
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        assert not hub_reachable()
+        assert time.monotonic() - started < 5

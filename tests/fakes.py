@@ -1,0 +1,75 @@
+"""Small doubles: an encoder that needs no weights, and pictures to feed it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmsearch.types import EncoderSpec, Preprocess
+
+DIM = 16
+WORDS = ("red", "green", "blue", "yellow", "white", "black")
+_COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 128, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+
+
+class FakeEncoder:
+    """Texts and pictures meet by colour: a text's vector is that of the colours it names."""
+
+    precision = "fp32"
+
+    def __init__(self, name: str = "fake") -> None:
+        self.spec = EncoderSpec(
+            model=name,
+            space=hashlib.sha256(name.encode()).hexdigest()[:32],
+            dim=DIM,
+            preprocess=Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3, resize_mode="squash"),
+            context_length=77,
+            tokenizer="clip",
+        )
+        self._basis = np.random.default_rng(7).normal(size=(4, DIM)).astype(np.float32)
+        self.images_encoded = 0
+
+    def encode_images(self, pixels):
+        self.images_encoded += len(pixels)
+        mean = pixels.reshape(len(pixels), -1, 3).mean(axis=1) / 255
+        return self._unit(mean)
+
+    def encode_texts(self, texts):
+        rows = []
+        for text in texts:
+            named = [_COLOURS[word] for word in WORDS if word in text.lower()]
+            digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+            other = np.frombuffer(digest[:3], np.uint8)
+            rows.append(np.mean(named, axis=0) if named else other)
+        return self._unit(np.array(rows, dtype=np.float32).reshape(-1, 3) / 255)
+
+    def _unit(self, colours):
+        # The fourth coordinate keeps black from being the zero vector.
+        full = np.concatenate([colours, np.full((len(colours), 1), 0.3)], axis=1)
+        vectors = full.astype(np.float32) @ self._basis
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def paint(path: Path, colour: str, *, mark: int = 0, size=(40, 30)) -> Path:
+    """Writes a picture of one colour; another `mark` makes other bytes of the same colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, colour)
+    if mark:
+        ImageDraw.Draw(image).point((mark % size[0], mark // size[0] % size[1]), "gray")
+    image.save(path)
+    return path
+
+
+def unit_vectors(rng: np.random.Generator, count: int, dim: int = DIM) -> np.ndarray:
+    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

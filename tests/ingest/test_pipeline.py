@@ -1,0 +1,383 @@
+"""Indexing folders: what is added, kept, moved, removed and noted as bad."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from fakes import paint
+
+from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+from mmsearch.errors import UsageError
+from mmsearch.ingest import pipeline as pipeline_module
+from mmsearch.ingest import reading
+from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.store import catalog
+from mmsearch.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.create(tmp_path / "index")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def run(store, encoder):
+    def index(*paths, prune=None, exclude=None, captions=None):
+        with store.writer() as writer:
+            scopes = scopes_of(store, writer, paths, exclude)
+            labelled = (LabelledSet("set", tuple(captions)), paths[0]) if captions else None
+            plan = make_plan(store, scopes, prune=prune, labelled=labelled)
+            return Pipeline(store, writer, encoder, workers=2).run(plan)
+
+    return index
+
+
+def counts(report):
+    return {
+        name: getattr(report, name)
+        for name in ("added", "updated", "unchanged", "moved", "removed", "failed")
+        if getattr(report, name)
+    }
+
+
+def paths_in(store, below):
+    held = store.contents()
+    return sorted(os.path.relpath(os.fsdecode(path), below) for path in held.image_paths)
+
+
+def captions_in(store):
+    held = store.contents()
+    path = dict(zip(held.image_ids.tolist(), held.image_paths, strict=True))
+    return sorted(
+        (os.path.basename(path[int(media)]).decode(), text)
+        for media, text in zip(held.caption_media, held.caption_texts, strict=True)
+    )
+
+
+def first(store, encoder, text):
+    answer = store.search(encoder.spec.space, encoder.encode_texts([text]), "image", 1)[0]
+    return os.path.basename(answer.items[0].path).decode()
+
+
+def test_a_folder_is_taken_in_and_found(run, store, encoder, photos):
+    assert counts(run(photos)) == {"added": 6}
+    for colour in ("red", "green", "blue", "yellow", "white", "black"):
+        assert first(store, encoder, f"something {colour}").startswith(colour)
+
+
+def test_a_second_run_over_an_unchanged_folder_opens_no_file(run, photos, monkeypatch):
+    run(photos)
+    monkeypatch.setattr(reading, "_content", lambda path: 1 / 0)
+    assert counts(run(photos)) == {"unchanged": 6}
+
+
+def test_what_is_new_is_added_and_what_changed_is_embedded_again(run, store, encoder, photos):
+    run(photos)
+    before = dict(zip(*_ids_by_path(store), strict=True))
+    paint(photos / "red.png", "blue", mark=5)
+    paint(photos / "extra.png", "red", mark=6)
+    assert counts(run(photos)) == {"added": 1, "updated": 1, "unchanged": 5}
+    after = dict(zip(*_ids_by_path(store), strict=True))
+    assert after["red.png"] > max(before.values())
+    assert first(store, encoder, "red") == "extra.png"
+
+
+def _ids_by_path(store):
+    held = store.contents()
+    return [os.path.basename(p).decode() for p in held.image_paths], held.image_ids.tolist()
+
+
+def test_a_touched_file_is_not_embedded_again(run, encoder, photos):
+    run(photos)
+    os.utime(photos / "red.png", ns=(1, 1))
+    done = encoder.images_encoded
+    assert counts(run(photos)) == {"unchanged": 6}
+    assert encoder.images_encoded == done
+    assert counts(run(photos)) == {"unchanged": 6}
+
+
+def test_a_moved_file_keeps_its_id_and_is_not_decoded(run, store, encoder, photos, monkeypatch):
+    run(photos)
+    before = _ids_by_path(store)
+    (photos / "red.png").rename(photos / "more" / "scarlet.png")
+    monkeypatch.setattr(reading, "decode", lambda *a, **k: 1 / 0)
+    assert counts(run(photos)) == {"unchanged": 5, "moved": 1}
+    after = _ids_by_path(store)
+    assert set(after[1]) == set(before[1])
+    assert first(store, encoder, "red") == "scarlet.png"
+
+
+def test_a_moved_folder_is_moved_files(run, store, photos):
+    run(photos)
+    (photos / "more").rename(photos / "elsewhere")
+    assert counts(run(photos)) == {"unchanged": 4, "moved": 2}
+    assert "elsewhere/white.png" in paths_in(store, photos)
+
+
+def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos, monkeypatch):
+    run(photos)
+    shutil.copy(photos / "red.png", photos / "copy.png")
+    monkeypatch.setattr(reading, "decode", lambda *a, **k: 1 / 0)
+    assert counts(run(photos)) == {"added": 1, "unchanged": 6}
+    assert encoder.images_encoded == 6
+
+
+def test_copies_within_one_run_are_encoded_once(run, store, encoder, photos):
+    for number in range(5):
+        shutil.copy(photos / "red.png", photos / f"copy{number}.png")
+    assert counts(run(photos)) == {"added": 11}
+    assert encoder.images_encoded == 6
+    held = store.contents()
+    rows = [i for i, p in enumerate(held.image_paths) if b"copy" in p or b"red" in p]
+    assert len(np.unique(held.image_vectors[rows], axis=0)) == 1
+
+
+def test_two_files_that_trade_places(run, store, encoder, photos):
+    run(photos)
+    (photos / "red.png").rename(photos / "x.png")
+    (photos / "green.png").rename(photos / "red.png")
+    (photos / "x.png").rename(photos / "green.png")
+    os.utime(photos / "red.png", ns=(5, 5))
+    os.utime(photos / "green.png", ns=(6, 6))
+    run(photos)
+    assert first(store, encoder, "red") == "green.png"
+    assert first(store, encoder, "green") == "red.png"
+    assert len(paths_in(store, photos)) == 6
+
+
+def test_a_chain_of_renames(run, store, encoder, photos):
+    """blue -> gone, green -> blue's place under another stamp."""
+    run(photos)
+    (photos / "more" / "white.png").unlink()
+    (photos / "red.png").rename(photos / "more" / "white.png")
+    report = run(photos)
+    assert counts(report) == {"unchanged": 4, "moved": 1} or counts(report)["moved"] == 1
+    assert first(store, encoder, "red") == "white.png"
+    assert len(paths_in(store, photos)) == 5
+
+
+def test_what_is_gone_is_removed(run, store, photos):
+    run(photos)
+    (photos / "red.png").unlink()
+    assert counts(run(photos)) == {"unchanged": 5, "removed": 1}
+    assert "red.png" not in paths_in(store, photos)
+
+
+def test_no_prune_keeps_what_is_gone(run, store, photos):
+    run(photos)
+    (photos / "red.png").unlink()
+    assert counts(run(photos, prune=False)) == {"unchanged": 5}
+    assert "red.png" in paths_in(store, photos)
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_an_unmounted_disk_removes_nothing_unless_told_to(run, store, photos, how):
+    run(photos)
+    shutil.rmtree(photos)
+    if how == "empty":
+        photos.mkdir()
+    report = run()
+    assert (report.removed, report.kept_roots) == (0, (photos,))
+    assert len(paths_in(store, photos)) == 6
+    assert run(prune=True).removed == 6
+
+
+def test_a_rescan_looks_at_all_known_roots(run, photos, tmp_path):
+    other = paint(tmp_path / "other" / "a.png", "red", mark=3)
+    run(photos)
+    run(other)
+    paint(photos / "new.png", "blue", mark=4)
+    paint(tmp_path / "other" / "unasked.png", "blue", mark=5)
+    assert counts(run()) == {"added": 1, "unchanged": 7}
+
+
+def test_a_single_file_that_is_gone_is_removed_by_a_rescan(run, tmp_path):
+    one = paint(tmp_path / "other" / "a.png", "red")
+    paint(tmp_path / "other" / "b.png", "blue")
+    run(one)
+    one.unlink()
+    assert counts(run()) == {"removed": 1}
+
+
+def test_a_folder_around_a_known_one_takes_it_in(run, store, photos):
+    run(photos / "more")
+    assert counts(run(photos)) == {"added": 4, "unchanged": 2}
+    with store.catalog.read() as connection:
+        assert [root.path for root in catalog.roots(connection)] == [os.fsencode(photos)]
+
+
+def test_a_folder_inside_a_known_one_is_a_part_of_it(run, photos):
+    run(photos)
+    (photos / "red.png").unlink()
+    (photos / "more" / "white.png").unlink()
+    assert counts(run(photos / "more")) == {"unchanged": 1, "removed": 1}
+
+
+def test_overlapping_paths_are_looked_at_once(run, photos):
+    assert counts(run(photos, photos / "more", photos / "red.png")) == {"added": 6}
+
+
+def test_excluded_files_stay_out_and_the_root_remembers(run, store, photos):
+    assert counts(run(photos, exclude=["more", "*.bmp"])) == {"added": 3}
+    assert counts(run(photos)) == {"unchanged": 3}
+    assert counts(run(photos, exclude=[])) == {"added": 3, "unchanged": 3}
+
+
+def test_a_path_that_is_nowhere_is_refused(run, tmp_path, photos):
+    run(photos)
+    for path in (tmp_path / "nowhere", photos / "nowhere.png"):
+        with pytest.raises(UsageError, match="no such file"):
+            run(path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UsageError, match="not an image by its name"):
+        run(tmp_path / "notes.txt")
+
+
+# -- bad files ---------------------------------------------------------------------------------
+
+
+def test_a_bad_file_is_noted_and_costs_nobody_else(run, store, photos):
+    (photos / "bad.png").write_bytes(b"nothing")
+    (photos / "empty.jpg").touch()
+    assert counts(run(photos)) == {"added": 6, "failed": 2}
+    with store.catalog.read() as connection:
+        noted = {f.path.name: f.reason for f in catalog.failures(connection)}
+    assert noted == {"bad.png": "not an image, or damaged at its start", "empty.jpg": "empty file"}
+
+
+def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, monkeypatch):
+    (photos / "bad.png").write_bytes(b"nothing")
+    run(photos)
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_content", lambda path: 1 / 0)
+        report = run(photos)
+    assert (report.failed, report.known_bad, report.unchanged) == (0, 1, 6)
+    paint(photos / "bad.png", "red", mark=9)
+    assert counts(run(photos)) == {"added": 1, "unchanged": 6}
+    assert store.status().failures == 0
+
+
+def test_a_bad_file_that_is_gone_leaves_the_ledger(run, store, photos):
+    (photos / "bad.png").write_bytes(b"nothing")
+    run(photos)
+    (photos / "bad.png").unlink()
+    run(photos)
+    assert store.status().failures == 0
+
+
+def test_a_picture_that_becomes_bad_is_no_longer_found(run, store, photos):
+    run(photos)
+    (photos / "red.png").write_bytes(b"nothing any more")
+    assert counts(run(photos)) == {"unchanged": 5, "failed": 1}
+    assert "red.png" not in paths_in(store, photos)
+
+
+def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
+    run, store, photos, monkeypatch
+):
+    run(photos)
+    os.utime(photos / "red.png", ns=(1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "_content", lambda path: (reading.NEVER, b"", "cannot be read: EIO"))
+        assert counts(run(photos)) == {"unchanged": 5, "failed": 1}
+    assert "red.png" in paths_in(store, photos)
+    assert counts(run(photos)) == {"unchanged": 6}
+    assert store.status().failures == 0
+
+
+def test_a_broken_link_is_noted(run, store, photos):
+    (photos / "link.png").symlink_to(photos / "nowhere.png")
+    assert counts(run(photos)) == {"added": 6, "failed": 1}
+
+
+# -- captions ----------------------------------------------------------------------------------
+
+
+def test_sidecars_are_captions_and_follow_their_changes(run, store, photos):
+    (photos / "red.txt").write_text("a red square\n\n  very red  \n")
+    assert run(photos).captions == 2
+    assert captions_in(store) == [("red.png", "a red square"), ("red.png", "very red")]
+    assert run(photos).captions == 0
+    (photos / "red.txt").write_text("very red\nother words here\n")
+    assert run(photos).captions == 1
+    assert captions_in(store) == [("red.png", "other words here"), ("red.png", "very red")]
+    (photos / "red.txt").unlink()
+    run(photos)
+    assert captions_in(store) == []
+
+
+def test_a_captions_file_matches_by_path_then_by_a_unique_name(run, store, photos):
+    paint(photos / "more" / "red.png", "red", mark=2)
+    given = [
+        LabelledImage("more/red.png", ("inner",)),
+        LabelledImage("white.png", ("by its name",)),
+        LabelledImage("nowhere.png", ("lost",)),
+    ]
+    report = run(photos, captions=given)
+    assert report.unmatched_captions == ("nowhere.png",)
+    assert captions_in(store) == [("red.png", "inner"), ("white.png", "by its name")]
+
+
+def test_a_name_that_two_files_have_matches_neither(run, store, photos):
+    paint(photos / "more" / "red.png", "red", mark=2)
+    (photos / "red.png").rename(photos / "sub.png")
+    paint(photos / "again" / "red.png", "red", mark=3)
+    report = run(photos, captions=[LabelledImage("red.png", ("which?",))])
+    assert report.unmatched_captions == ("red.png",)
+
+
+def test_new_captions_for_an_indexed_folder_decode_nothing(run, store, encoder, photos):
+    run(photos)
+    done = encoder.images_encoded
+    report = run(photos, captions=[LabelledImage("red.png", ("one", "two", "two"))])
+    assert (report.captions, report.unchanged, encoder.images_encoded) == (3, 6, done)
+    report = run(photos, captions=[LabelledImage("red.png", ("two",))])
+    assert captions_in(store) == [("red.png", "two")]
+    run(photos)
+    assert captions_in(store) == [("red.png", "two")]
+
+
+def test_captions_move_with_their_picture(run, store, photos):
+    run(photos, captions=[LabelledImage("red.png", ("one",))])
+    (photos / "red.png").rename(photos / "scarlet.png")
+    run(photos)
+    assert captions_in(store) == [("scarlet.png", "one")]
+
+
+def test_odd_captions_are_kept_as_far_as_text_goes(run, store, photos):
+    run(photos, captions=[LabelledImage("red.png", ("nul\0here", "sur\ud800rogate", "x" * 9999))])
+    texts = [text for _, text in captions_in(store)]
+    assert texts == ["nul here", "sur?rogate", "x" * 4096]
+
+
+# -- interruption ------------------------------------------------------------------------------
+
+
+def test_an_interrupt_keeps_what_was_committed(run, store, encoder, photos, monkeypatch):
+    monkeypatch.setattr(pipeline_module, "BATCH", 2)
+    taken = encoder.encode_images
+
+    def interrupted(pixels):
+        if encoder.images_encoded >= 4:
+            raise KeyboardInterrupt
+        return taken(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "encode_images", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos)
+    assert len(paths_in(store, photos)) == 4
+    assert counts(run(photos)) == {"added": 2, "unchanged": 4}
+
+
+def test_names_that_are_not_text_are_indexed(run, store, photos):
+    name = os.path.join(os.fsencode(photos), b"caf\xe9\n.png")
+    shutil.copy(photos / "red.png", name)
+    assert counts(run(photos)) == {"added": 7}
+    assert name in store.contents().image_paths

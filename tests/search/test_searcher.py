@@ -1,0 +1,104 @@
+"""Queries of one term and of several."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmsearch.errors import UsageError
+from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.search.page import Section, Tile, render_page, tiles_of
+from mmsearch.search.searcher import Searcher
+from mmsearch.store.store import Store
+from mmsearch.types import Filter, Query, Term
+
+
+@pytest.fixture
+def searcher(tmp_path, photos, encoder):
+    store = Store.create(tmp_path / "index")
+    (photos / "red.txt").write_text("it is red\n")
+    (photos / "green.txt").write_text("it is green\n")
+    with store.writer() as writer:
+        plan = make_plan(store, scopes_of(store, writer, [photos], None), prune=None)
+        Pipeline(store, writer, encoder, workers=2).run(plan)
+    yield Searcher(store, encoder)
+    store.close()
+
+
+def names(hits):
+    return [hit.path.name for hit in hits]
+
+
+def test_hits_are_ranked_from_one_by_falling_cosine(searcher, encoder, photos):
+    hits = searcher.search(Query((Term(text="red"),), k=6))
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5, 6]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert hits[0].path == photos / "red.png"
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    assert (hits[0].modality, hits[0].caption) == ("image", None)
+
+
+def test_an_image_finds_itself_and_captions(searcher, photos):
+    term = (Term(image=photos / "green.png"),)
+    assert names(searcher.search(Query(term, k=1))) == ["green.png"]
+    (hit,) = searcher.search(Query(term, to="caption", k=1))
+    assert (hit.caption, hit.path.name, hit.modality) == ("it is green", "green.png", "caption")
+
+
+def test_a_text_finds_captions(searcher):
+    assert searcher.search(Query((Term(text="red"),), to="caption", k=5))[0].caption == "it is red"
+
+
+def test_terms_add_up_by_their_weights(searcher, encoder):
+    red, blue = encoder.encode_texts(["red", "blue"])
+    vector = searcher.embed([Term(text="red", weight=2), Term(text="blue", weight=-0.5)])
+    expected = 2 * red - 0.5 * blue
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_text_and_image_terms_mix(searcher, encoder, photos):
+    vector = searcher.embed([Term(image=photos / "green.png"), Term(text="red"), Term(text="blue")])
+    expected = encoder.encode_texts(["green", "red", "blue"]).sum(axis=0)
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-2)
+
+
+def test_terms_that_cancel_out_are_refused(searcher):
+    with pytest.raises(UsageError, match="cancel"):
+        searcher.search(Query((Term(text="red"), Term(text="red", weight=-1))))
+
+
+@pytest.mark.parametrize("query", [Query(()), Query((Term(text="red"),), k=0), Query((Term(),))])
+def test_queries_of_nothing_are_refused(searcher, query):
+    with pytest.raises(UsageError):
+        searcher.search(query)
+
+
+def test_a_least_score_cuts_the_list(searcher):
+    hits = searcher.search(Query((Term(text="red"),), k=6, min_score=0.99))
+    assert names(hits) == ["red.png"]
+
+
+def test_a_filter_holds_for_images_and_captions(searcher, photos):
+    inner = Filter(under=photos / "more")
+    hits = searcher.search(Query((Term(text="red"),), k=6, filter=inner))
+    assert sorted(names(hits)) == ["black.webp", "white.png"]
+    assert searcher.search(Query((Term(text="red"),), to="caption", filter=inner)) == []
+
+
+def test_an_example_that_is_no_image_is_explained(searcher, tmp_path):
+    with pytest.raises(UsageError, match="no such image file"):
+        searcher.search(Query((Term(image=tmp_path / "nowhere.png"),)))
+    (tmp_path / "bad.png").write_bytes(b"no")
+    with pytest.raises(UsageError, match=r"bad\.png"):
+        searcher.search(Query((Term(image=tmp_path / "bad.png"),)))
+
+
+def test_a_page_escapes_whatever_comes_from_outside(searcher, photos):
+    hits = searcher.search(Query((Term(text="red"),), k=2))
+    evil = Tile(photos / "gone<script>.png", "<b>", '"><script>alert(1)</script>')
+    page = render_page("<t>", [Section("<q>", [*tiles_of(hits), evil], "<n>")], intro="<i>")
+    assert "<script" not in page
+    assert "&lt;q&gt;" in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "no picture" in page

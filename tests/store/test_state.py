@@ -1,0 +1,106 @@
+"""Hypothesis drives a store against a dictionary of what must be found."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fakes import FakeEncoder, unit_vectors
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mmsearch.store.changes import NewCaption, NewMedia
+from mmsearch.store.store import Store
+
+SPEC = FakeEncoder().spec
+QUERIES = unit_vectors(np.random.default_rng(5), 3)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.scratch = tempfile.TemporaryDirectory()
+        self.store = Store.create(Path(self.scratch.name) / "index")
+        self.reader = Store(self.store.folder)
+        self.images, self.captions, self.owner = {}, {}, {}
+        self.rng = np.random.default_rng(0)
+        self.made = 0
+
+    def teardown(self):
+        self.store.close()
+        self.reader.close()
+        self.scratch.cleanup()
+
+    @rule(count=st.integers(1, 4), captions=st.integers(0, 3))
+    def add(self, count, captions):
+        with self.store.writer() as writer:
+            space = writer.space_of(SPEC)
+            root, _ = writer.root_for(b"/r")
+            with writer.change() as change:
+                for _ in range(count):
+                    self.made += 1
+                    vectors = unit_vectors(self.rng, 1 + captions)
+                    name = f"{self.made}".encode()
+                    number = change.add_media(
+                        NewMedia(
+                            root.id, name, 1, 1, name, 1, 1, "2020-01-01T00:00:00", "exif",
+                            vectors[0],
+                            tuple(NewCaption(str(i), "file", v) for i, v in enumerate(vectors[1:])),
+                        ),
+                        space,
+                    )  # fmt: skip
+                    self.images[number] = vectors[0]
+                    self.owner[name] = number
+        with self.store.catalog.read() as connection:
+            from mmsearch.store import catalog
+
+            rows = catalog.captions_of(connection, list(self.images))
+            space = catalog.active_space(connection)
+            for number, own in rows.items():
+                ids = [row.id for row in own]
+                stored = catalog.vectors_of(connection, space, "caption", ids)
+                for caption_id, content in stored.items():
+                    self.captions[caption_id] = (number, np.frombuffer(content, "<f4"))
+
+    @precondition(lambda self: self.owner)
+    @rule(choice=st.randoms(use_true_random=False))
+    def remove(self, choice):
+        name = choice.choice(sorted(self.owner))
+        number = self.owner.pop(name)
+        del self.images[number]
+        self.captions = {c: own for c, own in self.captions.items() if own[0] != number}
+        with self.store.writer() as writer:
+            writer.remove([b"/r/" + name])
+
+    @rule()
+    def compact(self):
+        with self.store.writer() as writer:
+            writer.compact()
+
+    @rule()
+    def reopen(self):
+        self.store.close()
+        self.store = Store(self.store.folder)
+
+    @invariant()
+    def finds_what_is_there(self):
+        for store in (self.store, self.reader):
+            if store.active_space() is None:
+                continue
+            self._check(store, "image", self.images)
+            self._check(store, "caption", {c: vector for c, (_, vector) in self.captions.items()})
+
+    def _check(self, store, to, truth):
+        answers = store.search(SPEC.space, QUERIES, to, len(truth) + 3)
+        for query, answer in zip(QUERIES, answers, strict=True):
+            expected = sorted(((-float(v @ query), n) for n, v in truth.items()))
+            assert set(answer.ids) == set(truth)
+            np.testing.assert_allclose(answer.scores, [-s for s, _ in expected], atol=1e-5)
+            for number, score in zip(answer.ids, answer.scores, strict=True):
+                assert abs(float(truth[number] @ query) - score) < 1e-5
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

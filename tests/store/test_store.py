@@ -1,0 +1,350 @@
+"""The store: transactions, snapshots, tombstones, one writer and many readers."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import datetime
+
+import numpy as np
+import pytest
+from fakes import DIM, FakeEncoder, unit_vectors
+
+from mmsearch.config import MARKER
+from mmsearch.errors import FormatError, IndexInUse, IndexNotFound, SpaceError, UsageError
+from mmsearch.store import catalog, migrations
+from mmsearch.store.changes import NewCaption, NewMedia
+from mmsearch.store.store import Store
+from mmsearch.types import Filter
+
+SPEC = FakeEncoder().spec
+RNG = np.random.default_rng(11)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.create(tmp_path / "index")
+    yield store
+    store.close()
+
+
+def new(root, name, vector, *, captured="2020-01-01T00:00:00", captions=()):
+    return NewMedia(
+        root_id=root.id, path=name.encode(), size=1, mtime_ns=2, content_hash=name.encode(),
+        width=3, height=4, captured=captured, captured_from="exif", vector=vector,
+        captions=tuple(NewCaption(text, "file", row) for text, row in captions),
+    )  # fmt: skip
+
+
+def fill(store, names, vectors, **options):
+    """Adds pictures under the root /photos; returns their ids."""
+    with store.writer() as writer:
+        space = writer.space_of(SPEC)
+        root, _ = writer.root_for(b"/photos")
+        with writer.change() as change:
+            return [
+                change.add_media(new(root, name, vector, **options), space)
+                for name, vector in zip(names, vectors, strict=True)
+            ]
+
+
+def ids_found(store, query, k=10, to="image", where=None):
+    return list(store.search(SPEC.space, query[None, :], to, k, where)[0].ids)
+
+
+def test_what_is_committed_is_found_beside_an_older_snapshot(store):
+    vectors = unit_vectors(RNG, 6)
+    first = fill(store, "abc", vectors[:3])
+    with store.writer() as writer:
+        writer.compact()
+    second = fill(store, "def", vectors[3:])
+    for number, vector in zip(first + second, vectors, strict=True):
+        assert ids_found(store, vector, 1) == [number]
+    assert sorted(ids_found(store, vectors[0])) == sorted(first + second)
+
+
+def test_what_is_removed_is_not_found_from_snapshot_or_tail(store):
+    vectors = unit_vectors(RNG, 4)
+    first = fill(store, "ab", vectors[:2])
+    with store.writer() as writer:
+        writer.compact()
+    second = fill(store, "cd", vectors[2:])
+    with store.writer() as writer:
+        assert writer.remove([b"/photos/a", b"/photos/c"]) == 2
+    assert sorted(ids_found(store, vectors[0])) == [first[1], second[1]]
+    with store.writer() as writer:
+        writer.compact()
+    assert sorted(ids_found(store, vectors[0])) == [first[1], second[1]]
+    (snapshot,) = (store.folder / "vectors").iterdir()
+    assert snapshot.name == "1-image-2.faiss"
+
+
+def test_ids_are_never_used_twice(store):
+    (first,) = fill(store, "a", unit_vectors(RNG, 1))
+    with store.writer() as writer:
+        writer.remove([b"/photos"])
+    (second,) = fill(store, "a", unit_vectors(RNG, 1))
+    assert second > first
+
+
+def test_captions_go_with_their_picture(store):
+    image, one, two = unit_vectors(RNG, 3)
+    fill(store, "a", [image], captions=[("one", one), ("two", two)])
+    answer = store.search(SPEC.space, two[None], "caption", 5)[0]
+    assert answer.items[0].caption == "two"
+    assert answer.scores[0] == pytest.approx(1, abs=1e-6)
+    with store.writer() as writer:
+        writer.remove([b"/photos/a"])
+    assert ids_found(store, two, to="caption") == []
+    assert store.status().captions == 0
+
+
+def test_a_failing_transaction_leaves_nothing(store):
+    (vector,) = unit_vectors(RNG, 1)
+    fill(store, "a", [vector])
+    with store.writer() as writer:
+        root, space = catalog.RootRow(1, b"/photos", False, ()), writer.space_of(SPEC)
+        with pytest.raises(RuntimeError, match="power"), writer.change() as change:  # noqa: PT012
+            change.add_media(new(root, "b", vector), space)
+            change.flush()
+            raise RuntimeError("power cut")
+    assert len(ids_found(store, vector)) == 1
+
+
+def test_a_reader_sees_whole_batches_only(store):
+    """Every batch adds ten; whatever moment a reader looks, it sees a multiple of ten."""
+    fill(store, [f"0-{i}" for i in range(10)], unit_vectors(RNG, 10))
+    seen, stop = [], threading.Event()
+    query = unit_vectors(RNG, 1)[0]
+
+    def look():
+        while not stop.is_set():
+            seen.append(len(ids_found(store, query, 1000)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for batch in range(1, 20):
+        fill(store, [f"{batch}-{i}" for i in range(10)], unit_vectors(RNG, 10))
+        if batch % 5 == 0:
+            with store.writer() as writer:
+                writer.compact()
+    stop.set()
+    thread.join()
+    assert len(seen) > 1
+    assert {count % 10 for count in seen} == {0}
+    assert seen == sorted(seen)
+
+
+def test_a_reader_whose_snapshot_is_compacted_away_looks_again(store):
+    vectors = unit_vectors(RNG, 3)
+    fill(store, "ab", vectors[:2])
+    with store.writer() as writer:
+        writer.compact()
+    reader = Store(store.folder)
+    assert len(ids_found(reader, vectors[0])) == 2
+    fill(store, "c", vectors[2:])
+    with store.writer() as writer:
+        writer.compact()
+    assert len(ids_found(reader, vectors[0])) == 3
+    assert len(ids_found(Store(store.folder), vectors[0])) == 3
+
+
+def test_a_missing_vector_file_is_written_anew_by_the_next_writer(store):
+    vectors = unit_vectors(RNG, 2)
+    fill(store, "ab", vectors)
+    with store.writer() as writer:
+        writer.compact()
+    shutil.rmtree(store.folder / "vectors")
+    with Store(store.folder).writer():
+        pass
+    assert len(ids_found(Store(store.folder), vectors[0])) == 2
+
+
+def test_leftovers_of_a_killed_compaction_are_cleared_away(store):
+    fill(store, "a", unit_vectors(RNG, 1))
+    (store.folder / "vectors" / ".1-image-9.faiss.new").write_bytes(b"half")
+    (store.folder / "vectors" / "1-image-9.faiss").write_bytes(b"never committed")
+    with store.writer():
+        pass
+    assert list((store.folder / "vectors").iterdir()) == []
+
+
+def test_a_query_of_another_space_is_refused(store):
+    fill(store, "a", unit_vectors(RNG, 1))
+    with pytest.raises(SpaceError, match="made with 'fake'"):
+        store.search("another", unit_vectors(RNG, 1), "image", 1)
+    with store.writer() as writer, pytest.raises(SpaceError):
+        writer.space_of(FakeEncoder("other").spec)
+
+
+def test_a_vector_of_another_width_is_refused(store):
+    with pytest.raises(ValueError, match="numbers in a"):
+        fill(store, "a", [np.ones(DIM + 1, np.float32)])
+
+
+def test_filters_by_folder_and_date(store):
+    vectors = unit_vectors(RNG, 3)
+    fill(store, ["2019/a", "2019b"], vectors[:2], captured="2019-06-01T10:00:00")
+    fill(store, ["2020/a"], vectors[2:], captured="2020-06-01T10:00:00")
+    query = vectors[0]
+
+    def found(**limits):
+        answer = store.search(SPEC.space, query[None], "image", 9, Filter(**limits))[0]
+        return sorted(item.path.decode() for item in answer.items)
+
+    assert found(under="/photos/2019") == ["/photos/2019/a"]
+    assert found(under="/photos") == found(under="/") == found()
+    assert found(under="/phot") == []
+    assert found(after=datetime(2020, 1, 1)) == ["/photos/2020/a"]
+    assert found(before=datetime(2020, 1, 1)) == ["/photos/2019/a", "/photos/2019b"]
+    assert found(after=datetime(2019, 6, 1, 10), before=datetime(2019, 6, 1, 10)) == []
+    assert len(found(after=datetime(2019, 6, 1, 10))) == 3
+
+
+def test_a_root_takes_in_the_roots_inside_it(store):
+    with store.writer() as writer, writer.change() as change:
+        outer = change.add_root(b"/photos", walked=True)
+        inner = change.add_root(b"/photos/tr\xe9es", walked=True)
+    with store.writer() as writer:
+        space = writer.space_of(SPEC)
+        (vector,) = unit_vectors(RNG, 1)
+        with writer.change() as change:
+            change.add_media(new(inner, "a", vector), space)
+        with writer.change() as change:
+            change.absorb_root(inner, outer)
+    answer = store.search(SPEC.space, vector[None], "image", 1)[0]
+    assert answer.items[0].path == b"/photos/tr\xe9es/a"
+    with store.catalog.read() as connection:
+        assert [row.path for row in catalog.media_under(connection, outer.id, b"tr\xe9es")] == [
+            b"tr\xe9es/a"
+        ]
+
+
+# -- files and formats -------------------------------------------------------------------------
+
+
+def test_pages_are_large_and_the_log_is_ahead(store):
+    with sqlite3.connect(store.folder / catalog.FILE_NAME) as raw:
+        assert raw.execute("PRAGMA page_size").fetchone() == (16384,)
+        assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_tables_are_those_of_the_schema(store):
+    """The migrations spell tables out; schema.py must describe the same."""
+    from sqlalchemy import create_engine
+
+    from mmsearch.store import schema
+
+    other = create_engine("sqlite://")
+    schema.metadata.create_all(other)
+
+    def columns(connection):
+        tables = connection.exec_driver_sql(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        ).scalars()
+        return {
+            table: [
+                (row.name, row.type, row.notnull, row.pk)
+                for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")
+            ]
+            for table in tables
+        }
+
+    with store.catalog.read() as ours, other.connect() as theirs:
+        assert columns(ours) == columns(theirs)
+    other.dispose()
+
+
+def test_no_index_is_said_so(tmp_path):
+    with pytest.raises(IndexNotFound, match="no index there"):
+        Store(tmp_path)
+
+
+def test_a_newer_format_is_refused(store):
+    with sqlite3.connect(store.folder / catalog.FILE_NAME) as raw:
+        raw.execute("PRAGMA user_version = 99")
+    raw.close()
+    with pytest.raises(FormatError, match="update mmsearch"):
+        Store(store.folder)
+
+
+def test_a_database_of_another_program_is_refused(tmp_path):
+    path = tmp_path / catalog.FILE_NAME
+    with sqlite3.connect(path) as raw:
+        raw.execute("CREATE TABLE theirs (x)")
+    raw.close()
+    with pytest.raises(FormatError, match="not a catalog"):
+        Store(tmp_path)
+    path.write_bytes(b"no database at all, but long enough to be looked at by anyone" * 99)
+    with pytest.raises(FormatError, match="not a catalog"):
+        Store(tmp_path)
+
+
+def test_a_migration_and_its_record_commit_together(store, monkeypatch):
+    def half(connection):
+        connection.exec_driver_sql("CREATE TABLE half (x)")
+        raise RuntimeError("power cut")
+
+    def whole(connection):
+        connection.exec_driver_sql("CREATE TABLE whole (x)")
+
+    for module in (migrations, catalog):
+        monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, half))
+    with pytest.raises(RuntimeError):
+        Store(store.folder)
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS[:1], whole))
+    with Store(store.folder).catalog.read() as connection:
+        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+        assert migrations.format_version(connection) == 2
+    assert "whole" in tables
+    assert "half" not in tables
+
+
+def test_a_folder_of_other_things_is_never_taken(tmp_path):
+    (tmp_path / "holiday.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        Store.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
+
+
+def test_making_an_index_marks_its_folder(store):
+    assert (store.folder / MARKER).is_file()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mmsearch.store.store import Store
+with Store(Path(sys.argv[1])).writer():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_and_a_reader_is_not(store):
+    vectors = unit_vectors(RNG, 1)
+    fill(store, "a", vectors)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.folder)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(IndexInUse, match="another process"), store.writer(wait=0.2):
+            pass
+        assert len(ids_found(store, vectors[0])) == 1
+        holder.kill()
+        holder.wait()
+    with store.writer(wait=5):
+        pass  # the lock went with the process
+
+
+def test_a_catalog_can_be_copied_while_it_is_open(store, tmp_path):
+    vectors = unit_vectors(RNG, 1)
+    fill(store, "a", vectors)
+    other = Store.create(tmp_path / "copy")
+    store.copy_catalog(other)
+    assert len(ids_found(other, vectors[0])) == 1
+    other.close()
