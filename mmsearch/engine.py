@@ -202,7 +202,11 @@ class Engine:
                     "interrupted: everything committed so far is kept; run the same command "
                     "again to go on"
                 ) from None
-        stages = {**report.stages, "load": loaded - started, "scan": scanned - loaded}
+        stages = {
+            **report.stages,
+            "load": report.stages["load"] + loaded - started,
+            "scan": scanned - loaded,
+        }
         return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)
 
     def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
@@ -320,7 +324,7 @@ class Engine:
         """
         if dataset is None:
             corpus = self._corpus()
-            return self._measure(corpus, self._folder.name, "", (), on_progress)
+            return self._measure(corpus, self._own_name(), "", (), on_progress)
         from mmsearch.datasets.formats import find_images, read_labelled
         from mmsearch.datasets.labelled import LabelledSet
 
@@ -379,6 +383,11 @@ class Engine:
         return BenchReport(
             name, split, encoder.spec.model, encoder.precision, corpus, result, missing
         )
+
+    def _own_name(self) -> str:
+        """The folder that was indexed, where there is one only; else the index's own name."""
+        roots = self.status().roots
+        return roots[0].name if len(roots) == 1 else self._folder.resolve().name
 
     def _corpus(self) -> Corpus:
         from mmsearch.evaluation.retrieval import Corpus

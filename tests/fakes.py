@@ -39,6 +39,9 @@ class FakeEncoder:
         self._basis = np.random.default_rng(7).normal(size=(4, DIM)).astype(np.float32)
         self.images_encoded = 0
 
+    def warm_up(self, modality):
+        pass
+
     def encode_images(self, pixels):
         self.images_encoded += len(pixels)
         mean = pixels.reshape(len(pixels), -1, 3).mean(axis=1) / 255

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from mmsearch.types import EncoderSpec, Pixels, Vectors
+from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
 
 class Encoder(Protocol):
@@ -17,6 +17,10 @@ class Encoder(Protocol):
     @property
     def precision(self) -> str:
         """What the runtime computes in: fp32 or bf16."""
+        ...
+
+    def warm_up(self, modality: Modality) -> None:
+        """Gets ready to encode images or captions, so that the first batch takes no longer."""
         ...
 
     def encode_images(self, pixels: Pixels) -> Vectors:

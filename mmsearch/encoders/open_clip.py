@@ -19,7 +19,7 @@ from torch import nn
 from mmsearch.encoders.registry import LICENCES, ModelSource, cached_files, require_weights
 from mmsearch.encoders.tokenizer import ClipTokenizer, build_tokenizer
 from mmsearch.errors import ModelNotFound
-from mmsearch.types import EncoderSpec, Pixels, Preprocess, Vectors
+from mmsearch.types import EncoderSpec, Modality, Pixels, Preprocess, Vectors
 
 #: Bumped when what goes into a space's hash changes.
 _IDENTITY_VERSION = 1
@@ -194,6 +194,9 @@ class TorchEncoder:
         self._images = ImageTower(model).to(self._device).eval()
         self._texts = TextTower(model).to(self._device).eval()
         self._tokenize = tokenizer_of(model.spec, model.source)
+
+    def warm_up(self, modality: Modality) -> None:
+        """Nothing to do: torch compiles nothing, and the weights are where they should be."""
 
     def encode_images(self, pixels: Pixels) -> Vectors:
         return self._run(self._images, torch.from_numpy(np.ascontiguousarray(pixels)))

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mmsearch.encoders.registry import parse_model
 from mmsearch.encoders.tokenizer import ClipTokenizer
-from mmsearch.types import EncoderSpec, Pixels, Preprocess, Vectors
+from mmsearch.types import EncoderSpec, Modality, Pixels, Preprocess, Vectors
 
 if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
@@ -55,6 +55,10 @@ class OpenVinoEncoder:
         self._towers: dict[str, Any] = {}
         self._tokenizer: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
 
+    def warm_up(self, modality: Modality) -> None:
+        with self._lock:
+            self._ready("image" if modality == "image" else "text")
+
     def encode_images(self, pixels: Pixels) -> Vectors:
         return self._run("image", np.ascontiguousarray(pixels))
 
@@ -65,11 +69,14 @@ class OpenVinoEncoder:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
         with self._lock:  # one request a tower; OpenVINO itself uses every core
-            if tower not in self._towers:
-                self._towers[tower] = self._compile(tower).create_infer_request()
-            found = np.array(self._towers[tower].infer([batch])[0], dtype=np.float32)
+            found = np.array(self._ready(tower).infer([batch])[0], dtype=np.float32)
         unit: Vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
         return unit
+
+    def _ready(self, tower: str) -> Any:
+        if tower not in self._towers:
+            self._towers[tower] = self._compile(tower).create_infer_request()
+        return self._towers[tower]
 
     def _compile(self, tower: str) -> Any:
         core = ov.Core()

@@ -82,6 +82,7 @@ class Pipeline:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
         self._space = self._writer.space_of(self._encoder.spec)
+        self._warm_up()
         self._settle_the_unread()
         self._refresh_captions()
         started = time.perf_counter()
@@ -111,6 +112,15 @@ class Pipeline:
             kept_roots=tuple(plan.kept_roots),
             unmatched_captions=plan.labels.unmatched,
         )
+
+    def _warm_up(self) -> None:
+        """Compiles what the run will need, which is loading rather than encoding."""
+        plan = self._plan
+        with self._tally.timed("load"):
+            if plan.read:
+                self._encoder.warm_up("image")
+            if plan.labels.captions or any(item.file.sidecar for item in plan.read):
+                self._encoder.warm_up("caption")
 
     # -- what needs no decoding ------------------------------------------------------------
 
