@@ -79,17 +79,20 @@ class Engine:
         self,
         settings: Settings,
         *,
+        model: str | None = None,
         notify: Notify = log.warning,
         confirm: Callable[[str], bool] | None = None,
     ) -> None:
         """Does no work yet; `Engine.open` is the usual way in.
 
         Args:
-            settings: which index, model, device and precision.
+            settings: which index, device and precision, and the model of a new index.
+            model: overrules the settings' model; an existing index must have been made with it.
             notify: told, a line at a time, what a user should know.
             confirm: asked whether weights may be fetched; None is "no".
         """
         self._settings = settings
+        self._asked_model = model
         self._folder = settings.index_folder()
         self._notify = notify
         self._confirm = confirm
@@ -111,11 +114,12 @@ class Engine:
 
         Args:
             path: None is the index that the command line would use.
-            model: the model of a new index; an existing one keeps its own.
+            model: the model of a new index; an existing one must have been made with it. None
+                takes an existing index's own, or for a new one what the settings say.
         """
         index = Path(path).expanduser() if path is not None else None
-        settings = load_settings(index=index, model=model, device=device, precision=precision)
-        return cls(settings, notify=notify)
+        settings = load_settings(index=index, device=device, precision=precision)
+        return cls(settings, model=model, notify=notify)
 
     def close(self) -> None:
         """Lets go of the files; the engine opens them again when it is used again."""
@@ -335,7 +339,7 @@ class Engine:
         folder = Path(images or ".").absolute()
         with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch:
             settings = dataclasses.replace(self._settings, index=Path(scratch) / "index")
-            with Engine(settings, notify=self._notify) as engine:
+            with Engine(settings, model=self._asked_model, notify=self._notify) as engine:
                 missing = engine._index_listed(folder, labelled.name, chosen, on_progress)
                 corpus = engine._corpus()
                 return engine._measure(corpus, labelled.name, split, missing, on_progress)
@@ -447,7 +451,9 @@ class Engine:
         space = self.store.active_space()
         if space is None:
             raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
-        return self._open(space.spec, device="cpu")
+        # One text is encoded sooner than a GPU is woken.
+        device = "cpu" if self._settings.device == "auto" else self._settings.device
+        return self._open(space.spec, device)
 
     def _encoder_for_writing(self) -> Encoder:
         """The index's own model, or, for a new index, the one that the settings name."""
@@ -455,19 +461,19 @@ class Engine:
         space = self.store.active_space() if self._has_index() else None
         if space is None:
             return self._encoder_of_a_new_index(device)
-        if self._settings.model not in ("auto", space.spec.model):
-            asked = parse_model(self._settings.model)
-            if asked.name != space.spec.model:
-                raise UsageError(
-                    f"{self._folder} was made with '{space.spec.model}', and an index has one "
-                    f"model; index with '{asked.name}' into another folder with --index DIR"
-                )
+        asked = self._asked_model
+        if asked not in (None, "auto") and parse_model(asked).name != space.spec.model:
+            raise UsageError(
+                f"{self._folder} was made with '{space.spec.model}', and an index has one model; "
+                f"index with '{asked}' into another folder with --index DIR"
+            )
         return self._open(space.spec, device)
 
     def _encoder_of_a_new_index(self, device: str) -> Encoder:
         """What the settings name; "auto" is `base` if it is here or may be fetched, else `tiny`."""
-        if self._settings.model != "auto":
-            return self._load(parse_model(self._settings.model), device)
+        model = self._asked_model or self._settings.model
+        if model != "auto":
+            return self._load(parse_model(model), device)
         if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
             try:
                 return self._load(parse_model(BASE), device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -64,7 +65,7 @@ class Term:
     """One part of a query: a text or an image, with its weight. Negative means "not"."""
 
     text: str | None = None
-    image: Path | None = None
+    image: str | os.PathLike[str] | None = None
     weight: float = 1.0
 
 

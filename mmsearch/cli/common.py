@@ -60,9 +60,7 @@ def engine_for(
     from mmsearch.config import load_settings
     from mmsearch.engine import Engine
 
-    settings = load_settings(
-        index=index, model=model, device=device, precision=precision, workers=workers
-    )
+    settings = load_settings(index=index, device=device, precision=precision, workers=workers)
 
     def confirm(question: str) -> bool:
         if yes:
@@ -70,7 +68,7 @@ def engine_for(
         asked = sys.stdin.isatty() and sys.stderr.isatty()
         return asked and typer.confirm(question, default=False, err=True)
 
-    return Engine(settings, notify=say, confirm=confirm)
+    return Engine(settings, model=model, notify=say, confirm=confirm)
 
 
 @contextmanager

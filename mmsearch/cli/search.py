@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmsearch.cli.common import (
+    DeviceOption,
     IndexOption,
     PrecisionOption,
     engine_for,
@@ -79,6 +80,7 @@ def search(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page of thumbnails.")
     ] = None,
+    device: DeviceOption = None,
     precision: PrecisionOption = None,
 ) -> None:
     """Find images or captions by text, by example, or by several weighted terms at once."""
@@ -89,7 +91,7 @@ def search(
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
     where = Filter(under.expanduser() if under else None, _date(after), _date(before))
     query = Query(tuple(terms), _modality(to), k, where, min_score)
-    with engine_for(index, precision=precision) as engine:
+    with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)
     if html is not None:
         _write_page(html, terms, hits)
@@ -191,7 +193,8 @@ def _write_page(path: Path, terms: list[Term], hits: list[Hit]) -> None:
     words = [
         f"{'not ' if term.weight < 0 else ''}{term.text}" for term in terms if term.text is not None
     ]
-    examples = [Tile(term.image, "query", term.image.name) for term in terms if term.image]
+    files = [Path(term.image) for term in terms if term.image is not None]
+    examples = [Tile(file, "query", file.name) for file in files]
     title = ", ".join(words) or "pictures like this one"
     page = render_page("mmsearch", [Section(title, tiles_of(hits), "", examples)])
     try:

@@ -79,7 +79,7 @@ class Searcher:
             raise UsageError("a term is a text or an image")
         how = self._encoder.spec.preprocess
         try:
-            pixels = fit(decode(_content(term.image), at_least=how.size).image, how)
+            pixels = fit(decode(_content(Path(term.image)), at_least=how.size).image, how)
         except DecodeError as error:
             raise UsageError(f"{term.image}: {error}") from error
         found: Vectors = self._encoder.encode_images(pixels[None])[0]

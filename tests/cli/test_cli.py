@@ -220,6 +220,19 @@ def test_wrong_options_are_usage():
     assert mmsearch("nonsense").returncode == 2
 
 
+def test_the_default_model_is_for_new_indexes_only(index, gallery):
+    mmsearch("index", gallery, "--index", index, MMSEARCH_MODEL="base", check=0)
+
+
+def test_an_index_in_use_is_said_so(index, gallery):
+    from mmsearch.store.store import Store
+
+    with Store(index).writer():
+        result = run("index", gallery, "--index", index, code=4)
+        assert "another process is writing" in result.stderr
+        run("search", "x", "--index", index)
+
+
 def test_a_damaged_catalog_is_said_so(index, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(index, broken)
