@@ -27,8 +27,8 @@ from mmsearch.errors import UsageError
 if TYPE_CHECKING:
     from mmsearch.types import Hit, Modality, Term
 
-#: How much a --not term counts against what is looked for.
-NOT_WEIGHT = -0.5
+#: How much a --not term counts: by benchmarks/negation.py, more costs what is wanted itself.
+NOT_WEIGHT = -0.25
 _WEIGHTED = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)):(?P<rest>\S.*)", re.DOTALL)
 _DATES = ("%Y-%m-%d", "%Y-%m", "%Y")
 

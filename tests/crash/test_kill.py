@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from fakes import unit_vectors
 
 from mmsearch import Engine
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.errors import IndexNotFound, NotFoundError
+from mmsearch.store.changes import NewMedia
+from mmsearch.store.store import Store
 
 COUNT = 260
 
@@ -27,9 +31,16 @@ def folder(tmp_path_factory, tiny):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
-    with Engine.open(tmp_path_factory.mktemp("whole") / "index", model="tiny") as engine:
+def undisturbed_index(folder, tmp_path_factory):
+    index = tmp_path_factory.mktemp("whole") / "index"
+    with Engine.open(index, model="tiny") as engine:
         engine.index([folder])
+    return index
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undisturbed_index):
+    with Engine.open(undisturbed_index) as engine:
         return contents(engine)
 
 
@@ -53,17 +64,20 @@ def start(folder, index):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def check_whole(index):
-    """The index is none at all, or every committed row is found by a search."""
+def check_whole(index, *, captions=True):
+    """The index is none at all, or every committed row is found by a search; how many there are.
+
+    `captions`: every image here has one caption, and neither is ever committed alone.
+    """
     try:
         with Engine.open(index) as engine:
             if engine.store.active_space() is None:
                 return 0
             held = engine.store.contents()
-            assert len(held.caption_ids) == len(held.image_ids)
+            assert not captions or len(held.caption_ids) == len(held.image_ids)
             space = engine.store.active_space().spec.space
             if len(held.image_ids):
-                answers = engine.store.search(space, held.image_vectors, "image", COUNT)
+                answers = engine.store.search(space, held.image_vectors, "image", 9 * COUNT)
                 assert all(set(a.ids) == set(held.image_ids.tolist()) for a in answers)
             return len(held.image_ids)
     except IndexNotFound:
@@ -128,10 +142,72 @@ def test_an_index_killed_while_it_is_made_is_none_or_sound(tmp_path):
         except NotFoundError as error:
             assert error.exit_code == 3
         with Engine.open(index) as engine:  # and it can be made after all
-            from mmsearch.store.store import Store
-
             Store.create(index).close()
             assert engine.status().images == 0
         if done.stdout == "made\n":
             break
     assert at > 5
+
+
+KILLED_WHILE_COMPACTED = """
+import os, sys
+from pathlib import Path
+from mmsearch.store import store
+at = int(sys.argv[2])
+calls = 0
+def counting(original):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), 9)
+        return original(*args, **kwargs)
+    return call
+for name in ("sync_file", "sync_folder"):
+    setattr(store, name, counting(getattr(store, name)))
+store.FaissIndex.save = counting(store.FaissIndex.save)
+store.Path.replace = counting(Path.replace)
+store.Path.unlink = counting(Path.unlink)
+store.Change.set_snapshot = counting(store.Change.set_snapshot)
+store.Change.finish = counting(store.Change.finish)
+with store.Store(Path(sys.argv[1])).writer() as writer:
+    writer.compact()
+print("compacted")
+"""
+
+
+def test_a_compaction_killed_at_any_step_loses_nothing(undisturbed_index, tmp_path):
+    """With a snapshot, a tail and tombstones there before."""
+    at = 0
+    while True:
+        at += 1
+        index = tmp_path / f"index{at}"
+        shutil.copytree(undisturbed_index, index)
+        with Store(index).writer() as writer:
+            writer.compact()
+            space = writer.space_of(Store(index).active_space().spec)
+            root, _ = writer.root_for(b"/extra")
+            vectors = unit_vectors(np.random.default_rng(0), 30, space.spec.dim)
+            with writer.change() as change:
+                for number, vector in enumerate(vectors):
+                    name = b"%d" % number
+                    change.add_media(
+                        NewMedia(root.id, name, 1, 1, name, 1, 1, "2020-01-01", "mtime", vector),
+                        space,
+                    )
+        with Store(index).writer() as writer:
+            held = Store(index).contents()
+            writer.remove([held.image_paths[0], held.image_paths[-1], held.image_paths[5]])
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED_WHILE_COMPACTED, str(index), str(at)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert check_whole(index, captions=False) == COUNT + 27
+        with Store(index).writer() as writer:
+            writer.compact()
+        assert check_whole(index, captions=False) == COUNT + 27
+        assert len(list((index / "vectors").iterdir())) == 2
+        if done.stdout == "compacted\n":
+            break
+        assert done.returncode == -9
+    assert at > 10

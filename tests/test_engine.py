@@ -1,0 +1,153 @@
+"""The facade: which model it takes, and threads that share one engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fakes import paint
+
+from mmsearch import Engine, Filter, Query, Term
+from mmsearch.config import load_settings
+from mmsearch.datasets import scene_art, scenes
+from mmsearch.encoders import registry
+from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
+
+
+@pytest.fixture
+def engine(tmp_path, tiny):
+    with Engine.open(tmp_path / "index", model="tiny") as engine:
+        yield engine
+
+
+def test_an_engine_without_an_index_says_so_until_it_makes_one(engine, photos):
+    with pytest.raises(IndexNotFound):
+        engine.search("red")
+    engine.index([photos])
+    assert len(engine.search("red")) == 6
+
+
+def test_threads_share_an_engine_while_it_writes(engine, tmp_path):
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    drawn = scenes.gallery(60, seed=700)
+    for number, scene in enumerate(drawn[:30]):
+        scene_art.render(scene).save(gallery / f"{number:02d}.png")
+    engine.index([gallery])
+    texts = [scenes.captions(scene)[0] for scene in drawn[:30]]
+    alone = [engine.search(text, k=30)[0].path.name for text in texts]
+
+    def ask(place):
+        hits = engine.search(texts[place % 30], k=100)
+        return len(hits), next(hit.path.name for hit in hits if hit.path.name < "30")
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, place) for place in range(240)]
+        for number, scene in enumerate(drawn[30:], start=30):
+            scene_art.render(scene).save(gallery / f"{number}.png")
+            if number % 10 == 9:
+                engine.index([gallery])
+        answers = [one.result() for one in asked]
+    assert [first for _, first in answers] == [alone[place % 30] for place in range(240)]
+    assert {count for count, _ in answers} <= {30, 40, 50, 60}
+
+
+def test_an_interrupt_becomes_an_error_that_says_what_is_kept(engine, photos, monkeypatch):
+    from mmsearch.ingest.pipeline import Pipeline
+
+    def stop(self, plan):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "run", stop)
+    with pytest.raises(Interrupted, match="is kept"):
+        engine.index([photos])
+
+
+def test_auto_takes_base_where_its_weights_are(tmp_path, photos, monkeypatch, tiny):
+    """Stood in for by weights of the same kind: what is loaded is asked for by name."""
+    asked = []
+
+    def load(self, source, device):
+        asked.append(source.name)
+        return tiny
+
+    monkeypatch.setattr(Engine, "_load", load)
+    monkeypatch.setattr("mmsearch.engine.cached_files", lambda source: [])
+    Engine.open(tmp_path / "i").index([photos])
+    assert asked[0] == registry.BASE_MODEL
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, monkeypatch, tiny, agreed):
+    asked, said, questions = [], [], []
+
+    def load(self, source, device):
+        asked.append(source.name)
+        if source.name == registry.BASE_MODEL:
+            raise ModelNotFound("the connection broke")
+        return tiny
+
+    def confirm(question):
+        questions.append(question)
+        return agreed
+
+    monkeypatch.setattr(Engine, "_load", load)
+    settings = load_settings(index=tmp_path / "i")
+    with Engine(settings, notify=said.append, confirm=confirm) as engine:
+        engine.index([photos])
+    assert asked[: 2 if agreed else 1] == ([registry.BASE_MODEL] if agreed else []) + ["tiny"]
+    assert "605 MB" in questions[0]
+    assert ("the connection broke" in said) is agreed
+    assert "'tiny'" in said[-1]
+
+
+def test_weights_that_changed_since_are_refused(tmp_path, photos, monkeypatch, tiny):
+    import dataclasses
+
+    with Engine.open(tmp_path / "i", model="tiny") as engine:
+        engine.index([photos])
+
+    class Other:
+        spec = dataclasses.replace(tiny.spec, space="0" * 32)
+
+    monkeypatch.setattr("mmsearch.engine.open_space", lambda *args: None)
+    monkeypatch.setattr("mmsearch.engine.open_encoder", lambda *args, **options: Other())
+    with (
+        Engine.open(tmp_path / "i") as engine,
+        pytest.raises(ModelNotFound, match="are not those"),
+    ):
+        engine.search("red")
+
+
+def test_a_converted_model_that_was_deleted_is_made_again(tmp_path, photos, monkeypatch, tiny):
+    monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "cache"))
+    with Engine.open(tmp_path / "i", model="tiny", precision="fp32") as engine:
+        engine.index([photos])
+    monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "fresh"))
+    with Engine.open(tmp_path / "i", precision="fp32") as engine:
+        assert len(engine.search("red")) == 6
+
+
+def test_an_empty_index_finds_nothing(tmp_path, tiny):
+    (tmp_path / "empty").mkdir()
+    with Engine.open(tmp_path / "i", model="tiny") as engine:
+        engine.index([tmp_path / "empty"])
+        assert engine.search("red") == []
+        with pytest.raises(UsageError, match="nothing to measure"):
+            engine.bench()
+
+
+def test_a_search_takes_an_image_a_filter_and_a_query(engine, photos):
+    engine.index([photos])
+    assert engine.search(image=photos / "red.png", k=1)[0].path == photos / "red.png"
+    assert len(engine.search("red", under=photos / "more")) == 2
+    query = Query((Term(text="red"), Term(image=str(photos / "red.png"))), filter=Filter(), k=1)
+    assert engine.search(query)[0].path == photos / "red.png"
+    with pytest.raises(UsageError, match="nothing to search for"):
+        engine.search()
+
+
+def test_paths_may_be_text(engine, tmp_path):
+    paint(tmp_path / "p" / "a.png", "red")
+    assert engine.index([str(tmp_path / "p")]).added == 1
+    assert engine.remove([str(tmp_path / "p" / "a.png")]) == 1
