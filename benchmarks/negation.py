@@ -1,8 +1,9 @@
 """How much a `--not` term should count: `python benchmarks/negation.py --data DIR`.
 
 Looks for "x, not y" among Flickr8k's photos with each weight, and judges the first 20 hits by the
-photos' own captions: does one mention x, does none mention y? (The bundled model has seen the training photos, but
-never such a query.) The weight in mmsearch/cli/search.py was chosen by this table.
+photos' own captions: does one mention x, does none mention y? (The bundled model has seen the
+training photos, but never such a query.) NOT_WEIGHT in mmsearch/cli/search.py was chosen by this
+table.
 """
 
 from __future__ import annotations

@@ -182,7 +182,10 @@ class Engine:
         named = [Path(path) for path in paths]
         labelled = self._labelled(captions)
         if dry_run:
-            return self._dry_run(named, exclude, prune, labelled)
+            from mmsearch.ingest.dry_run import dry_run as count_only
+
+            existing = self.store if self._has_index() else None
+            return count_only(existing, named, exclude, prune, labelled)
         if not named:
             self.store  # noqa: B018 - raises where there is no index to rescan
         encoder = self._encoder_for_writing()
@@ -221,41 +224,6 @@ class Engine:
             return (captions, Path()) if captions is not None else None
         path = Path(captions).expanduser()
         return read_labelled(path), path if path.is_dir() else path.parent
-
-    def _dry_run(
-        self,
-        paths: list[Path],
-        exclude: Sequence[str] | None,
-        prune: bool | None,
-        labelled: tuple[LabelledSet, Path] | None,
-    ) -> IngestReport:
-        """Plans on a copy of the catalog, so that the index itself stays untouched."""
-        from mmsearch.ingest.plan import make_plan, scopes_of
-
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="mmsearch-") as scratch:
-            copy = Store.create(Path(scratch) / "index")
-            try:
-                if self._has_index():
-                    self.store.copy_catalog(copy)
-                with copy.writer() as writer:
-                    scopes = scopes_of(copy, writer, paths, exclude)
-                    plan = make_plan(copy, scopes, prune=prune, labelled=labelled)
-            finally:
-                copy.close()
-        updated = sum(candidate.old is not None for candidate in plan.read)
-        return IngestReport(
-            added=len(plan.read) - updated,
-            updated=updated,
-            unchanged=len(plan.same),
-            removed=len(plan.gone) if plan.prune else 0,
-            failed=len(plan.unreadable),
-            known_bad=plan.known_bad,
-            seconds=time.perf_counter() - started,
-            kept_roots=tuple(plan.kept_roots),
-            unmatched_captions=plan.labels.unmatched,
-            dry_run=True,
-        )
 
     def remove(self, paths: Iterable[PathLike]) -> int:
         """Takes files and folders out of the index (not off the disk); returns how many files.
@@ -326,14 +294,16 @@ class Engine:
             split: which split; None is "test" where there is one, else all of it.
             limit: only so many images.
         """
+        from mmsearch.evaluation.retrieval import Corpus
+
         if dataset is None:
-            corpus = self._corpus()
+            corpus = Corpus.of(self.store.contents())
             return self._measure(corpus, self._own_name(), "", (), on_progress)
         from mmsearch.datasets.formats import find_images, read_labelled
         from mmsearch.datasets.labelled import LabelledSet
 
         labelled = dataset if isinstance(dataset, LabelledSet) else read_labelled(Path(dataset))
-        split, chosen = _choose(labelled, split, limit)
+        split, chosen = labelled.choose(split, limit)
         if images is None and not isinstance(dataset, LabelledSet):
             images = find_images(Path(dataset), chosen)
         folder = Path(images or ".").absolute()
@@ -341,7 +311,7 @@ class Engine:
             settings = dataclasses.replace(self._settings, index=Path(scratch) / "index")
             with Engine(settings, model=self._asked_model, notify=self._notify) as engine:
                 missing = engine._index_listed(folder, labelled.name, chosen, on_progress)
-                corpus = engine._corpus()
+                corpus = Corpus.of(engine.store.contents())
                 return engine._measure(corpus, labelled.name, split, missing, on_progress)
 
     def _index_listed(
@@ -392,21 +362,6 @@ class Engine:
         """The folder that was indexed, where there is one only; else the index's own name."""
         roots = self.status().roots
         return roots[0].name if len(roots) == 1 else self._folder.resolve().name
-
-    def _corpus(self) -> Corpus:
-        from mmsearch.evaluation.retrieval import Corpus
-
-        held = self.store.contents()
-        row_of = {int(number): row for row, number in enumerate(held.image_ids)}
-        return Corpus(
-            image_ids=held.image_ids,
-            images=held.image_vectors,
-            image_names=tuple(os.fsdecode(path) for path in held.image_paths),
-            caption_ids=held.caption_ids,
-            captions=held.caption_vectors,
-            texts=held.caption_texts,
-            owner=np.array([row_of[int(number)] for number in held.caption_media], dtype=np.int64),
-        )
 
     # -- the rest --------------------------------------------------------------------------
 
@@ -515,16 +470,3 @@ class Engine:
             precision=self._settings.precision,
             notify=self._notify,
         )
-
-
-def _choose(
-    labelled: LabelledSet, split: str | None, limit: int | None
-) -> tuple[str, list[LabelledImage]]:
-    splits = labelled.splits()
-    if split is None:
-        split = "test" if "test" in splits else ""
-    chosen = list(labelled.of_split(split)) if split else list(labelled.images)
-    if not chosen:
-        known = f"it has {', '.join(splits)}" if splits else "it has no splits"
-        raise UsageError(f"{labelled.name} has no split '{split}'; {known}")
-    return split, chosen[:limit]

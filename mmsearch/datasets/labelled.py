@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mmsearch.errors import UsageError
+
 
 @dataclass(frozen=True)
 class LabelledImage:
@@ -32,3 +34,18 @@ class LabelledSet:
 
     def of_split(self, split: str) -> Iterator[LabelledImage]:
         return (image for image in self.images if image.split == split)
+
+    def choose(self, split: str | None, limit: int | None) -> tuple[str, list[LabelledImage]]:
+        """The images of a split and its name; None is "test" where there is one, else all.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        splits = self.splits()
+        if split is None:
+            split = "test" if "test" in splits else ""
+        chosen = list(self.of_split(split)) if split else list(self.images)
+        if not chosen:
+            known = f"it has {', '.join(splits)}" if splits else "it has no splits"
+            raise UsageError(f"{self.name} has no split '{split}'; {known}")
+        return split, chosen[:limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from mmsearch.evaluation.ranking import (
     rank_of_best,
     recall_at,
 )
+from mmsearch.store.store import Contents
 from mmsearch.types import Ids, Modality, Progress, Vectors
 
 #: How far down a search is followed: the TREC runs are as long.
@@ -41,6 +43,20 @@ class Corpus:
     texts: tuple[str, ...]
     owner: NDArray[np.int64]
     """For each caption, the row of its image."""
+
+    @classmethod
+    def of(cls, held: Contents) -> Corpus:
+        """All that an index holds."""
+        row_of = {int(number): row for row, number in enumerate(held.image_ids)}
+        return cls(
+            image_ids=held.image_ids,
+            images=held.image_vectors,
+            image_names=tuple(os.fsdecode(path) for path in held.image_paths),
+            caption_ids=held.caption_ids,
+            captions=held.caption_vectors,
+            texts=held.caption_texts,
+            owner=np.array([row_of[int(media)] for media in held.caption_media], dtype=np.int64),
+        )
 
 
 @dataclass(frozen=True)

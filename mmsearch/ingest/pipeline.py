@@ -7,11 +7,11 @@ a batch committed stays, whatever happens after it.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -35,27 +35,7 @@ OnProgress = Callable[[Progress], None]
 Vector = NDArray[np.float32] | bytes
 
 
-@dataclass
-class _Tally:
-    """The report while it grows."""
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    moved: int = 0
-    removed: int = 0
-    failed: int = 0
-    captions: int = 0
-    embedded: int = 0
-    stages: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("scan", "decode", "encode", "write", "load"), 0.0)
-    )
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.stages[stage] += time.perf_counter() - started
+_STAGES = ("scan", "decode", "encode", "write", "load")
 
 
 class Pipeline:
@@ -75,7 +55,9 @@ class Pipeline:
         self._encoder = encoder
         self._workers = workers
         self._on_progress = on_progress
-        self._tally = _Tally()
+        self._counts: Counter[str] = Counter()
+        self._embedded = 0
+        self._stages = dict.fromkeys(_STAGES, 0.0)
         self._done = 0
 
     def run(self, plan: Plan) -> IngestReport:
@@ -90,33 +72,39 @@ class Pipeline:
             self._take_in(batch)
         seconds = time.perf_counter() - started
         self._remove_gone()
-        with self._tally.timed("write"):
+        with self._timed("write"):
             self._writer.compact(only_if="short")
         return self._report(seconds)
 
     def _report(self, seconds: float) -> IngestReport:
-        tally, plan = self._tally, self._plan
+        plan, counts = self._plan, self._counts
         return IngestReport(
-            added=tally.added,
-            updated=tally.updated,
-            unchanged=len(plan.same) + tally.unchanged,
-            moved=tally.moved,
-            removed=tally.removed,
-            failed=tally.failed,
+            added=counts["added"],
+            updated=counts["updated"],
+            unchanged=len(plan.same) + counts["unchanged"],
+            moved=counts["moved"],
+            removed=counts["removed"],
+            failed=counts["failed"],
+            captions=counts["captions"],
             known_bad=plan.known_bad,
-            captions=tally.captions,
-            images_per_second=tally.embedded / seconds if tally.embedded else 0.0,
-            stages=dict(tally.stages),
+            images_per_second=self._embedded / seconds if self._embedded else 0.0,
+            stages=dict(self._stages),
             model=self._encoder.spec.model,
             precision=self._encoder.precision,
             kept_roots=tuple(plan.kept_roots),
             unmatched_captions=plan.labels.unmatched,
         )
 
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._stages[stage] += time.perf_counter() - started
+
     def _warm_up(self) -> None:
         """Compiles what the run will need, which is loading rather than encoding."""
         plan = self._plan
-        with self._tally.timed("load"):
+        with self._timed("load"):
             if plan.read:
                 self._encoder.warm_up("image")
             if plan.labels.captions or any(item.file.sidecar for item in plan.read):
@@ -129,11 +117,11 @@ class Pipeline:
         plan = self._plan
         if not (plan.unreadable or plan.healed):
             return
-        with self._tally.timed("write"), self._writer.change() as change:
+        with self._timed("write"), self._writer.change() as change:
             for root, found in plan.unreadable:
                 reason = f"cannot be read: {found.reason}"
                 change.record_failure(root.id, found.path, NEVER.size, NEVER.mtime_ns, reason)
-                self._tally.failed += 1
+                self._counts["failed"] += 1
             for root_id, path in plan.healed:
                 change.clear_failures(root_id, [path])
 
@@ -150,7 +138,7 @@ class Pipeline:
                 sidecar = self._sidecar_captions(item)
                 changes.append(caption_change(rows, self._wanted(item, sidecar)))
             vectors = self._embed_texts(text for change in changes for text, _ in change.add)
-            with self._tally.timed("write"), self._writer.change() as change:
+            with self._timed("write"), self._writer.change() as change:
                 for item, captions in zip(batch, changes, strict=True):
                     self._apply_captions(change, item.old.id, captions, vectors)
                     change.set_sidecar(item.old.id, _pair(item))
@@ -177,15 +165,15 @@ class Pipeline:
         change.remove_captions(captions.remove)
         new = [NewCaption(text, source, vectors[text]) for text, source in captions.add]
         change.add_captions(media_id, new, self._space)
-        self._tally.captions += len(new)
+        self._counts["captions"] += len(new)
 
     def _remove_gone(self) -> None:
         ids = list(self._plan.gone) if self._plan.prune else []
         for start in range(0, len(ids), BATCH * 16):
             chunk = ids[start : start + BATCH * 16]
-            with self._tally.timed("write"), self._writer.change() as change:
+            with self._timed("write"), self._writer.change() as change:
                 change.remove_media(chunk)
-            self._tally.removed += len(chunk)
+            self._counts["removed"] += len(chunk)
 
     # -- reading and decoding --------------------------------------------------------------
 
@@ -202,7 +190,7 @@ class Pipeline:
                 if not waiting:
                     break
                 reading = waiting.popleft().result()
-                self._tally.stages["decode"] += reading.seconds
+                self._stages["decode"] += reading.seconds
                 batch.append(reading)
                 if len(batch) == BATCH:
                     yield batch
@@ -231,14 +219,14 @@ class Pipeline:
             for part in self._wanted(reading.candidate, reading.sidecar_captions).values()
             for text in part
         )
-        with self._tally.timed("write"), self._writer.change() as change:
+        with self._timed("write"), self._writer.change() as change:
             for reading in batch:
                 if reading.reason:
                     self._note_failure(change, reading)
             for reading in good:
                 self._enter(change, reading, pictures, image_vectors, texts)
         self._done += len(batch)
-        with self._tally.timed("write"):
+        with self._timed("write"):
             self._writer.compact(only_if="long")
         self._on_progress(Progress("index", self._done, len(self._plan.read)))
 
@@ -271,16 +259,16 @@ class Pipeline:
         new = [digest for digest in sources if digest not in vectors]
         if new:
             pixels = np.stack([sources[digest].pixels for digest in new])
-            with self._tally.timed("encode"):
+            with self._timed("encode"):
                 vectors.update(zip(new, self._encoder.encode_images(pixels), strict=True))
-            self._tally.embedded += len(new)
+            self._embedded += len(new)
         return vectors
 
     def _embed_texts(self, texts: Iterable[str]) -> dict[str, Vector]:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
-        with self._tally.timed("encode"):
+        with self._timed("encode"):
             return dict(zip(unique, self._encoder.encode_texts(unique), strict=True))
 
     def _note_failure(self, change: Change, reading: Reading) -> None:
@@ -288,7 +276,7 @@ class Pipeline:
         change.record_failure(
             candidate.root.id, candidate.file.path, stamp.size, stamp.mtime_ns, reading.reason
         )
-        self._tally.failed += 1
+        self._counts["failed"] += 1
         # A file that cannot be read just now keeps what was indexed of it; a damaged one does not.
         if candidate.old is not None and stamp != NEVER:
             change.remove_media([candidate.old.id])
@@ -309,7 +297,7 @@ class Pipeline:
         change.clear_failures(candidate.root.id, [candidate.file.path])
         if old is not None and old.content_hash == reading.digest:
             self._keep(change, old.id, reading, texts)
-            self._tally.unchanged += 1
+            self._counts["unchanged"] += 1
             return
         if old is not None:
             change.remove_media([old.id])
@@ -317,13 +305,13 @@ class Pipeline:
         if moved is not None:
             del self._plan.gone[moved.id]
             self._keep(change, moved.id, reading, texts)
-            self._tally.moved += 1
+            self._counts["moved"] += 1
             return
         self._add(change, reading, source, vectors[reading.digest], texts)
         if old is None:
-            self._tally.added += 1
+            self._counts["added"] += 1
         else:
-            self._tally.updated += 1
+            self._counts["updated"] += 1
 
     def _keep(
         self, change: Change, media_id: int, reading: Reading, texts: dict[str, Vector]
@@ -369,7 +357,7 @@ class Pipeline:
             ),
             self._space,
         )
-        self._tally.captions += len(captions)
+        self._counts["captions"] += len(captions)
 
 
 @dataclass

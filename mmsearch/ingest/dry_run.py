@@ -1,0 +1,54 @@
+"""What an index run would do, without doing it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.store.store import Store
+from mmsearch.types import IngestReport
+
+
+def dry_run(
+    store: Store | None,
+    paths: Sequence[Path],
+    exclude: Sequence[str] | None,
+    prune: bool | None,
+    labelled: tuple[LabelledSet, Path] | None,
+) -> IngestReport:
+    """Plans on a copy of the catalog, so that the index itself stays untouched.
+
+    No file is opened: what was only moved or copied counts as added and removed, and what is
+    damaged as added.
+
+    Args:
+        store: the index, or None where there is none yet.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mmsearch-") as scratch:
+        copy = Store.create(Path(scratch) / "index")
+        try:
+            if store is not None:
+                store.copy_catalog(copy)
+            with copy.writer() as writer:
+                scopes = scopes_of(copy, writer, paths, exclude)
+                plan = make_plan(copy, scopes, prune=prune, labelled=labelled)
+        finally:
+            copy.close()
+    updated = sum(candidate.old is not None for candidate in plan.read)
+    return IngestReport(
+        added=len(plan.read) - updated,
+        updated=updated,
+        unchanged=len(plan.same),
+        removed=len(plan.gone) if plan.prune else 0,
+        failed=len(plan.unreadable),
+        known_bad=plan.known_bad,
+        seconds=time.perf_counter() - started,
+        kept_roots=tuple(plan.kept_roots),
+        unmatched_captions=plan.labels.unmatched,
+        dry_run=True,
+    )
