@@ -34,7 +34,7 @@ docs: $(STAMP)
 
 # torch alone is several gigabytes where the registry serves its CUDA build.
 $(STAMP): pyproject.toml
-	@echo "== setting up $(VENV): a virtual environment with mmsearch and its packages (minutes)"
+	@echo "== setting up $(VENV): a virtual environment with mmsearch and its packages (minutes, up to 7 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null \
 		|| { rm -rf $(VENV); $(PYTHON) -m virtualenv -q $(VENV) 2>/dev/null; } \
 		|| { rm -rf $(VENV); virtualenv -q -p $(PYTHON) $(VENV) 2>/dev/null; } \
@@ -44,8 +44,8 @@ $(STAMP): pyproject.toml
 		|| { rm -rf $(VENV); echo "mmsearch needs Python 3.11 or newer:" \
 			"make PYTHON=python3.12" >&2; exit 1; }
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $(STAMP)
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis

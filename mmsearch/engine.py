@@ -93,7 +93,7 @@ class Engine:
         """
         self._settings = settings
         self._asked_model = model
-        self._folder = settings.index_folder()
+        self._folder = settings.index_folder().absolute()
         self._notify = notify
         self._confirm = confirm
         self._cache = ModelCache(settings.cache)
@@ -120,6 +120,11 @@ class Engine:
         index = Path(path).expanduser() if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
         return cls(settings, model=model, notify=notify)
+
+    @property
+    def folder(self) -> Path:
+        """Where the index lies, or will lie."""
+        return self._folder
 
     def close(self) -> None:
         """Lets go of the files; the engine opens them again when it is used again."""
@@ -176,7 +181,7 @@ class Engine:
             UsageError: a path or a captions file that cannot be used.
         """
         from mmsearch.ingest.pipeline import Pipeline
-        from mmsearch.ingest.plan import make_plan, scopes_of
+        from mmsearch.ingest.plan import check_paths, make_plan, scopes_of
 
         started = time.perf_counter()
         named = [Path(path) for path in paths]
@@ -188,6 +193,8 @@ class Engine:
             return count_only(existing, named, exclude, prune, labelled)
         if not named:
             self.store  # noqa: B018 - raises where there is no index to rescan
+        absolute = [os.fsencode(os.path.abspath(path.expanduser())) for path in named]
+        check_paths(self.store if self._has_index() else None, absolute)
         encoder = self._encoder_for_writing()
         loaded = time.perf_counter()
         self._store = self._store or Store.create(self._folder)
@@ -262,6 +269,8 @@ class Engine:
             query = Query(tuple(terms), to, k, where, min_score)
         if not query.terms:
             raise UsageError("nothing to search for: give a text or an image")
+        if query.k < 1:
+            raise UsageError(f"k is a whole number from 1, not {query.k}")
         if self.store.active_space() is None:
             return []
         return self.searcher().search(query)
@@ -383,14 +392,18 @@ class Engine:
     def import_embeddings(self, folder: PathLike, on_progress: OnProgress = _ignore) -> int:
         """Adds images with ready-made vectors from clip-retrieval's layout; returns how many.
 
-        The vectors must come from this index's model (a new index takes the engine's).
+        The vectors must come from this index's model. A new index takes the model that the files
+        name, if they do, else the engine's.
         """
-        from mmsearch.ingest.exchange import import_embeddings
+        from mmsearch.ingest.exchange import import_embeddings, model_of, read_embeddings
 
-        encoder = self._encoder_for_writing()
+        if not self._has_index() and self._asked_model is None:
+            self._asked_model = model_of(Path(folder))
+        spec = self._encoder_for_writing().spec
+        images = read_embeddings(Path(folder), spec)
         self._store = self._store or Store.create(self._folder)
         with self._store.writer() as writer:
-            return import_embeddings(writer, encoder.spec, Path(folder), on_progress)
+            return import_embeddings(writer, spec, images, on_progress)
 
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""
@@ -435,13 +448,15 @@ class Engine:
             except ModelNotFound as error:
                 self._notify(str(error))
         self._notify(
-            "using the bundled model 'tiny': fine for trying; 'base' finds several times more "
+            "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
             f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
         )
         return self._load(parse_model(TINY), device)
 
     def _may_fetch_base(self) -> bool:
-        question = f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It finds far more."
+        question = (
+            f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It is far stronger than tiny."
+        )
         return self._confirm is not None and self._confirm(question)
 
     def _open(self, spec: EncoderSpec, device: str) -> Encoder:

@@ -163,5 +163,7 @@ class Status:
     captions: int
     failures: int
     roots: tuple[Path, ...]
+    exclude: Mapping[Path, tuple[str, ...]]
+    """The globs that each root leaves out, where it has any."""
     bytes: int
     format_version: int

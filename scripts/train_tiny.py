@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
-import openvino as ov
 import torch
 from open_clip.loss import ClipLoss
 from PIL import Image, ImageEnhance
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+import mmsearch.encoders  # noqa: F401 - first: it keeps OpenVINO from calling home
 from mmsearch.datasets import karpathy, scene_art, scenes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -192,6 +192,8 @@ def objects(folder: Path) -> tuple[list[Picture], list[list[str]]]:
 
 def feature_maker(trunk: torch.nn.Module) -> Callable[[list[Picture], int, str], np.ndarray]:
     """Features through OpenVINO, which runs this backbone seven times as fast as torch."""
+    import openvino as ov
+
     example = torch.zeros(1, 3, SIZE, SIZE)
     graph = ov.convert_model(trunk, example_input=example, input=[-1, 3, SIZE, SIZE])
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -23,6 +23,8 @@ def _isolated(tmp_path_factory):
         "MMSEARCH_CONFIG": str(top / "config.toml"),
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(top / "huggingface"),
+        "IR_DATASETS_HOME": str(top / "ir_datasets"),
+        "MPLCONFIGDIR": str(top / "matplotlib"),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):

@@ -16,7 +16,8 @@ from mmsearch.errors import MmsearchError
 
 EPILOG = (
     "Exit codes: 0 done, 1 some files failed (with --strict), 2 wrong usage, 3 no such index or "
-    "model, 4 index in use or unreadable, 5 damage found, 130 interrupted."
+    "model, 4 index in use or unreadable, or output that cannot be written, 5 damage found, "
+    "130 interrupted."
 )
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -56,12 +58,16 @@ def _explaining(command: Callable[..., None]) -> Callable[..., None]:
         except MmsearchError as error:
             print(f"mmsearch: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):  # Abort: Ctrl-C at a question
             print("mmsearch: interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Whoever read our output has seen enough; Python must not complain at its exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            print(f"mmsearch: {error}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(4) from None
 
     return run
 

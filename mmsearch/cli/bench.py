@@ -18,7 +18,7 @@ from mmsearch.cli.common import (
     printable,
     progress_bar,
     say,
-    shown_path,
+    write_page,
 )
 from mmsearch.errors import UsageError
 
@@ -76,8 +76,7 @@ def bench(
             out.write_runs(report, run_out.expanduser())
         if html is not None:
             paths = dict(enumerate(map(Path, report.corpus.image_names)))
-            html.write_text(out.to_html(report, paths), encoding="utf-8", errors="replace")
-            say(f"wrote {shown_path(html)}")
+            write_page(html, out.to_html(report, paths))
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
     if report.missing:

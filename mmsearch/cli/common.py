@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmsearch.errors import UsageError
+
 if TYPE_CHECKING:
     from mmsearch.engine import Engine, OnProgress
     from mmsearch.types import Progress
@@ -95,6 +97,22 @@ def progress_bar() -> Iterator[OnProgress]:
     finally:
         for bar in bars.values():
             bar.close()
+
+
+def write_page(path: Path, html: str) -> None:
+    """Writes an HTML page and says so.
+
+    Raises:
+        UsageError: the name is not that of a page (a slip of the hand must cost no photo), or it
+            cannot be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path}: a page is called .html; nothing was written")
+    try:
+        path.expanduser().write_text(html, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    say(f"wrote {shown_path(path)}")
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +53,9 @@ def demo(
         raise UsageError(f"{photos}: no such folder")
     out.mkdir(parents=True, exist_ok=True)
     folder = photos.expanduser() if photos is not None else _draw(out / "gallery")
-    index = out / ("photos-index" if photos is not None else "index")
+    # Each folder has an index of its own: a demo shows what lies in the folder that was named.
+    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "replace")).hexdigest()[:8]
+    index = out / (f"photos-{name}" if photos is not None else "index")
     with engine_for(index, model="tiny") as engine, progress_bar() as bar:
         say(f"indexing {shown_path(folder)} with the bundled model")
         report = engine.index([folder], on_progress=bar)
@@ -63,7 +67,7 @@ def demo(
         if not held.images:
             raise UsageError(f"{folder}: no images there")
         sections = _searches(engine, _ON_PHOTOS if photos is not None else _ON_SCENES)
-        page = out / ("photos.html" if photos is not None else "contact-sheet.html")
+        page = out / (f"photos-{name}.html" if photos is not None else "contact-sheet.html")
         _finish(engine, sections, page, measured=photos is None)
 
 
@@ -131,3 +135,5 @@ def _finish(engine: Engine, sections: list[Section], page: Path, *, measured: bo
     html = render_page("mmsearch demo", sections, intro=intro, tables=tables)
     page.write_text(html, encoding="utf-8", errors="replace")
     print(f"\nOpen {shown_path(page.absolute())} to see the queries beside their pictures.")
+    program = shown_path(Path(sys.argv[0]).absolute())
+    print(f"Ask something yourself: {program} search WORDS --index {shown_path(engine.folder)}")

@@ -57,7 +57,8 @@ def index(
         typer.Option(
             "--exclude",
             metavar="GLOB",
-            help="Leave out names or relative paths, now and in later runs. Repeatable.",
+            help="Leave out names or relative paths, now and in later runs; --exclude '' ends "
+            "that. Repeatable.",
         ),
     ] = None,
     workers: Annotated[
@@ -87,7 +88,7 @@ def index(
             paths or [],
             captions=captions,
             prune=prune,
-            exclude=exclude or None,
+            exclude=[glob for glob in exclude if glob] if exclude else None,
             dry_run=dry_run,
             on_progress=bar,
         )
@@ -96,6 +97,8 @@ def index(
     else:
         _print(report)
     if strict and (report.failed or report.known_bad):
+        if not report.failed:
+            say(f"{report.known_bad} known as bad and unchanged: see 'mmsearch errors'")
         raise typer.Exit(1)
 
 
@@ -118,9 +121,8 @@ def _print(report: IngestReport) -> None:
     else:
         speed = f" ({report.images_per_second:.0f} images/s)" if report.images_per_second else ""
         print(f"{counts}, {report.captions} captions in {report.seconds:.1f} s{speed}")
-    if report.failed or report.known_bad:
-        known = f", {report.known_bad} known and unchanged" if report.known_bad else ""
-        say(f"{report.failed} files could not be used{known}: see 'mmsearch errors'")
+    if report.failed:
+        say(f"{report.failed} could not be used: see 'mmsearch errors'")
     for root in report.kept_roots:
         say(
             f"{shown_path(root)}: missing or empty, so nothing was removed for it; "

@@ -21,11 +21,13 @@ from mmsearch.cli.common import (
     printable,
     say,
     shown_path,
+    write_page,
 )
 from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmsearch.types import Hit, Modality, Term
+    from mmsearch.engine import Engine
+    from mmsearch.types import Hit, Modality, Query, Term
 
 #: How much a --not term counts: by benchmarks/negation.py, more costs what is wanted itself.
 NOT_WEIGHT = -0.25
@@ -41,7 +43,9 @@ def search(
     index: IndexOption = None,
     and_: Annotated[
         list[str] | None,
-        typer.Option("--and", metavar="[W:]TEXT", help="And this too, with a weight. Repeatable."),
+        typer.Option(
+            "--and", metavar="[W:]TEXT", help="And this too; a weight may be negative. Repeatable."
+        ),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -49,7 +53,9 @@ def search(
     ] = None,
     not_: Annotated[
         list[str] | None,
-        typer.Option("--not", metavar="TEXT", help="And not this. Repeatable."),
+        typer.Option(
+            "--not", metavar="TEXT", help="And not this: --and with a weight of -0.25. Repeatable."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits.")] = 10,
     to: Annotated[
@@ -61,11 +67,13 @@ def search(
     after: Annotated[
         str | None,
         typer.Option(
-            "--after", metavar="DATE", help="Taken on or after: 2024, 2024-05, 2024-05-31."
+            "--after",
+            metavar="DATE",
+            help="Taken on or after 2024, 2024-05 or 2024-05-31, by EXIF, else by the file's date.",
         ),
     ] = None,
     before: Annotated[
-        str | None, typer.Option("--before", metavar="DATE", help="Taken before.")
+        str | None, typer.Option("--before", metavar="DATE", help="Taken before that, likewise.")
     ] = None,
     min_score: Annotated[
         float | None,
@@ -93,6 +101,8 @@ def search(
     query = Query(tuple(terms), _modality(to), k, where, min_score)
     with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)
+        if not hits:
+            say(_why_nothing(engine, query))
     if html is not None:
         _write_page(html, terms, hits)
     if json_:
@@ -169,9 +179,19 @@ def _json_line(hit: Hit) -> str:
     )
 
 
+def _why_nothing(engine: Engine, query: Query) -> str:
+    held = engine.status()
+    if not held.images:
+        return "nothing found: the index is empty"
+    if query.to == "caption" and not held.captions:
+        return "nothing found: the index holds no captions (see 'mmsearch index --captions')"
+    if query.filter:
+        return "nothing found that --under, --after and --before let through"
+    return "nothing found"
+
+
 def _print(hits: list[Hit]) -> None:
     if not hits:
-        say("nothing found")
         return
     captioned = any(hit.caption is not None for hit in hits)
     head = ["rank", "score", *(["caption"] if captioned else []), "path"]
@@ -196,9 +216,6 @@ def _write_page(path: Path, terms: list[Term], hits: list[Hit]) -> None:
     files = [Path(term.image) for term in terms if term.image is not None]
     examples = [Tile(file, "query", file.name) for file in files]
     title = ", ".join(words) or "pictures like this one"
-    page = render_page("mmsearch", [Section(title, tiles_of(hits), "", examples)])
-    try:
-        path.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    say(f"wrote {shown_path(path)}")
+    note = f"{len(hits)} hits, {datetime.now().astimezone():%Y-%m-%d %H:%M}"
+    section = Section(title, tiles_of(hits), note, examples)
+    write_page(path, render_page(f"mmsearch: {title}", [section]))

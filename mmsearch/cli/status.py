@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from mmsearch.cli.common import IndexOption, JsonOption, engine_for, shown_path
+from mmsearch.cli.common import IndexOption, JsonOption, engine_for, printable, shown_path
 
 
 def status(index: IndexOption = None, json_: JsonOption = False) -> None:
@@ -16,6 +16,7 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
         document = dataclasses.asdict(found)
         document["path"] = str(found.path)
         document["roots"] = [str(root) for root in found.roots]
+        document["exclude"] = {str(root): globs for root, globs in found.exclude.items()}
         print(json.dumps(document))
         return
     model = f"{found.model} ({found.dim} numbers, space {found.space[:8]})" if found.model else "-"
@@ -26,4 +27,7 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     print(f"failed    {found.failures}")
     print(f"size      {found.bytes / 1e6:.1f} MB")
     for place, root in enumerate(found.roots):
-        print(f"{'folders' if place == 0 else '':<9} {shown_path(root)}")
+        globs = ", ".join(map(printable, found.exclude.get(root, ())))
+        without = f" (without {globs})" if globs else ""
+        gone = "" if root.is_dir() else " (missing)"
+        print(f"{'folders' if place == 0 else '':<9} {shown_path(root)}{without}{gone}")

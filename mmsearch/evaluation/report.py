@@ -17,7 +17,9 @@ from mmsearch.search.page import Section, Table, Tile, render_page
 NAMES = {"t2i": "text -> image", "i2t": "image -> text"}
 DEFINITION = (
     "Recall@K is the share of queries with a true answer among the first K (Success@k, hit rate). "
-    "Ranking is exact; ties count against the true answer."
+    "All in percent; ranking is exact; ties count against the true answer. Index loss: points of "
+    "Recall that the index's own search loses against that. In brackets: 95% bootstrap interval "
+    "over images."
 )
 
 
@@ -91,7 +93,7 @@ def table_of(report: BenchReport) -> Table:
                 f"{worst:.2f}",
             ]
         )
-    return Table(head, rows, DEFINITION + " In brackets: 95% bootstrap interval over images.")
+    return Table(head, rows, DEFINITION)
 
 
 def summary_of(report: BenchReport) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmsearch.datasets.labelled import LabelledSet
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.media.fingerprint import Stamp
 from mmsearch.store.store import Store
 from mmsearch.types import IngestReport
 
@@ -22,8 +24,8 @@ def dry_run(
 ) -> IngestReport:
     """Plans on a copy of the catalog, so that the index itself stays untouched.
 
-    No file is opened: what was only moved or copied counts as added and removed, and what is
-    damaged as added.
+    No file is opened: a new file with the size and time of one that is gone counts as moved, a
+    damaged one as added.
 
     Args:
         store: the index, or None where there is none yet.
@@ -39,12 +41,15 @@ def dry_run(
                 plan = make_plan(copy, scopes, prune=prune, labelled=labelled)
         finally:
             copy.close()
-    updated = sum(candidate.old is not None for candidate in plan.read)
+    new = [candidate for candidate in plan.read if candidate.old is None]
+    gone = Counter(Stamp(row.size, row.mtime_ns) for row in plan.gone.values())
+    moved = (gone & Counter(candidate.file.stamp for candidate in new)).total()
     return IngestReport(
-        added=len(plan.read) - updated,
-        updated=updated,
+        added=len(new) - moved,
+        moved=moved,
+        updated=len(plan.read) - len(new),
         unchanged=len(plan.same),
-        removed=len(plan.gone) if plan.prune else 0,
+        removed=len(plan.gone) - moved if plan.prune else 0,
         failed=len(plan.unreadable),
         known_bad=plan.known_bad,
         seconds=time.perf_counter() - started,

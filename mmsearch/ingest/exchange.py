@@ -75,7 +75,9 @@ def export_embeddings(store: Store, folder: Path) -> int:
 
 
 @dataclass
-class _Incoming:
+class Incoming:
+    """An image of an export: its absolute path, its vector, its captions with theirs."""
+
     path: bytes
     vector: NDArray[np.float32]
     captions: list[tuple[str, NDArray[np.float32]]]
@@ -84,16 +86,10 @@ class _Incoming:
 def import_embeddings(
     writer: Writer,
     spec: EncoderSpec,
-    folder: Path,
+    images: dict[bytes, Incoming],
     on_progress: Callable[[Progress], None],
 ) -> int:
-    """Adds images with ready-made vectors; images that the index has already stay as they are.
-
-    Raises:
-        LabelsError: the layout is not whole, or its parts do not fit each other.
-        SpaceError: the vectors come from another model.
-    """
-    images = _read(folder, spec)
+    """Adds images with ready-made vectors; images that the index has already stay as they are."""
     if not images:
         return 0
     parents = {os.path.dirname(path) for path in images}
@@ -116,7 +112,7 @@ def _below(path: bytes, root: bytes) -> bytes:
     return found
 
 
-def _new_media(one: _Incoming, root_id: int, path: bytes) -> NewMedia:
+def _new_media(one: Incoming, root_id: int, path: bytes) -> NewMedia:
     """With the file's stamp and hash where it is at hand, so that a rescan knows it."""
     size, mtime_ns, digest = -1, 0, content_hash(b"imported " + one.path)
     try:
@@ -141,8 +137,25 @@ def _new_media(one: _Incoming, root_id: int, path: bytes) -> NewMedia:
     )
 
 
-def _read(folder: Path, spec: EncoderSpec) -> dict[bytes, _Incoming]:
-    found: dict[bytes, _Incoming] = {}
+def model_of(folder: Path) -> str | None:
+    """The model that an export names; None where it was made by another program."""
+    for path in sorted((folder / "metadata").glob("metadata_*.parquet")):
+        try:
+            stored = pq.read_schema(path).metadata or {}
+        except (OSError, pa.ArrowException):
+            return None
+        return stored[_MODEL_KEY].decode() if _MODEL_KEY in stored else None
+    return None
+
+
+def read_embeddings(folder: Path, spec: EncoderSpec) -> dict[bytes, Incoming]:
+    """The images of an export with their vectors, by absolute path.
+
+    Raises:
+        LabelsError: the layout is not whole, or its parts do not fit each other.
+        SpaceError: the vectors come from another model.
+    """
+    found: dict[bytes, Incoming] = {}
     for images, texts, table in _parts(folder):
         _check_part(images, texts, table, spec, folder)
         paths = table.column("image_path").to_pylist()
@@ -153,7 +166,7 @@ def _read(folder: Path, spec: EncoderSpec) -> dict[bytes, _Incoming]:
         )
         for row, (name, caption) in enumerate(zip(paths, captions, strict=True)):
             path = os.fsencode(os.path.abspath(os.path.join(folder, str(name))))
-            one = found.setdefault(path, _Incoming(path, _unit(images[row]), []))
+            one = found.setdefault(path, Incoming(path, _unit(images[row]), []))
             cleaned = clean_captions([str(caption or "")])
             if texts is None or not cleaned or not np.any(texts[row]):
                 continue

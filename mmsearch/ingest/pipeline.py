@@ -6,6 +6,7 @@ a batch committed stays, whatever happens after it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,9 @@ class Pipeline:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
         self._space = self._writer.space_of(self._encoder.spec)
+        with self._store.catalog.read() as connection:
+            self._roots = {root.id: root for root in catalog.roots(connection)}
+        self._lost_roots: dict[int, bool] = {}
         self._warm_up()
         self._settle_the_unread()
         self._refresh_captions()
@@ -72,6 +76,7 @@ class Pipeline:
             self._take_in(batch)
         seconds = time.perf_counter() - started
         self._remove_gone()
+        self._forget_lost_roots()
         with self._timed("write"):
             self._writer.compact(only_if="short")
         return self._report(seconds)
@@ -174,6 +179,13 @@ class Pipeline:
             with self._timed("write"), self._writer.change() as change:
                 change.remove_media(chunk)
             self._counts["removed"] += len(chunk)
+
+    def _forget_lost_roots(self) -> None:
+        """Drops folders that are gone and whose every file was found elsewhere or removed."""
+        lost = [number for number, is_lost in self._lost_roots.items() if is_lost]
+        if lost:
+            with self._writer.change() as change:
+                change.drop_empty_roots(lost)
 
     # -- reading and decoding --------------------------------------------------------------
 
@@ -301,9 +313,10 @@ class Pipeline:
             return
         if old is not None:
             change.remove_media([old.id])
-        moved = next((row for row in source.rows if row.id in self._plan.gone), None)
+        moved = next((row for row in source.rows if self._has_left(row)), None)
         if moved is not None:
-            del self._plan.gone[moved.id]
+            self._plan.gone.pop(moved.id, None)
+            source.rows.remove(moved)
             self._keep(change, moved.id, reading, texts)
             self._counts["moved"] += 1
             return
@@ -312,6 +325,15 @@ class Pipeline:
             self._counts["added"] += 1
         else:
             self._counts["updated"] += 1
+
+    def _has_left(self, row: Any) -> bool:
+        """Whether the file of a media row is gone: by this run's scan, or with its whole root."""
+        if row.id in self._plan.gone:
+            return True
+        if row.root_id not in self._lost_roots:
+            root = self._roots.get(row.root_id)
+            self._lost_roots[row.root_id] = root is not None and not os.path.lexists(root.path)
+        return self._lost_roots[row.root_id]
 
     def _keep(
         self, change: Change, media_id: int, reading: Reading, texts: dict[str, Vector]
@@ -323,6 +345,7 @@ class Pipeline:
             path=candidate.file.path,
             size=stamp.size,
             mtime_ns=stamp.mtime_ns,
+            modified=_local_time(stamp.mtime_ns),
         )
         rows = change.captions_of(media_id)
         wanted = self._wanted(candidate, reading.sidecar_captions)

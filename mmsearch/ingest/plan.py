@@ -75,15 +75,29 @@ def scopes_of(
     Without paths: all that the index knows of.
 
     Raises:
-        UsageError: a path that is not there and never was, or that is no image.
+        UsageError: as `check_paths`; nothing was changed.
     """
     if not paths:
         return _known_scopes(store)
-    scopes = []
+    absolute = [os.fsencode(os.path.abspath(path.expanduser())) for path in paths]
+    check_paths(store, absolute)
+    return _without_nested([_scope(store, writer, path, exclude) for path in absolute])
+
+
+def check_paths(store: Store | None, paths: Sequence[bytes]) -> None:
+    """Whether all of some absolute paths can be indexed, before any of them is.
+
+    Raises:
+        UsageError: one is not there and not known either, or is no image.
+    """
     for path in paths:
-        absolute = os.fsencode(os.path.abspath(path.expanduser()))
-        scopes.append(_scope(store, writer, absolute, exclude))
-    return _without_nested(scopes)
+        if os.path.isdir(path):
+            continue
+        if not os.path.lexists(path):
+            if store is None or not _knows(store, path):
+                raise UsageError(f"{os.fsdecode(path)}: no such file or folder")
+        elif not is_image_name(path):
+            raise UsageError(f"{os.fsdecode(path)}: not an image by its name, nor a folder")
 
 
 def _known_scopes(store: Store) -> list[Scope]:
@@ -106,21 +120,19 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
     for root in roots:
         prefix = relative(path, root.path)
         if prefix is not None and (root.walked or (not folder and b"/" not in prefix and prefix)):
-            if not os.path.lexists(path) and not _knows(store, root, prefix):
-                break
             return Scope(_with_exclude(writer, root, exclude), prefix)
-    if not os.path.lexists(path):
-        raise UsageError(f"{os.fsdecode(path)}: no such file or folder")
     if not folder:
-        if not is_image_name(path):
-            raise UsageError(f"{os.fsdecode(path)}: not an image by its name, nor a folder")
         return _file_scope(writer, path, roots)
     return Scope(_with_exclude(writer, _new_root(writer, path, roots), exclude), b"")
 
 
-def _knows(store: Store, root: RootRow, prefix: bytes) -> bool:
+def _knows(store: Store, path: bytes) -> bool:
     with store.catalog.read() as connection:
-        return bool(catalog.media_under(connection, root.id, prefix))
+        return any(
+            catalog.media_under(connection, root.id, prefix)
+            for root in catalog.roots(connection)
+            if (prefix := relative(path, root.path)) is not None
+        )
 
 
 def _file_scope(writer: Writer, path: bytes, roots: list[RootRow]) -> Scope:

@@ -26,6 +26,11 @@ class Tile:
     mark: bool | None = None
 
     @property
+    def link(self) -> str:
+        """Where the picture itself lies, as a file: URI."""
+        return self.path.absolute().as_uri()
+
+    @property
     def picture(self) -> str:
         """The thumbnail as a data URI; "" where the file cannot be shown any more."""
         try:

@@ -137,13 +137,22 @@ class Change:
             self._queue_vector(space, "caption", number, new.vector)
 
     def set_file(
-        self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int
+        self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int, modified: str
     ) -> None:
-        """Says where a file lies now and what `stat` says of it; its content is the same."""
+        """Says where a file lies now and what `stat` says of it; its content is the same.
+
+        `modified` becomes its capture time where EXIF told none.
+        """
+        chosen = schema.media.c.id == media_id
         self._connection.execute(
             update(schema.media)
-            .where(schema.media.c.id == media_id)
+            .where(chosen)
             .values(root_id=root_id, path=path, size=size, mtime_ns=mtime_ns)
+        )
+        self._connection.execute(
+            update(schema.media)
+            .where(chosen, schema.media.c.captured_from == "mtime")
+            .values(captured=modified)
         )
 
     def set_sidecar(self, media_id: int, sidecar: tuple[int, int] | None) -> None:
@@ -174,10 +183,11 @@ class Change:
                 self.set_root(root.id, walked=False, exclude=())
         return found, known
 
-    def drop_empty_roots(self) -> None:
-        """Deletes roots that are not walked and hold nothing."""
+    def drop_empty_roots(self, also: Iterable[int] = ()) -> None:
+        """Deletes roots that hold nothing and are not walked, or are among `also`."""
+        chosen = set(also)
         for root in catalog.roots(self._connection):
-            if not root.walked and not (
+            if (not root.walked or root.id in chosen) and not (
                 catalog.media_under(self._connection, root.id, b"")
                 or catalog.failures_under(self._connection, root.id, b"")
             ):

@@ -161,6 +161,7 @@ class Store:
     def status(self) -> Status:
         with self.catalog.read() as connection:
             space = catalog.active_space(connection)
+            roots = {to_path(row.path): row.exclude for row in catalog.roots(connection)}
             return Status(
                 path=self.folder,
                 model=space.spec.model if space else "",
@@ -169,7 +170,8 @@ class Store:
                 images=catalog.count(connection, "media"),
                 captions=catalog.count(connection, "caption"),
                 failures=catalog.count(connection, "failure"),
-                roots=tuple(to_path(row.path) for row in catalog.roots(connection)),
+                roots=tuple(roots),
+                exclude={path: globs for path, globs in roots.items() if globs},
                 bytes=_size(self.folder),
                 format_version=FORMAT_VERSION,
             )

@@ -151,6 +151,15 @@ def test_a_page_of_thumbnails(index, tmp_path):
     assert (tmp_path / "page.html").read_text().count("data:image/jpeg;base64,") == 4
 
 
+def test_a_page_never_takes_the_place_of_a_photo(index, tmp_path):
+    photo = paint(tmp_path / "photo.png", "red")
+    before = photo.read_bytes()
+    for command in (["search", "x"], ["bench"]):
+        result = run(*command, "--index", index, "--html", photo, code=2)
+        assert "a page is called .html" in result.stderr
+    assert photo.read_bytes() == before
+
+
 def test_names_cannot_write_to_the_terminal(tmp_path, tiny):
     folder = tmp_path / "evil"
     paint(folder / "a.png", "red")
@@ -179,6 +188,55 @@ def test_a_dry_run_changes_nothing(gallery, tmp_path, tiny):
     assert not (tmp_path / "i").exists()
     run("index", gallery, *where)
     assert "20 unchanged" in run("index", gallery, *where, "--dry-run").stdout
+
+
+def test_a_dry_run_tells_moves_from_removals(tmp_path, tiny):
+    folder = tmp_path / "p"
+    for number in range(4):
+        paint(folder / f"{number}.png", "red", mark=number + 1)
+    where = ("--index", tmp_path / "i", "--model", "tiny")
+    run("index", folder, *where)
+    (folder / "0.png").rename(folder / "moved.png")
+    (folder / "1.png").unlink()
+    told = run("index", folder, *where, "--dry-run").stdout
+    assert "0 added, 0 updated, 2 unchanged, 1 moved, 1 removed" in told
+    done = run("index", folder, *where).stdout
+    assert "0 added, 0 updated, 2 unchanged, 1 moved, 1 removed" in done
+
+
+def test_exclusions_are_shown_and_can_be_ended(gallery, tmp_path, tiny):
+    where = ("--index", tmp_path / "i", "--model", "tiny")
+    assert "10 added" in run("index", gallery, *where, "--exclude", "0*").stdout
+    assert "(without 0*)" in run("status", *where[:2]).stdout
+    assert "10 added" in run("index", gallery, *where, "--exclude", "").stdout
+    assert "without" not in run("status", *where[:2]).stdout
+
+
+def test_why_nothing_was_found_is_said(index, gallery, tmp_path, tiny):
+    nothing = run("search", "x", "--under", "/nowhere", "--index", index)
+    assert "--under" in nothing.stderr
+    plain = tmp_path / "plain"
+    paint(plain / "a.png", "red")
+    run("index", plain, "--index", tmp_path / "i", "--model", "tiny")
+    result = run("search", "x", "--to", "caption", "--index", tmp_path / "i")
+    assert "no captions" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["index", "/no/such"], ["import", "GALLERY"]])
+def test_a_command_that_fails_leaves_no_index_behind(arguments, gallery, tmp_path, tiny):
+    names = {"GALLERY": gallery}
+    run(*(names.get(a, a) for a in arguments), "--index", tmp_path / "i", "--model", "tiny", code=2)
+    assert not (tmp_path / "i").exists()
+
+
+def test_output_that_cannot_be_written_is_one_line(index):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmsearch", "search", "x", "--index", str(index)],
+            stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr.decode().splitlines() == ["mmsearch: [Errno 28] No space left on device"]
 
 
 @pytest.mark.parametrize(
@@ -380,9 +438,8 @@ def test_export_and_import_give_the_same_hits(index, gallery, tmp_path):
     texts = np.load(tmp_path / "out" / "text_emb" / "text_emb_0.npy")
     assert images.shape == texts.shape == (60, 256)
     other = ("--index", tmp_path / "again")
-    assert (
-        run("import", tmp_path / "out", *other, "--model", "tiny").stdout == "20 images imported\n"
-    )
+    # Without --model: a new index takes the one that the export names.
+    assert run("import", tmp_path / "out", *other).stdout == "20 images imported\n"
     for to in ("image", "caption"):
         query = ("search", "a", "happy", "face", "--to", to, "-k", 5, "--paths")
         assert run(*query, *other).stdout == run(*query, "--index", index).stdout
@@ -403,7 +460,9 @@ def test_the_demo_runs_twice_without_harm(tmp_path, tiny):
 def test_the_demo_on_a_folder_of_ones_own(tmp_path, gallery):
     result = run("demo", gallery, "--out", tmp_path / "demo")
     assert "R@1" not in result.stdout
-    assert (tmp_path / "demo" / "photos.html").is_file()
+    other = paint(tmp_path / "other" / "a.png", "red").parent
+    assert "1 images" in run("demo", other, "--out", tmp_path / "demo").stdout
+    assert len(list((tmp_path / "demo").glob("photos-*.html"))) == 2
 
 
 def test_the_launcher_of_a_checkout_works():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from fakes import paint
 from PIL import Image
 
 from mmsearch.config import load_settings
@@ -167,6 +171,29 @@ def test_a_precision_that_does_not_agree_is_obeyed_with_a_word(tiny, tmp_path):
     assert "differs from torch (cosine down to 0.900)" in said[0]
     assert open_space(tiny.spec.space, cache, "auto", said.append).precision == "fp32"
     assert len(said) == 1
+
+
+def test_converting_a_model_tells_nobody(tmp_path):
+    """OpenVINO would report to its makers, and leave an id in the home folder."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*args, **options): raise AssertionError(f'looked up {args}')\n"
+        "socket.getaddrinfo = refuse\n"
+        "from mmsearch import Engine\n"
+        "with Engine.open('i', model='tiny') as engine:\n"
+        "    engine.index(['p'])\n"
+        "    assert engine.search('red')\n"
+        "import openvino\n"
+        "assert sys.modules['openvino_telemetry'] is None\n"
+    )
+    paint(tmp_path / "p" / "a.png", "red")
+    environment = {**os.environ, "HOME": str(tmp_path), "MMSEARCH_CACHE": str(tmp_path / "c")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "intel").exists()
 
 
 def test_a_model_that_openvino_cannot_convert_stays_with_torch(tmp_path, monkeypatch):

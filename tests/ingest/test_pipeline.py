@@ -120,6 +120,33 @@ def test_a_moved_folder_is_moved_files(run, store, photos):
     assert "elsewhere/white.png" in paths_in(store, photos)
 
 
+def test_a_renamed_root_is_moved_files(run, store, encoder, photos):
+    run(photos, captions=[LabelledImage("red.png", ("one",))])
+    before = set(_ids_by_path(store)[1])
+    renamed = photos.rename(photos.with_name("pictures"))
+    assert counts(run(renamed)) == {"moved": 6}
+    assert set(_ids_by_path(store)[1]) == before
+    assert captions_in(store) == [("red.png", "one")]
+    assert encoder.images_encoded == 6
+    with store.catalog.read() as connection:
+        assert [root.path for root in catalog.roots(connection)] == [os.fsencode(renamed)]
+
+
+def test_a_copy_of_a_folder_that_is_still_there_is_copies(run, photos):
+    run(photos)
+    shutil.copytree(photos, photos.with_name("copy"))
+    assert counts(run(photos.with_name("copy"))) == {"added": 6}
+
+
+def test_a_touched_file_without_exif_gets_the_new_date(run, store, photos):
+    run(photos)
+    os.utime(photos / "red.png", (1_400_000_000, 1_400_000_000))
+    run(photos)
+    with store.catalog.read() as connection:
+        rows = {row.path: row.captured for row in catalog.media_under(connection, 1, b"")}
+    assert rows[b"red.png"].startswith("2014-05-1")
+
+
 def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos, monkeypatch):
     run(photos)
     shutil.copy(photos / "red.png", photos / "copy.png")
@@ -234,9 +261,16 @@ def test_a_path_that_is_nowhere_is_refused(run, tmp_path, photos):
     for path in (tmp_path / "nowhere", photos / "nowhere.png"):
         with pytest.raises(UsageError, match="no such file"):
             run(path)
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UsageError, match="not an image by its name"):
-        run(tmp_path / "notes.txt")
+    for path in (tmp_path / "notes.txt", photos / "notes.txt"):
+        path.write_text("x")
+        with pytest.raises(UsageError, match="not an image by its name"):
+            run(path)
+
+
+def test_one_wrong_path_among_several_changes_nothing(run, store, tmp_path, photos):
+    with pytest.raises(UsageError, match="no such file"):
+        run(photos, tmp_path / "nowhere")
+    assert store.status().roots == ()
 
 
 # -- bad files ---------------------------------------------------------------------------------
