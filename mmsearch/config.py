@@ -98,11 +98,13 @@ def _from_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name in ("index", "cache", "home"):
-        return Path(value).expanduser()
     if name == "workers":
         try:
             return int(value)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"workers is a whole number from 1, not '{value}'") from error
-    return value
+    if not isinstance(value, str | Path):
+        raise UsageError(f"{name} is a text, not {value!r}")
+    if name in ("index", "cache", "home"):
+        return Path(os.path.expanduser(value))
+    return str(value)

@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -99,6 +100,7 @@ class Engine:
         self._cache = ModelCache(settings.cache)
         self._store: Store | None = None
         self._encoders: dict[str, Encoder] = {}
+        self._lock = threading.RLock()  # around what is opened on first use
 
     @classmethod
     def open(
@@ -117,7 +119,7 @@ class Engine:
             model: the model of a new index; an existing one must have been made with it. None
                 takes an existing index's own, or for a new one what the settings say.
         """
-        index = Path(path).expanduser() if path is not None else None
+        index = Path(os.path.expanduser(path)) if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
         return cls(settings, model=model, notify=notify)
 
@@ -150,9 +152,10 @@ class Engine:
         Raises:
             IndexNotFound: there is no index yet.
         """
-        if self._store is None:
-            self._store = Store(self._folder)
-        return self._store
+        with self._lock:
+            if self._store is None:
+                self._store = Store(self._folder)
+            return self._store
 
     # -- indexing --------------------------------------------------------------------------
 
@@ -184,16 +187,16 @@ class Engine:
         from mmsearch.ingest.plan import check_paths, make_plan, scopes_of
 
         started = time.perf_counter()
-        named = [Path(path) for path in paths]
+        named = [Path(os.path.expanduser(path)) for path in paths]
         labelled = self._labelled(captions)
+        if not named:
+            self.store  # noqa: B018 - raises where there is no index to rescan
         if dry_run:
             from mmsearch.ingest.dry_run import dry_run as count_only
 
             existing = self.store if self._has_index() else None
             return count_only(existing, named, exclude, prune, labelled)
-        if not named:
-            self.store  # noqa: B018 - raises where there is no index to rescan
-        absolute = [os.fsencode(os.path.abspath(path.expanduser())) for path in named]
+        absolute = [os.fsencode(os.path.abspath(path)) for path in named]
         check_paths(self.store if self._has_index() else None, absolute)
         encoder = self._encoder_for_writing()
         loaded = time.perf_counter()
@@ -229,7 +232,7 @@ class Engine:
 
         if captions is None or isinstance(captions, LabelledSet):
             return (captions, Path()) if captions is not None else None
-        path = Path(captions).expanduser()
+        path = Path(os.path.expanduser(captions))
         return read_labelled(path), path if path.is_dir() else path.parent
 
     def remove(self, paths: Iterable[PathLike]) -> int:
@@ -240,7 +243,7 @@ class Engine:
         Raises:
             UsageError: nothing in the index lies at one of the paths.
         """
-        absolute = [os.fsencode(os.path.abspath(Path(path).expanduser())) for path in paths]
+        absolute = [os.fsencode(os.path.abspath(os.path.expanduser(path))) for path in paths]
         with self.store.writer() as writer:
             return writer.remove(absolute)
 
@@ -340,7 +343,7 @@ class Engine:
                 self._store, writer, encoder, workers=self._settings.workers,
                 on_progress=on_progress,
             ).run(plan)  # fmt: skip
-        bad = {str(failure.path.relative_to(folder)) for failure in self.errors()}
+        bad = {os.path.relpath(failure.path, folder) for failure in self.errors()}
         return (*plan.labels.unmatched, *sorted(bad))
 
     def _measure(
@@ -362,10 +365,9 @@ class Engine:
             ],
             on_progress,
         )
-        encoder = self._encoder_of_index()
-        return BenchReport(
-            name, split, encoder.spec.model, encoder.precision, corpus, result, missing
-        )
+        space = self.store.active_space()
+        assert space is not None, "its vectors were just compared"
+        return BenchReport(name, split, space.spec.model, space.precision, corpus, result, missing)
 
     def _own_name(self) -> str:
         """The folder that was indexed, where there is one only; else the index's own name."""
@@ -461,21 +463,23 @@ class Engine:
 
     def _open(self, spec: EncoderSpec, device: str) -> Encoder:
         key = f"{spec.space} {device}"
-        if key not in self._encoders:
-            encoder = None
-            if device == "cpu":
-                encoder = open_space(
-                    spec.space, self._cache, self._settings.precision, self._notify
-                )
-            if encoder is None:
-                encoder = self._load(parse_model(spec.model), device)
-                if encoder.spec.space != spec.space:
-                    raise ModelNotFound(
-                        f"the weights of '{spec.model}' are not those that {self._folder} was "
-                        "made with; put those back, or index into another folder"
-                    )
-            self._encoders[key] = encoder
-        return self._encoders[key]
+        with self._lock:
+            if key not in self._encoders:
+                self._encoders[key] = self._open_anew(spec, device)
+            return self._encoders[key]
+
+    def _open_anew(self, spec: EncoderSpec, device: str) -> Encoder:
+        if device == "cpu":
+            encoder = open_space(spec.space, self._cache, self._settings.precision, self._notify)
+            if encoder is not None:
+                return encoder
+        encoder = self._load(parse_model(spec.model), device)
+        if encoder.spec.space != spec.space:
+            raise ModelNotFound(
+                f"the weights of '{spec.model}' are not those that {self._folder} was made with; "
+                "put those back, or index into another folder"
+            )
+        return encoder
 
     def _load(self, source: ModelSource, device: str) -> Encoder:
         return open_encoder(

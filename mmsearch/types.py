@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,17 @@ class EncoderSpec:
     tokenizer_clean: str = "lower"
     parameters: int = 0
     licence: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> EncoderSpec:
+        how = dict(stored["preprocess"])
+        for name in ("size", "mean", "std"):
+            how[name] = tuple(how[name])
+        return cls(**{**stored, "preprocess": Preprocess(**how)})
 
 
 @dataclass(frozen=True)

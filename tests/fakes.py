@@ -73,6 +73,12 @@ def paint(path: Path, colour: str, *, mark: int = 0, size=(40, 30)) -> Path:
     return path
 
 
+def root_at(writer, folder: bytes):
+    """The root of a folder, made where there is none."""
+    path = folder + b"/any"
+    return writer.place([path])[0][path]
+
+
 def unit_vectors(rng: np.random.Generator, count: int, dim: int = DIM) -> np.ndarray:
     vectors = rng.normal(size=(count, dim)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

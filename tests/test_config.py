@@ -29,7 +29,10 @@ def test_each_source_overrules_the_one_before(config, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "says"),
     [("model = ", "cannot be read"), ("colour = 1", "unknown setting 'colour'"),
-     ("workers = 0", "from 1"), ('precision = "fp8"', "precision is one of")],
+     ("workers = 0", "from 1"),
+        ("workers = [1]", "whole number"),
+        ("model = 3", "model is a text"),
+        ("index = 3", "index is a text"), ('precision = "fp8"', "precision is one of")],
 )  # fmt: skip
 def test_a_bad_config_file_is_explained(config, content, says):
     config.write_text(content)

@@ -71,9 +71,9 @@ def bench(
         report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
     try:
         if export is not None:
-            out.export_vectors(report, export.expanduser())
+            out.export_vectors(report, export)
         if run_out is not None:
-            out.write_runs(report, run_out.expanduser())
+            out.write_runs(report, run_out)
         if html is not None:
             paths = dict(enumerate(map(Path, report.corpus.image_names)))
             write_page(html, out.to_html(report, paths))
@@ -82,4 +82,7 @@ def bench(
     if report.missing:
         names = ", ".join(printable(name) for name in report.missing[:5])
         say(f"{len(report.missing)} images of the set could not be indexed: {names}")
-    print(json.dumps(out.to_json(report)) if json_ else out.to_text(report))
+    if json_:
+        print(json.dumps(out.to_json(report)))
+    else:
+        print("\n".join(map(printable, out.to_text(report).splitlines())))

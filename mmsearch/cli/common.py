@@ -109,7 +109,7 @@ def write_page(path: Path, html: str) -> None:
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path}: a page is called .html; nothing was written")
     try:
-        path.expanduser().write_text(html, encoding="utf-8", errors="replace")
+        path.write_text(html, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
     say(f"wrote {shown_path(path)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +50,12 @@ def demo(
     ] = Path("build/demo"),
 ) -> None:
     """Index a gallery with the bundled model, search it both ways, measure it, show a page."""
-    if photos is not None and not photos.expanduser().is_dir():
-        raise UsageError(f"{photos}: no such folder")
+    if photos is not None:  # make's PHOTOS=~/Pictures comes unexpanded from some shells
+        photos = Path(os.path.expanduser(photos))
+        if not photos.is_dir():
+            raise UsageError(f"{photos}: no such folder")
     out.mkdir(parents=True, exist_ok=True)
-    folder = photos.expanduser() if photos is not None else _draw(out / "gallery")
+    folder = photos if photos is not None else _draw(out / "gallery")
     # Each folder has an index of its own: a demo shows what lies in the folder that was named.
     name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "replace")).hexdigest()[:8]
     index = out / (f"photos-{name}" if photos is not None else "index")
@@ -79,11 +82,13 @@ def _draw(folder: Path) -> Path:
     say(f"drawing {SCENES} scenes into {shown_path(folder)}")
     for number, scene in enumerate(scenes.gallery(SCENES, seed=SEED)):
         path = folder / f"{number:03d}-{scene.kind}.png"
-        captions = "\n".join(scenes.captions(scene)) + "\n"
-        if not path.exists():
-            scene_art.render(scene).save(path)
-        if not path.with_suffix(".txt").exists():
-            path.with_suffix(".txt").write_text(captions, encoding="utf-8")
+        words, draft = path.with_suffix(".txt"), path.with_suffix(".new")
+        if not words.exists():
+            draft.write_text("\n".join(scenes.captions(scene)) + "\n", encoding="utf-8")
+            draft.replace(words)
+        if not path.exists():  # written aside first, so that a kill leaves no half picture
+            scene_art.render(scene).save(draft, "PNG")
+            draft.replace(path)
     return folder
 
 

@@ -16,7 +16,7 @@ def export(
 ) -> None:
     """Write vectors and metadata as clip-retrieval does (npy and parquet)."""
     with engine_for(index) as engine:
-        print(f"{engine.export_embeddings(folder.expanduser())} images exported")
+        print(f"{engine.export_embeddings(folder)} images exported")
 
 
 def import_(
@@ -26,4 +26,4 @@ def import_(
 ) -> None:
     """Add images with ready-made vectors in clip-retrieval's layout (npy and parquet)."""
     with engine_for(index, model=model) as engine, progress_bar() as bar:
-        print(f"{engine.import_embeddings(folder.expanduser(), on_progress=bar)} images imported")
+        print(f"{engine.import_embeddings(folder, on_progress=bar)} images imported")

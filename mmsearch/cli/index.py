@@ -21,6 +21,7 @@ from mmsearch.cli.common import (
     say,
     shown_path,
 )
+from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.types import IngestReport
@@ -30,7 +31,7 @@ _SHOWN_UNMATCHED = 5
 
 def index(
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(metavar="[PATH]...", help="Folders and images; none rescans all known."),
     ] = None,
     index: IndexOption = None,
@@ -78,6 +79,8 @@ def index(
     json_: JsonOption = False,
 ) -> None:
     """Index folders of images: adds what is new, re-embeds what changed, removes what is gone."""
+    if not all(paths or []):
+        raise UsageError("an empty path: a variable in the command is not set?")
     with (
         engine_for(
             index, model=model, device=device, precision=precision, workers=workers, yes=yes

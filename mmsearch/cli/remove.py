@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmsearch.cli.common import IndexOption, engine_for
+from mmsearch.errors import UsageError
 
 
 def remove(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders and files.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders and files.")],
     index: IndexOption = None,
 ) -> None:
     """Take folders and files out of the index; the files themselves stay.
@@ -19,5 +19,7 @@ def remove(
     A folder that was indexed as such is forgotten. A part of one comes back when that is
     indexed again, unless --exclude leaves it out.
     """
+    if not all(paths):
+        raise UsageError("an empty path: a variable in the command is not set?")
     with engine_for(index) as engine:
         print(f"{engine.remove(paths)} removed")

@@ -97,7 +97,7 @@ def search(
     if sum((json_, paths, null)) > 1:
         raise UsageError("--json, --paths and -0 exclude each other")
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
-    where = Filter(under.expanduser() if under else None, _date(after), _date(before))
+    where = Filter(under, _date(after), _date(before))
     query = Query(tuple(terms), _modality(to), k, where, min_score)
     with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)
@@ -132,7 +132,7 @@ def _terms(
         terms.append(Term(text=rest, weight=weight))
     for part in images:
         weight, rest = _weighted(part, literal=literal or Path(part).exists())
-        terms.append(Term(image=Path(rest).expanduser(), weight=weight))
+        terms.append(Term(image=os.path.expanduser(rest), weight=weight))
     terms.extend(Term(text=part, weight=NOT_WEIGHT) for part in against)
     if any(term.text is not None and not term.text.strip() for term in terms):
         raise UsageError("an empty text cannot be searched for")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from mmsearch.datasets import coco, karpathy, tables
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.errors import LabelsError
+from mmsearch.media.discover import is_image_name, sidecar_path
 
 _IN_FOLDER = (
     "dataset*.json",
@@ -20,8 +22,6 @@ _IN_FOLDER = (
     "*.token.txt",
     "*.token",
 )
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic",
-                   ".heif", ".avif")  # fmt: skip
 
 
 def read_labelled(path: Path) -> LabelledSet:
@@ -71,12 +71,10 @@ def _read_folder(folder: Path) -> LabelledSet:
     for top, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            sidecar = Path(top, stem + ".txt")
-            if suffix.lower() in _IMAGE_SUFFIXES and sidecar.is_file():
-                texts = sidecar.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            image = os.fsencode(os.path.join(top, name))
+            if is_image_name(image) and os.path.isfile(sidecar_path(image)):
                 file = Path(top, name).relative_to(folder).as_posix()
-                images.append(LabelledImage(file, tuple(t.strip() for t in texts if t.strip())))
+                images.append(LabelledImage(file, read_sidecar(sidecar_path(image))))
     if not images:
         raise LabelsError(
             f"{folder}: no captions there (dataset_*.json, captions_*.json, metadata.csv, "

@@ -22,7 +22,7 @@ _SPLIT_COLUMNS = ("split",)
 
 def is_token_file(text: str) -> bool:
     """Whether the first line that is not empty is one of a Flickr token file."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in lines_of(text) if line.strip()), "")
     return bool(_TOKEN_LINE.match(first))
 
 
@@ -34,7 +34,7 @@ def read_tokens(text: str, path: Path) -> LabelledSet:
     """
 
     def rows() -> Iterator[tuple[str, str, str]]:
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             if line.strip():
                 match = _TOKEN_LINE.match(line)
                 if match is None:
@@ -54,8 +54,8 @@ def read_csv(text: str, path: Path) -> LabelledSet:
         LabelsError: no such columns, or a row without them.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = text.splitlines()
-    if not lines:
+    lines = lines_of(text)
+    if not text.strip():
         raise LabelsError(f"{path}: the file is empty")
     delimiter = max("\t|,", key=lines[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -95,7 +95,7 @@ def read_jsonl(text: str, path: Path) -> LabelledSet:
     """
 
     def rows() -> Iterator[tuple[str, str, str]]:
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             if not line.strip():
                 continue
             try:
@@ -113,6 +113,11 @@ def read_jsonl(text: str, path: Path) -> LabelledSet:
                 yield file, caption, str(row.get("split", ""))
 
     return _gathered(rows(), path)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines between newlines alone: `str.splitlines` also splits where captions may not be."""
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _column(head: list[str], names: Iterable[str]) -> int | None:

@@ -48,6 +48,7 @@ def load_model(source: ModelSource) -> LoadedModel:
             network = open_clip.create_model(
                 source.open_clip_name,
                 pretrained=source.pretrained,
+                force_quick_gelu=_wants_quick_gelu(source),
                 precision="fp32",
                 require_pretrained=True,
                 weights_only=True,
@@ -89,7 +90,7 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
     options = text.get("tokenizer_kwargs") or {}
     return EncoderSpec(
         model=source.name,
-        space=_identity(source, config, preprocess),
+        space=_identity(source, config, preprocess, network),
         dim=int(config["embed_dim"]),
         preprocess=preprocess,
         context_length=int(text.get("context_length", 77)),
@@ -100,17 +101,27 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
     )
 
 
+def _wants_quick_gelu(source: ModelSource) -> bool:
+    """OpenAI's weights need another activation; open_clip only warns where a name lacks it."""
+    if source.kind != "tag":
+        return False
+    known = open_clip.get_pretrained_cfg(source.architecture, source.location)
+    return bool(known.get("quick_gelu"))
+
+
 def _model_config(source: ModelSource) -> dict[str, Any]:
     config = open_clip.get_model_config(source.open_clip_name)
     if config is None:
         raise ModelNotFound(f"open_clip knows no architecture '{source.architecture}'")
-    return dict(config)
+    return {**config, "quick_gelu": True} if _wants_quick_gelu(source) else dict(config)
 
 
-def _identity(source: ModelSource, config: dict[str, Any], preprocess: Preprocess) -> str:
+def _identity(
+    source: ModelSource, config: dict[str, Any], preprocess: Preprocess, network: nn.Module
+) -> str:
     """The space: a hash over architecture, weights and preprocessing."""
-    files = cached_files(source) or []
-    weights = [_file_hash(path) for path in files if path.suffix != ".json"]
+    files = [path for path in cached_files(source) or [] if path.suffix != ".json"]
+    weights = [_file_hash(path) for path in files] or [_state_hash(network)]
     document = {
         "version": _IDENTITY_VERSION,
         "architecture": config,
@@ -120,6 +131,14 @@ def _identity(source: ModelSource, config: dict[str, Any], preprocess: Preproces
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _state_hash(network: nn.Module) -> str:
+    """For weights whose file open_clip keeps to itself."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        found.update(name.encode() + value.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _file_hash(path: Path) -> str:

@@ -17,7 +17,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from mmsearch.encoders.registry import parse_model
 from mmsearch.encoders.tokenizer import ClipTokenizer
-from mmsearch.types import EncoderSpec, Modality, Pixels, Preprocess, Vectors
+from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
 if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
@@ -46,7 +45,7 @@ class OpenVinoEncoder:
 
     def __init__(self, folder: Path, precision: str = "auto") -> None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        self.spec = spec_from_json(manifest["spec"])
+        self.spec = EncoderSpec.from_json(manifest["spec"])
         self.precision = choose_precision(precision, manifest["agreement"])
         self.agreement = float(manifest["agreement"].get(self.precision, 0.0))
         """The lowest cosine with torch that was seen when the model was converted."""
@@ -112,17 +111,10 @@ def choose_precision(asked: str, agreement: dict[str, float]) -> str:
     return "bf16" if fast and agreement.get("bf16", 0.0) >= AGREEMENT["bf16"] else "fp32"
 
 
-def spec_from_json(stored: dict[str, Any]) -> EncoderSpec:
-    how = dict(stored["preprocess"])
-    for name in ("size", "mean", "std"):
-        how[name] = tuple(how[name])
-    return EncoderSpec(**{**stored, "preprocess": Preprocess(**how)})
-
-
 def read_spec(folder: Path) -> EncoderSpec:
     """What a converted model's manifest says of it."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return spec_from_json(manifest["spec"])
+    return EncoderSpec.from_json(manifest["spec"])
 
 
 def is_exported(folder: Path) -> bool:
@@ -159,7 +151,7 @@ class ExportError(Exception):
 
 
 def _write_manifest(folder: Path, spec: EncoderSpec, agreement: dict[str, float]) -> None:
-    manifest = {"version": EXPORT_VERSION, "spec": asdict(spec), "agreement": agreement}
+    manifest = {"version": EXPORT_VERSION, "spec": spec.to_json(), "agreement": agreement}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 

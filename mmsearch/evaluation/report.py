@@ -174,7 +174,7 @@ def export_vectors(report: BenchReport, folder: Path) -> None:
     )  # fmt: skip
     for name, rows in (("images", images), ("captions", captions)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def write_runs(report: BenchReport, folder: Path) -> None:

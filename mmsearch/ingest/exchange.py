@@ -13,19 +13,20 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
-from mmsearch.ingest.labels import clean_captions
 from mmsearch.media.fingerprint import content_hash
+from mmsearch.store.catalog import MediaFacts, RootRow
 from mmsearch.store.changes import NewCaption, NewMedia
-from mmsearch.store.filters import stored_time
+from mmsearch.store.filters import local_time
 from mmsearch.store.paths import relative
 from mmsearch.store.store import Store, Writer
 from mmsearch.types import EncoderSpec, Progress, Vectors
@@ -58,10 +59,21 @@ def export_embeddings(store: Store, folder: Path) -> int:
     texts = np.zeros((len(caption_rows), space.spec.dim), dtype=np.float32)
     chosen = np.array(caption_rows, dtype=np.int64)
     texts[chosen >= 0] = held.caption_vectors[chosen[chosen >= 0]]
+    paths = [held.image_paths[row] for row in image_rows]
+    facts = [held.image_facts[row] for row in image_rows]
     table = pa.table(
         {
-            "image_path": [os.fsdecode(held.image_paths[row]) for row in image_rows],
+            "image_path": [path.decode("utf-8", "replace") for path in paths],
             "caption": [held.caption_texts[row] if row >= 0 else "" for row in caption_rows],
+            # What follows is ours: it makes an import the same index again.
+            "path_bytes": paths,
+            "caption_source": [
+                held.caption_sources[row] if row >= 0 else "" for row in caption_rows
+            ],
+            "width": [one.width for one in facts],
+            "height": [one.height for one in facts],
+            "captured": [one.captured for one in facts],
+            "captured_from": [one.captured_from for one in facts],
         }
     ).replace_schema_metadata(
         {_SPACE_KEY: space.spec.space.encode(), _MODEL_KEY: space.spec.model.encode()}
@@ -80,7 +92,8 @@ class Incoming:
 
     path: bytes
     vector: NDArray[np.float32]
-    captions: list[tuple[str, NDArray[np.float32]]]
+    captions: list[NewCaption]
+    facts: MediaFacts | None
 
 
 def import_embeddings(
@@ -92,27 +105,19 @@ def import_embeddings(
     """Adds images with ready-made vectors; images that the index has already stay as they are."""
     if not images:
         return 0
-    parents = {os.path.dirname(path) for path in images}
-    top = os.path.commonpath(list(parents))
-    space = writer.space_of(spec)
-    root, known = writer.root_for(top)
-    waiting = [one for path, one in images.items() if _below(path, root.path) not in known]
+    space = writer.space_of(spec, "imported")
+    roots, known = writer.place(list(images))
+    waiting = [one for path, one in images.items() if path not in known]
     for start in range(0, len(waiting), _BATCH):
         with writer.change() as change:
             for one in waiting[start : start + _BATCH]:
-                change.add_media(_new_media(one, root.id, _below(one.path, root.path)), space)
+                change.add_media(_new_media(one, roots[one.path]), space)
         on_progress(Progress("import", min(start + _BATCH, len(waiting)), len(waiting)))
     writer.compact(only_if="short")
     return len(waiting)
 
 
-def _below(path: bytes, root: bytes) -> bytes:
-    found = relative(path, root)
-    assert found is not None, "the root is above every path by construction"
-    return found
-
-
-def _new_media(one: Incoming, root_id: int, path: bytes) -> NewMedia:
+def _new_media(one: Incoming, root: RootRow) -> NewMedia:
     """With the file's stamp and hash where it is at hand, so that a rescan knows it."""
     size, mtime_ns, digest = -1, 0, content_hash(b"imported " + one.path)
     try:
@@ -121,19 +126,21 @@ def _new_media(one: Incoming, root_id: int, path: bytes) -> NewMedia:
             size, mtime_ns, digest = status.st_size, status.st_mtime_ns, content_hash(file.read())
     except OSError:
         pass
-    captions = tuple(NewCaption(text, "file", vector) for text, vector in one.captions)
+    path = relative(one.path, root.path)
+    assert path is not None, "its root is above it by construction"
+    facts = one.facts or MediaFacts(0, 0, local_time(mtime_ns), "mtime")
     return NewMedia(
-        root_id=root_id,
+        root_id=root.id,
         path=path,
         size=size,
         mtime_ns=mtime_ns,
         content_hash=digest,
-        width=0,
-        height=0,
-        captured=stored_time(datetime.fromtimestamp(mtime_ns / 1e9)),
-        captured_from="mtime",
+        width=facts.width,
+        height=facts.height,
+        captured=facts.captured,
+        captured_from=facts.captured_from,
         vector=one.vector,
-        captions=captions,
+        captions=tuple(one.captions),
     )
 
 
@@ -158,21 +165,23 @@ def read_embeddings(folder: Path, spec: EncoderSpec) -> dict[bytes, Incoming]:
     found: dict[bytes, Incoming] = {}
     for images, texts, table in _parts(folder):
         _check_part(images, texts, table, spec, folder)
-        paths = table.column("image_path").to_pylist()
-        captions = (
-            table.column("caption").to_pylist()
-            if "caption" in table.column_names
-            else [""] * len(paths)
-        )
-        for row, (name, caption) in enumerate(zip(paths, captions, strict=True)):
-            path = os.fsencode(os.path.abspath(os.path.join(folder, str(name))))
-            one = found.setdefault(path, Incoming(path, _unit(images[row]), []))
-            cleaned = clean_captions([str(caption or "")])
-            if texts is None or not cleaned or not np.any(texts[row]):
-                continue
-            if all(text != cleaned[0] for text, _ in one.captions):
-                one.captions.append((cleaned[0], _unit(texts[row])))
+        for row, values in enumerate(table.to_pylist()):
+            name = values.get("path_bytes") or os.fsencode(str(values["image_path"]))
+            path = os.path.abspath(os.path.join(os.fsencode(folder), name))
+            one = found.setdefault(path, Incoming(path, _unit(images[row]), [], _facts(values)))
+            cleaned = clean_captions([str(values.get("caption") or "")])
+            if texts is not None and cleaned and np.any(texts[row]):
+                origin = str(values.get("caption_source") or "file")
+                one.captions.append(NewCaption(cleaned[0], origin, _unit(texts[row])))
     return found
+
+
+def _facts(values: dict[str, Any]) -> MediaFacts | None:
+    if not values.get("captured"):
+        return None
+    return MediaFacts(
+        int(values["width"]), int(values["height"]), values["captured"], values["captured_from"]
+    )
 
 
 def _parts(folder: Path) -> Iterator[tuple[Vectors, Vectors | None, pa.Table]]:

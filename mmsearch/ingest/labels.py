@@ -6,12 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmsearch.datasets.labelled import LabelledSet
-
-#: A caption is cut here: no text encoder reads as far.
-MAX_CAPTION_CHARACTERS = 4096
+from mmsearch.datasets.sidecar import clean_captions
 
 FileKey = tuple[int, bytes]
 """A root's id and a path relative to it."""
@@ -26,34 +23,34 @@ class Labels:
 
 
 def match_labels(
-    labelled: LabelledSet, files: Iterable[tuple[FileKey, bytes]], beside: Path | None = None
+    labelled: LabelledSet, files: Iterable[tuple[FileKey, bytes]], bases: Sequence[bytes]
 ) -> Labels:
     """Finds each labelled image among the files: by its path, then by its name if that is unique.
 
     Args:
         labelled: what the captions file says.
         files: each file's key and absolute path.
-        beside: the captions file's folder; paths in it may also be relative to there.
+        bases: the folders that paths in the captions file may be relative to, the likeliest
+            first. After them comes each file's own root, where only one root has such a file.
     """
-    by_path: dict[bytes, FileKey] = {}
+    by_absolute: dict[bytes, FileKey] = {}
+    by_relative: dict[bytes, list[FileKey]] = {}
     by_name: dict[bytes, list[FileKey]] = {}
     for key, absolute in files:
-        by_path[absolute] = key
-        by_path.setdefault(key[1], key)
+        by_absolute[absolute] = key
+        by_relative.setdefault(key[1], []).append(key)
         by_name.setdefault(os.path.basename(key[1]), []).append(key)
-    names: dict[bytes, int] = {}
-    for image in labelled.images:
-        name = os.path.basename(os.fsencode(image.file))
-        names[name] = names.get(name, 0) + 1
+    names = Counter(os.path.basename(os.fsencode(image.file)) for image in labelled.images)
 
     found: dict[FileKey, tuple[str, ...]] = {}
     unmatched = []
     for image in labelled.images:
         path = os.path.normpath(os.fsencode(image.file))
         name = os.path.basename(path)
-        match = by_path.get(path)
-        if match is None and beside is not None:
-            match = by_path.get(os.path.join(os.fsencode(os.path.abspath(beside)), path))
+        places = (os.path.normpath(os.path.join(base, path)) for base in bases)
+        match = next((by_absolute[place] for place in places if place in by_absolute), None)
+        if match is None and len(by_relative.get(path, ())) == 1:
+            match = by_relative[path][0]
         if match is None and names[name] == 1 and len(by_name.get(name, ())) == 1:
             match = by_name[name][0]
         if match is None:
@@ -61,27 +58,6 @@ def match_labels(
         else:
             found[match] = found.get(match, ()) + clean_captions(image.captions)
     return Labels(found, tuple(unmatched))
-
-
-def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts as captions: trimmed, without the empty ones. A repeated one is kept twice."""
-    return tuple(text for text in map(_clean, texts) if text)
-
-
-def _clean(text: str) -> str:
-    # NULs and lone surrogates cannot be stored as text.
-    plain = text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
-    return plain.strip()[:MAX_CAPTION_CHARACTERS]
-
-
-def read_sidecar(path: bytes) -> tuple[str, ...]:
-    """The captions in a `name.txt`: one a line. A file that cannot be read has none."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(1 << 20)
-    except OSError:
-        return ()
-    return clean_captions(content.decode("utf-8-sig", "replace").splitlines())
 
 
 @dataclass(frozen=True)

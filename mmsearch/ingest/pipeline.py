@@ -19,18 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.encoders.base import Encoder
-from mmsearch.ingest.labels import CaptionChange, caption_change, read_sidecar
+from mmsearch.ingest.labels import CaptionChange, caption_change
 from mmsearch.ingest.plan import Candidate, Plan
 from mmsearch.ingest.reading import NEVER, Picture, Reading, read
 from mmsearch.media.discover import sidecar_path
 from mmsearch.store import catalog
 from mmsearch.store.changes import Change, NewCaption, NewMedia
-from mmsearch.store.filters import stored_time
+from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.store import Store, Writer
 from mmsearch.types import IngestReport, Progress
 
-BATCH = 64
+#: Files that are committed together, and texts that are encoded together.
+BATCH, TEXTS = 64, 256
 
 OnProgress = Callable[[Progress], None]
 Vector = NDArray[np.float32] | bytes
@@ -64,10 +66,18 @@ class Pipeline:
     def run(self, plan: Plan) -> IngestReport:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
-        self._space = self._writer.space_of(self._encoder.spec)
+        encoder = self._encoder
+        if plan.read or plan.labels.captions:
+            self._space = self._writer.space_of(encoder.spec, encoder.precision)
+        else:  # nothing will be embedded
+            self._space = self._store.active_space() or self._writer.space_of(
+                encoder.spec, encoder.precision
+            )
         with self._store.catalog.read() as connection:
             self._roots = {root.id: root for root in catalog.roots(connection)}
         self._lost_roots: dict[int, bool] = {}
+        self._changing = {item.old.id for item in plan.read if item.old is not None}
+        self._left_behind: dict[bytes, list[NewCaption]] = {}
         self._warm_up()
         self._settle_the_unread()
         self._refresh_captions()
@@ -280,8 +290,13 @@ class Pipeline:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}
+        found: dict[str, Vector] = {}
         with self._timed("encode"):
-            return dict(zip(unique, self._encoder.encode_texts(unique), strict=True))
+            # In portions: one sidecar may hold thousands of lines.
+            for start in range(0, len(unique), TEXTS):
+                some = unique[start : start + TEXTS]
+                found.update(zip(some, self._encoder.encode_texts(some), strict=True))
+        return found
 
     def _note_failure(self, change: Change, reading: Reading) -> None:
         candidate, stamp = reading.candidate, reading.stamp
@@ -311,7 +326,9 @@ class Pipeline:
             self._keep(change, old.id, reading, texts)
             self._counts["unchanged"] += 1
             return
+        inherited = self._inherited(change, reading, source)
         if old is not None:
+            self._left_behind[old.content_hash] = change.given_captions(old.id, self._space)
             change.remove_media([old.id])
         moved = next((row for row in source.rows if self._has_left(row)), None)
         if moved is not None:
@@ -320,11 +337,30 @@ class Pipeline:
             self._keep(change, moved.id, reading, texts)
             self._counts["moved"] += 1
             return
-        self._add(change, reading, source, vectors[reading.digest], texts)
+        self._add(change, reading, source, vectors[reading.digest], texts, inherited)
         if old is None:
             self._counts["added"] += 1
         else:
             self._counts["updated"] += 1
+
+    def _inherited(self, change: Change, reading: Reading, source: _Source) -> list[NewCaption]:
+        """The captions that a new or changed file takes over, as a captions file gave them once.
+
+        They belong to the content where that was known under a name that now has another, and
+        else to the name: an edited picture keeps its captions. A run without the captions file
+        must not lose them.
+        """
+        old = reading.candidate.old
+        if reading.candidate.key in self._plan.labels.captions:
+            return []
+        if left := self._left_behind.get(reading.digest):
+            return left
+        for row in source.rows:
+            if row.id in self._changing:
+                return change.given_captions(row.id, self._space)
+        if old is not None and not source.rows:
+            return change.given_captions(old.id, self._space)
+        return []
 
     def _has_left(self, row: Any) -> bool:
         """Whether the file of a media row is gone: by this run's scan, or with its whole root."""
@@ -345,7 +381,7 @@ class Pipeline:
             path=candidate.file.path,
             size=stamp.size,
             mtime_ns=stamp.mtime_ns,
-            modified=_local_time(stamp.mtime_ns),
+            modified=local_time(stamp.mtime_ns),
         )
         rows = change.captions_of(media_id)
         wanted = self._wanted(candidate, reading.sidecar_captions)
@@ -359,6 +395,7 @@ class Pipeline:
         source: _Source,
         vector: Vector,
         texts: dict[str, Vector],
+        inherited: Sequence[NewCaption],
     ) -> None:
         candidate, stamp = reading.candidate, reading.stamp
         width, height, captured, captured_from = source.facts(stamp.mtime_ns)
@@ -375,7 +412,10 @@ class Pipeline:
                 captured=captured,
                 captured_from=captured_from,
                 vector=vector,
-                captions=tuple(NewCaption(text, origin, texts[text]) for text, origin in captions),
+                captions=(
+                    *inherited,
+                    *(NewCaption(text, origin, texts[text]) for text, origin in captions),
+                ),
                 sidecar=_pair(candidate),
             ),
             self._space,
@@ -409,14 +449,7 @@ class _Source:
             captured = datetime.fromisoformat(row.captured) if known else None
         if captured is not None:
             return width, height, stored_time(captured), "exif"
-        return width, height, _local_time(mtime_ns), "mtime"
-
-
-def _local_time(mtime_ns: int) -> str:
-    try:
-        return stored_time(datetime.fromtimestamp(mtime_ns / 1e9))
-    except (OverflowError, ValueError, OSError):  # a file system's nonsense
-        return stored_time(datetime(1970, 1, 1))
+        return width, height, local_time(mtime_ns), "mtime"
 
 
 def _pair(candidate: Candidate) -> tuple[int, int] | None:

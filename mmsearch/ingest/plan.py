@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import UsageError
-from mmsearch.ingest.labels import FileKey, Labels, clean_captions, match_labels
+from mmsearch.ingest.labels import FileKey, Labels, match_labels
 from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
 from mmsearch.media.fingerprint import Stamp
 from mmsearch.store import catalog
@@ -61,7 +62,7 @@ class Plan:
     prune: bool = True
     """Whether what is gone is removed; it is known either way, to tell a move from a copy."""
     healed: list[FileKey] = field(default_factory=list)
-    """Entries of the ledger whose files are gone."""
+    """Entries of the ledger whose files are gone, or are again as they were indexed."""
     known_bad: int = 0
     kept_roots: list[Path] = field(default_factory=list)
     labels: Labels = field(default_factory=lambda: Labels({}, ()))
@@ -78,8 +79,10 @@ def scopes_of(
         UsageError: as `check_paths`; nothing was changed.
     """
     if not paths:
+        if exclude is not None:
+            raise UsageError("--exclude belongs to a folder: name the PATH that it is for")
         return _known_scopes(store)
-    absolute = [os.fsencode(os.path.abspath(path.expanduser())) for path in paths]
+    absolute = [os.fsencode(os.path.abspath(path)) for path in paths]
     check_paths(store, absolute)
     return _without_nested([_scope(store, writer, path, exclude) for path in absolute])
 
@@ -154,8 +157,12 @@ def _new_root(writer: Writer, path: bytes, roots: list[RootRow]) -> RootRow:
             change.set_root(root.id, walked=True, exclude=root.exclude)
             root = RootRow(root.id, root.path, True, root.exclude)
         for inner in roots:
-            if inner.id != root.id and relative(inner.path, path):
+            if inner.id == root.id:
+                continue
+            if relative(inner.path, path):
                 change.absorb_root(inner, root)
+            elif relative(path, inner.path):  # it holds single files only, some of them here
+                change.adopt(root, inner)
     return root
 
 
@@ -171,8 +178,9 @@ def _with_exclude(writer: Writer, root: RootRow, exclude: Sequence[str] | None) 
 def _without_nested(scopes: list[Scope]) -> list[Scope]:
     """Leaves out what lies within another scope, so that no file is looked at twice."""
     kept: list[Scope] = []
-    for scope in sorted(scopes, key=lambda scope: scope.path):
-        if not any(relative(scope.path, other.path) is not None for other in kept):
+    # By their parts, a folder comes right before all that lies in it.
+    for scope in sorted(scopes, key=lambda scope: scope.path.split(b"/")):
+        if not kept or relative(scope.path, kept[-1].path) is None:
             kept.append(scope)
     return kept
 
@@ -196,7 +204,8 @@ def make_plan(
     if labelled is not None:
         candidates = plan.read + plan.same
         files = [(candidate.key, candidate.absolute) for candidate in candidates]
-        plan.labels = match_labels(labelled[0], files, labelled[1])
+        bases = [os.fsencode(os.path.abspath(labelled[1])), *(scope.path for scope in scopes)]
+        plan.labels = match_labels(labelled[0], files, bases)
     return plan
 
 
@@ -215,10 +224,12 @@ def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> N
         else:
             seen.add(found.path)
             _sort_in(plan, Candidate(root, found, known.get(found.path)), bad.get(found.path))
+            if plan.same and plan.same[-1].file is found and found.path in bad:
+                plan.healed.append((root.id, found.path))
     missing = {
         path: row
         for path, row in known.items()
-        if path not in seen and not any(relative(path, folder) is not None for folder in shut)
+        if path not in seen and not any(_below(path, folder) for folder in shut)
     }
     if prune is None and known and not seen and _may_be_unmounted(scope, known):
         plan.kept_roots.append(to_path(scope.path))
@@ -227,12 +238,15 @@ def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> N
     plan.healed.extend((root.id, path) for path in bad if path not in seen and path not in shut)
 
 
+def _below(path: bytes, folder: bytes) -> bool:
+    return not folder or relative(path, folder) is not None
+
+
 def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
     """An unmounted disk looks like a folder that is gone or empty: nothing is removed for it."""
-    if scope.prefix not in known:
-        return True
-    try:  # a single file: gone for certain where its folder still holds others
-        return not os.listdir(os.path.dirname(scope.path))
+    folder = os.path.dirname(scope.path) if scope.prefix in known else scope.path
+    try:
+        return all(name.startswith(b".") for name in os.listdir(folder))
     except OSError:
         return True
 

@@ -11,8 +11,8 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.errors import DecodeError
-from mmsearch.ingest.labels import read_sidecar
 from mmsearch.ingest.plan import Candidate
 from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import Stamp, content_hash
@@ -63,6 +63,8 @@ def read(candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool
             picture = Picture(fit(found.image, how), found.width, found.height, found.captured)
         except DecodeError as error:
             return Reading(candidate, stamp, reason=str(error))
+        except MemoryError:
+            return Reading(candidate, stamp, reason="too large: not enough memory to scale it")
     sidecar = candidate.file.sidecar
     captions = read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
     return Reading(

@@ -64,7 +64,7 @@ def walk(
     if not stat.S_ISDIR(status.st_mode):
         yield from _single_file(root, start)
         return
-    walker = _Walker(root, [glob.encode() for glob in exclude])
+    walker = _Walker(root, [os.fsencode(glob) for glob in exclude])
     yield from walker.run(start, status)
 
 
@@ -82,9 +82,10 @@ def _single_file(root: bytes, path: bytes) -> Iterator[FoundFile | Unreadable]:
 
 def _sidecar_stamp(full: bytes) -> Stamp | None:
     try:
-        return Stamp.of(os.stat(sidecar_path(full)))
+        status = os.stat(sidecar_path(full))
     except OSError:
         return None
+    return Stamp.of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def sidecar_path(image: bytes) -> bytes:

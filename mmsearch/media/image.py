@@ -188,6 +188,7 @@ def fit(image: Image.Image, how: Preprocess) -> NDArray[np.uint8]:
     elif how.resize_mode == "longest":
         resized = _centre(_resize(image, _scaled(image, how.size, longest=True), sampling), how)
     elif height == width:
+        image = _without_ends(image)
         resized = _centre(_resize(image, _shortest(image, height), sampling), how)
     else:
         resized = _centre(_resize(image, _scaled(image, how.size, longest=False), sampling), how)
@@ -196,6 +197,19 @@ def fit(image: Image.Image, how: Preprocess) -> NDArray[np.uint8]:
 
 def _resize(image: Image.Image, size: tuple[int, int], sampling: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, sampling)
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """Cuts the far ends off a very long strip: the centre is all that will be left of it.
+
+    A picture of 1 x 65,000 pixels would take gigabytes if it were scaled before it is cropped.
+    """
+    longest = 64 * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = (min(side, longest) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _shortest(image: Image.Image, side: int) -> tuple[int, int]:
@@ -208,7 +222,7 @@ def _shortest(image: Image.Image, side: int) -> tuple[int, int]:
 def _scaled(image: Image.Image, size: tuple[int, int], *, longest: bool) -> tuple[int, int]:
     ratios = image.height / size[0], image.width / size[1]
     ratio = max(ratios) if longest else min(ratios)
-    return round(image.width / ratio), round(image.height / ratio)
+    return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
 
 
 def _centre(image: Image.Image, how: Preprocess) -> Image.Image:

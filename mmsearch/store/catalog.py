@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from mmsearch.store import schema
 from mmsearch.store.files import draft_of, sync_file, sync_folder
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
 from mmsearch.store.paths import join, to_path
-from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Preprocess, Vectors
+from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
 
 FILE_NAME = "catalog.sqlite3"
 _BUSY_SECONDS = 10.0
@@ -47,6 +47,8 @@ class SpaceRow:
 
     id: int
     spec: EncoderSpec
+    precision: str
+    """What its vectors were computed in; "mixed" where that changed."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ class SnapshotRow:
     file: str
     vectors: int
     last_embedding_id: int
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a file says of itself: pixels as shown, and when it was taken by EXIF or mtime."""
+
+    width: int
+    height: int
+    captured: str
+    captured_from: str
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,9 @@ def _companions(path: Path) -> tuple[Path, ...]:
 
 def _engine(path: Path) -> Engine:
     engine = create_engine(
-        URL.create("sqlite", database=str(path)), connect_args={"timeout": _BUSY_SECONDS}
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": _BUSY_SECONDS},
+        max_overflow=-1,  # as many threads may search as there are
     )
 
     @event.listens_for(engine, "connect")
@@ -195,22 +209,12 @@ def revision_of(connection: Connection) -> int:
     return int(connection.execute(select(schema.revision.c.number)).scalar_one())
 
 
-def spec_to_json(spec: EncoderSpec) -> str:
-    return json.dumps(asdict(spec))
-
-
-def _spec_from_json(text: str) -> EncoderSpec:
-    stored = json.loads(text)
-    how = stored["preprocess"]
-    for name in ("size", "mean", "std"):
-        how[name] = tuple(how[name])
-    return EncoderSpec(**{**stored, "preprocess": Preprocess(**how)})
-
-
 def active_space(connection: Connection) -> SpaceRow | None:
     """The space that searches use; None in an index that nothing was added to yet."""
     row = connection.execute(select(schema.space).where(schema.space.c.active == 1)).first()
-    return SpaceRow(row.id, _spec_from_json(row.spec)) if row else None
+    if row is None:
+        return None
+    return SpaceRow(row.id, EncoderSpec.from_json(json.loads(row.spec)), row.precision)
 
 
 def roots(connection: Connection) -> list[RootRow]:
@@ -238,7 +242,7 @@ def media_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row
 
 def media_with_hashes(connection: Connection, hashes: Sequence[bytes]) -> list[Row[Any]]:
     found: list[Row[Any]] = []
-    for chunk in _chunks(list(hashes)):
+    for chunk in chunks(list(hashes)):
         query = select(schema.media).where(schema.media.c.content_hash.in_(chunk))
         found.extend(connection.execute(query.order_by(schema.media.c.id)))
     return found
@@ -247,7 +251,7 @@ def media_with_hashes(connection: Connection, hashes: Sequence[bytes]) -> list[R
 def captions_of(connection: Connection, media_ids: Sequence[int]) -> dict[int, list[Row[Any]]]:
     """The captions of some media, in the order in which they were added."""
     found: dict[int, list[Row[Any]]] = {}
-    for chunk in _chunks(list(media_ids)):
+    for chunk in chunks(list(media_ids)):
         query = select(schema.caption).where(schema.caption.c.media_id.in_(chunk))
         for row in connection.execute(query.order_by(schema.caption.c.id)):
             found.setdefault(row.media_id, []).append(row)
@@ -284,7 +288,7 @@ def items(connection: Connection, modality: Modality, ids: Sequence[int]) -> dic
     """What hits show, by the id of the media or of the caption."""
     found: dict[int, Item] = {}
     media, root, caption = schema.media, schema.root, schema.caption
-    for chunk in _chunks([int(number) for number in ids]):
+    for chunk in chunks([int(number) for number in ids]):
         if modality == "image":
             query = (
                 select(media.c.id, media.c.id, root.c.path, media.c.path)
@@ -303,6 +307,19 @@ def items(connection: Connection, modality: Modality, ids: Sequence[int]) -> dic
             for item_id, media_id, top, path, text in connection.execute(texts):
                 found[item_id] = Item(media_id, join(top, path), text)
     return found
+
+
+def facts_of(connection: Connection) -> dict[int, MediaFacts]:
+    """The facts of all media, by id."""
+    table = schema.media.c
+    query = select(table.id, table.width, table.height, table.captured, table.captured_from)
+    return {number: MediaFacts(*facts) for number, *facts in connection.execute(query)}
+
+
+def caption_sources(connection: Connection) -> dict[int, str]:
+    """Where each caption came from, by its id."""
+    query = select(schema.caption.c.id, schema.caption.c.source)
+    return {row.id: row.source for row in connection.execute(query)}
 
 
 def snapshot_of(connection: Connection, space_id: int, modality: Modality) -> SnapshotRow | None:
@@ -340,7 +357,7 @@ def vectors_of(
     """The stored vectors of some items, as bytes."""
     table = schema.embedding
     found: dict[int, bytes] = {}
-    for chunk in _chunks([int(number) for number in ids]):
+    for chunk in chunks([int(number) for number in ids]):
         query = select(table.c.item_id, table.c.vector).where(
             table.c.space_id == space.id,
             table.c.modality == modality,
@@ -370,6 +387,7 @@ def vectors_from(content: bytes, dim: int) -> Vectors:
     return np.frombuffer(content, dtype="<f4").reshape(-1, dim)
 
 
-def _chunks(values: list[Any]) -> Iterator[list[Any]]:
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The values in portions that one IN (...) can take."""
     for start in range(0, len(values), _CHUNK):
         yield values[start : start + _CHUNK]

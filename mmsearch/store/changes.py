@@ -68,15 +68,25 @@ class Change:
 
     # -- spaces and roots ------------------------------------------------------------------
 
-    def add_space(self, spec: EncoderSpec) -> SpaceRow:
+    def add_space(self, spec: EncoderSpec, precision: str) -> SpaceRow:
         """Adds the space of a model and makes it the one that searches use."""
         self._connection.execute(update(schema.space).values(active=0))
         number = self._connection.execute(
             insert(schema.space)
-            .values(identity=spec.space, spec=catalog.spec_to_json(spec), active=1)
+            .values(
+                identity=spec.space,
+                spec=json.dumps(spec.to_json()),
+                active=1,
+                precision=precision,
+            )
             .returning(schema.space.c.id)
         ).scalar_one()
-        return SpaceRow(number, spec)
+        return SpaceRow(number, spec, precision)
+
+    def set_precision(self, space: SpaceRow, precision: str) -> None:
+        self._connection.execute(
+            update(schema.space).where(schema.space.c.id == space.id).values(precision=precision)
+        )
 
     def add_root(self, path: bytes, *, walked: bool) -> RootRow:
         number = self._connection.execute(
@@ -96,6 +106,9 @@ class Change:
     def absorb_root(self, inner: RootRow, outer: RootRow) -> None:
         """Makes everything under `inner` part of `outer`, whose path contains it."""
         prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :] + b"/"
+        own = {row.path for row in catalog.media_under(self._connection, outer.id, prefix[:-1])}
+        rows = catalog.media_under(self._connection, inner.id, b"")
+        self.remove_media([row.id for row in rows if prefix + row.path in own])
         for table in (schema.media, schema.failure):
             # SQLite joins two blobs into a text, byte by byte; it has to become a blob again.
             longer = cast(literal(prefix, LargeBinary).op("||")(table.c.path), LargeBinary)
@@ -105,6 +118,16 @@ class Change:
                 .values(root_id=outer.id, path=longer)
             )
         self._connection.execute(delete(schema.root).where(schema.root.c.id == inner.id))
+
+    def adopt(self, inner: RootRow, outer: RootRow) -> None:
+        """Moves what `outer` holds below the new root `inner` over to that."""
+        prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :]
+        for table in (schema.media, schema.failure):
+            self._connection.execute(
+                update(table)
+                .where(table.c.root_id == outer.id, catalog.under(table.c.path, prefix))
+                .values(root_id=inner.id, path=func.substr(table.c.path, len(prefix) + 2))
+            )
 
     # -- media -----------------------------------------------------------------------------
 
@@ -195,7 +218,7 @@ class Change:
 
     def remove_media(self, ids: Sequence[int]) -> None:
         """Removes files with their captions; every snapshot's copies become tombstones."""
-        for chunk in _chunks(ids):
+        for chunk in catalog.chunks(ids):
             captions = list(
                 self._connection.execute(
                     select(schema.caption.c.id).where(schema.caption.c.media_id.in_(chunk))
@@ -211,8 +234,16 @@ class Change:
         rows = catalog.captions_of(self._connection, [media_id]).get(media_id, [])
         return [(row.id, row.text, row.source) for row in rows]
 
+    def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
+        """The captions that a file has from a captions file, with their vectors."""
+        rows = catalog.captions_of(self._connection, [media_id]).get(media_id, [])
+        given = [row for row in rows if row.source == "file"]
+        ids = [row.id for row in given]
+        vectors = catalog.vectors_of(self._connection, space, "caption", ids)
+        return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
+
     def remove_captions(self, ids: Sequence[int]) -> None:
-        for chunk in _chunks(ids):
+        for chunk in catalog.chunks(ids):
             self._bury("caption", chunk)
             self._connection.execute(delete(schema.caption).where(schema.caption.c.id.in_(chunk)))
 
@@ -245,7 +276,7 @@ class Change:
         )
 
     def clear_failures(self, root_id: int, paths: Iterable[bytes]) -> None:
-        for chunk in _chunks(list(paths)):
+        for chunk in catalog.chunks(list(paths)):
             self._connection.execute(
                 delete(schema.failure).where(
                     schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
@@ -315,7 +346,3 @@ class Change:
         number = self._next[table]
         self._next[table] += 1
         return number
-
-
-def _chunks(values: Sequence[Any], size: int = 500) -> Iterable[Sequence[Any]]:
-    return (values[start : start + size] for start in range(0, len(values), size))

@@ -36,19 +36,27 @@ class FaissIndex:
             FileNotFoundError: there is no such file (compacted away since it was looked up).
             DamageError: the file is not what was saved.
         """
-        if not path.is_file():
-            raise FileNotFoundError(path)
         try:
             # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
             return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
         except RuntimeError as error:
+            if not path.is_file():
+                raise FileNotFoundError(path) from error
             raise DamageError(
                 f"{path}: the vector file is damaged; delete it and run 'mmsearch index', which "
                 "writes it anew from the catalog"
             ) from error
 
     def save(self, path: Path) -> None:
-        faiss.write_index(self._index, str(path))
+        """Writes the index.
+
+        Raises:
+            OSError: there is no room, or no permission.
+        """
+        try:
+            faiss.write_index(self._index, str(path))
+        except RuntimeError as error:  # how FAISS says it
+            raise OSError(str(error).strip().splitlines()[-1]) from error
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

@@ -61,3 +61,11 @@ def _under(connection: Connection, folder: bytes) -> ColumnElement[bool]:
 def stored_time(moment: datetime) -> str:
     """A moment as the catalog keeps it: local time, so that it sorts as text."""
     return moment.replace(tzinfo=None, microsecond=0).isoformat()
+
+
+def local_time(mtime_ns: int) -> str:
+    """A file's modification time as the catalog keeps it."""
+    try:
+        return stored_time(datetime.fromtimestamp(mtime_ns / 1e9))
+    except (OverflowError, ValueError, OSError):  # a file system's nonsense
+        return stored_time(datetime(1970, 1, 1))

@@ -30,7 +30,8 @@ _FIRST_TABLES = (
         id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         identity VARCHAR NOT NULL UNIQUE,
         spec VARCHAR NOT NULL,
-        active INTEGER NOT NULL)""",
+        active INTEGER NOT NULL,
+        precision VARCHAR NOT NULL)""",
     """CREATE TABLE root (
         id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         path BLOB NOT NULL UNIQUE,

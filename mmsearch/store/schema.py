@@ -30,6 +30,7 @@ space = Table(
     Column("identity", String, nullable=False, unique=True),
     Column("spec", String, nullable=False),  # EncoderSpec as JSON
     Column("active", Integer, nullable=False),
+    Column("precision", String, nullable=False),
     sqlite_autoincrement=True,
 )
 

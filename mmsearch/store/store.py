@@ -17,12 +17,12 @@ from sqlalchemy import Connection
 from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
 from mmsearch.store import catalog, filters
-from mmsearch.store.catalog import Catalog, Item, RootRow, SnapshotRow, SpaceRow
+from mmsearch.store.catalog import Catalog, Item, MediaFacts, RootRow, SnapshotRow, SpaceRow
 from mmsearch.store.changes import Change
 from mmsearch.store.faiss_index import FaissIndex
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
-from mmsearch.store.paths import relative, to_path
+from mmsearch.store.paths import join, relative, to_path
 from mmsearch.store.vector_index import Found
 from mmsearch.store.vectors import VectorView
 from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
@@ -51,9 +51,11 @@ class Contents:
     image_ids: Ids
     image_vectors: Vectors
     image_paths: tuple[bytes, ...]
+    image_facts: tuple[MediaFacts, ...]
     caption_ids: Ids
     caption_vectors: Vectors
     caption_texts: tuple[str, ...]
+    caption_sources: tuple[str, ...]
     caption_media: Ids
     """The id of the media that each caption belongs to."""
 
@@ -147,14 +149,20 @@ class Store:
         return [_answer(one, known) for one in found]
 
     def _view(self, connection: Connection, space: SpaceRow, to: Modality) -> VectorView:
+        """The vectors as of this very transaction; the newest view is kept for the next search."""
+        revision = catalog.revision_of(connection)
         with self._views_lock:
             view = self._views.get((space.id, to))
-            if view is None or view.revision != catalog.revision_of(connection):
-                row = catalog.snapshot_of(connection, space.id, to)
-                if view is not None and view.generation == (row.generation if row else 0):
-                    view = view.advanced(connection)
-                else:
-                    view = VectorView.load(connection, space, to, self.folder / VECTORS)
+            if view is not None and view.revision == revision:
+                return view
+            row = catalog.snapshot_of(connection, space.id, to)
+            behind = view is None or view.revision < revision
+            if view is not None and behind and view.generation == (row.generation if row else 0):
+                view = view.advanced(connection)
+            else:
+                view = VectorView.load(connection, space, to, self.folder / VECTORS)
+            # Another thread may have seen a newer state than this transaction does: its view stays.
+            if behind:
                 self._views[space.id, to] = view
             return view
 
@@ -186,13 +194,17 @@ class Store:
             caption_ids, captions = _all(connection, space, "caption")
             shown = catalog.items(connection, "image", image_ids.tolist())
             texts = catalog.items(connection, "caption", caption_ids.tolist())
+            facts = catalog.facts_of(connection)
+            sources = catalog.caption_sources(connection)
         return Contents(
             image_ids,
             images,
             tuple(shown[number].path for number in image_ids.tolist()),
+            tuple(facts[number] for number in image_ids.tolist()),
             caption_ids,
             captions,
             tuple(texts[number].caption or "" for number in caption_ids.tolist()),
+            tuple(sources[number] for number in caption_ids.tolist()),
             np.array([texts[number].media_id for number in caption_ids.tolist()], dtype=np.int64),
         )
 
@@ -230,27 +242,52 @@ class Writer:
             yield change
             change.finish()
 
-    def space_of(self, spec: EncoderSpec) -> SpaceRow:
+    def space_of(self, spec: EncoderSpec, precision: str) -> SpaceRow:
         """The active space, which is made from `spec` in an index that has none yet.
+
+        Args:
+            precision: what the vectors to come are computed in.
 
         Raises:
             SpaceError: the index has another space.
         """
         with self._store.catalog.read() as connection:
-            if catalog.active_space(connection) is not None:
-                return filters.require_space(connection, spec.space)
-        with self.change() as change:
-            return change.add_space(spec)
+            space = catalog.active_space(connection)
+            if space is not None:
+                space = filters.require_space(connection, spec.space)
+        if space is None:
+            with self.change() as change:
+                return change.add_space(spec, precision)
+        if space.precision not in (precision, "mixed"):
+            with self.change() as change:
+                change.set_precision(space, "mixed")
+        return space
 
-    def root_for(self, folder: bytes) -> tuple[RootRow, set[bytes]]:
-        """A root that holds `folder`, made and not walked if none does, and its media's paths."""
+    def place(self, paths: Sequence[bytes]) -> tuple[dict[bytes, RootRow], set[bytes]]:
+        """The root of each absolute path, and those paths that the index has already.
+
+        That is the deepest root above it; for paths below none, a new one that is not walked.
+        """
         with self._store.catalog.read() as connection:
-            for root in catalog.roots(connection):
-                if relative(folder, root.path) is not None:
-                    rows = catalog.media_under(connection, root.id, b"")
-                    return root, {row.path for row in rows}
-        with self.change() as change:
-            return change.add_root(folder, walked=False), set()
+            roots = catalog.roots(connection)
+            known = {
+                join(root.path, row.path)
+                for root in roots
+                for row in catalog.media_under(connection, root.id, b"")
+            }
+        roots.sort(key=lambda root: len(root.path), reverse=True)
+        found: dict[bytes, RootRow] = {}
+        for path in paths:
+            above = (root for root in roots if relative(path, root.path))
+            if (root := next(above, None)) is not None:
+                found[path] = root
+        rest = [path for path in paths if path not in found]
+        if rest:
+            folder = os.path.commonpath([os.path.dirname(path) for path in rest])
+            with self.change() as change:
+                root = change.add_root(folder, walked=False)
+            found.update(dict.fromkeys(rest, root))
+        return found, known
 
     def remove(self, paths: Sequence[bytes]) -> int:
         """Takes out all media at or below absolute paths, and roots that lie there; how many.
@@ -282,11 +319,11 @@ class Writer:
         """Writes snapshots whose files are gone, and deletes files that no snapshot names."""
         self._folder.mkdir(exist_ok=True)
         for space, modality, row, _ in self._loads():
-            if row is not None and not _opens(self._folder / row.file):
+            if row is not None and not _is_whole(self._folder / row.file, row.vectors):
                 self._write_snapshot(space, modality, row)
         named = {row.file for _, _, row, _ in self._loads() if row is not None}
         for path in self._folder.iterdir():
-            if path.name not in named:
+            if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
 
     def _loads(self) -> list[tuple[SpaceRow, Modality, SnapshotRow | None, int]]:
@@ -321,10 +358,17 @@ class Writer:
                     yield ids, vectors
 
             index = FaissIndex.build(space.spec.dim, batches())
-        index.save(draft)
-        sync_file(draft)
-        draft.replace(path)
-        sync_folder(self._folder)
+        try:
+            index.save(draft)
+            sync_file(draft)
+            draft.replace(path)
+            sync_folder(self._folder)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise UnreadableError(
+                f"{self._folder}: a vector file cannot be written: {error.strerror or error}; "
+                "nothing is lost, the next 'mmsearch index' writes it"
+            ) from error
         with self.change() as change:
             change.set_snapshot(space, modality, SnapshotRow(generation, name, len(index), last))
         if old is not None and old.file != name:
@@ -340,12 +384,11 @@ def _all(connection: Connection, space: SpaceRow, modality: Modality) -> tuple[I
     return ids[order], vectors[order]
 
 
-def _opens(path: Path) -> bool:
+def _is_whole(path: Path, vectors: int) -> bool:
     try:
-        FaissIndex.open(path)
+        return len(FaissIndex.open(path)) == vectors
     except (FileNotFoundError, DamageError):
         return False
-    return True
 
 
 def write_marker(folder: Path) -> None:

@@ -302,7 +302,6 @@ def test_a_damaged_catalog_is_said_so(index, tmp_path):
 
 
 def test_auto_takes_tiny_without_a_network_and_says_what_base_would_give(gallery, tmp_path):
-    started = time.monotonic()
     done = mmsearch(
         "index", gallery, "--index", tmp_path / "i", "--yes", check=0,
         HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9",
@@ -310,7 +309,6 @@ def test_auto_takes_tiny_without_a_network_and_says_what_base_would_give(gallery
     assert b"cannot be reached" in done.stderr
     assert b"'tiny'" in done.stderr
     assert b"20 added" in done.stdout
-    assert time.monotonic() - started < 60
 
 
 def test_a_search_imports_neither_torch_nor_open_clip(index):
@@ -327,7 +325,7 @@ def test_a_search_imports_neither_torch_nor_open_clip(index):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.splitlines()[-1] == "LOADED []"
-    assert "00.png" in done.stdout or ".png" in done.stdout
+    assert done.stdout.count(".png") == 10
 
 
 def test_help_imports_nothing_heavy():
@@ -445,6 +443,62 @@ def test_export_and_import_give_the_same_hits(index, gallery, tmp_path):
         assert run(*query, *other).stdout == run(*query, "--index", index).stdout
     assert run("import", tmp_path / "out", *other).stdout == "0 images imported\n"
     assert "20 unchanged" in run("index", gallery, *other).stdout
+
+
+def test_an_import_into_the_same_index_adds_nothing(gallery, tmp_path, tiny):
+    where = ("--index", tmp_path / "i")
+    for part in ("a", "b"):
+        (tmp_path / "x" / part).mkdir(parents=True)
+        shutil.copy(gallery / "01.png", tmp_path / "x" / part / "1.png")
+        (tmp_path / "x" / part / "1.txt").write_text(f"it lies in {part}")
+    run("index", tmp_path / "x" / "a", tmp_path / "x" / "b", *where, "--model", "tiny")
+    run("export", tmp_path / "out", *where)
+    assert run("import", tmp_path / "out", *where).stdout == "0 images imported\n"
+    assert "2 unchanged" in run("index", tmp_path / "x", *where).stdout
+    fresh = ("--index", tmp_path / "fresh")
+    assert run("import", tmp_path / "out", *fresh).stdout == "2 images imported\n"
+    assert "1 unchanged" in run("index", tmp_path / "x" / "a", *fresh).stdout
+    assert "2 unchanged" in run("index", tmp_path / "x", *fresh).stdout
+    held = json.loads(run("status", *fresh, "--json").stdout)
+    assert (held["images"], held["captions"]) == (2, 2)
+
+
+def test_names_that_are_not_text_go_everywhere(gallery, tmp_path, tiny):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    name = os.path.join(os.fsencode(folder), b"caf\xe9.png")
+    shutil.copy(gallery / "02.png", name)
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("a cafe")
+    where = ("--index", tmp_path / "i")
+    run("index", folder, *where, "--model", "tiny")
+    run("export", tmp_path / "out", *where)
+    assert run("import", tmp_path / "out", "--index", tmp_path / "j").stdout.startswith("1 ")
+    found = mmsearch("search", "x", "--index", tmp_path / "j", "--paths", check=0).stdout
+    assert found == name + b"\n"
+    run("bench", *where, "--export", tmp_path / "vectors")
+    latin = mmsearch("search", "x", *where, check=0, PYTHONIOENCODING="latin-1")
+    assert b"caf" in latin.stdout
+
+
+def test_a_bad_file_elsewhere_does_not_end_a_benchmark(gallery, tmp_path, tiny):
+    (tmp_path / "bad.png").write_bytes(b"no")
+    labels = tmp_path / "l.csv"
+    labels.write_text(f"image,caption\n01.png,one\n02.png,two\n{tmp_path / 'bad.png'},three\n")
+    result = run("bench", labels, "--images", gallery, "--model", "tiny", "--json")
+    assert json.loads(result.stdout)["missing"] == 1
+
+
+def test_an_index_built_in_one_precision_is_not_reported_in_another(index):
+    report = json.loads(run("bench", "--index", index, "--precision", "bf16", "--json").stdout)
+    assert report["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("command", [["index", ""], ["remove", ""], ["index", "--dry-run"],
+                                     ["index", "~nosuchuser/x"]])  # fmt: skip
+def test_paths_of_nothing_are_refused(command, tmp_path):
+    result = run(*command, "--index", tmp_path / "none", code=3 if "--dry-run" in command else 2)
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_the_demo_runs_twice_without_harm(tmp_path, tiny):

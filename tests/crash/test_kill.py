@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from fakes import unit_vectors
+from fakes import root_at, unit_vectors
 
 from mmsearch import Engine
 from mmsearch.datasets import scene_art, scenes
@@ -185,8 +185,8 @@ def test_a_compaction_killed_at_any_step_loses_nothing(undisturbed_index, tmp_pa
         shutil.copytree(undisturbed_index, index)
         with Store(index).writer() as writer:
             writer.compact()
-            space = writer.space_of(Store(index).active_space().spec)
-            root, _ = writer.root_for(b"/extra")
+            space = writer.space_of(Store(index).active_space().spec, "fp32")
+            root = root_at(writer, b"/extra")
             vectors = unit_vectors(np.random.default_rng(0), 30, space.spec.dim)
             with writer.change() as change:
                 for number, vector in enumerate(vectors):

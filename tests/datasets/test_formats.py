@@ -76,6 +76,15 @@ def test_hugging_face_metadata(tmp_path):
     assert labelled.name == "train"
 
 
+@pytest.mark.parametrize("char", ["\u2028", "\u0085", "\x0b", "\x1c"])
+def test_only_newlines_end_a_line(tmp_path, char):
+    rows = write(tmp_path / "x.jsonl", f'{{"file_name": "a.jpg", "text": "one{char}two"}}\n')
+    if char not in "\x0b\x1c":  # control characters are not valid in JSON
+        assert captions(read_labelled(rows)) == {"a.jpg": (f"one{char}two",)}
+    tokens = write(tmp_path / "x.token", f"a.jpg#0\tone{char}two\n")
+    assert captions(read_labelled(tokens)) == {"a.jpg": (f"one{char}two",)}
+
+
 def test_sidecars_in_a_folder(tmp_path):
     paint(tmp_path / "sub" / "a.png", "red")
     write(tmp_path / "sub" / "a.txt", "one\n\n two \n")

@@ -325,6 +325,50 @@ def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
     assert store.status().failures == 0
 
 
+def test_a_folder_that_cannot_be_read_keeps_what_was_indexed_of_it(run, store, photos, monkeypatch):
+    run(photos)
+    with monkeypatch.context() as patch:
+
+        def broken(path):
+            raise OSError(5, "Input/output error")
+
+        patch.setattr("mmsearch.media.discover.os.scandir", broken)
+        assert run(photos, prune=True).removed == 0
+    assert len(paths_in(store, photos)) == 6
+
+
+def test_a_link_that_is_mended_leaves_the_ledger(run, store, photos, tmp_path):
+    target = paint(tmp_path / "elsewhere" / "a.png", "red", mark=8)
+    (photos / "link.png").symlink_to(target)
+    run(photos)
+    target.rename(tmp_path / "aside.png")
+    assert run(photos).failed == 1
+    (tmp_path / "aside.png").rename(target)
+    run(photos)
+    assert store.status().failures == 0
+
+
+def test_a_folder_without_images_but_with_other_files_is_no_unmounted_disk(run, store, photos):
+    run(photos)
+    for path in photos.rglob("*.*"):
+        path.unlink()
+    (photos / "notes.md").write_text("all moved to the attic")
+    assert run(photos).removed == 6
+
+
+def test_exclude_needs_a_path(run, photos):
+    run(photos)
+    with pytest.raises(UsageError, match="name the PATH"):
+        run(exclude=["*.png"])
+
+
+def test_a_glob_that_is_not_text_is_taken(run, photos):
+    name = os.path.join(os.fsencode(photos), b"\xfdx.png")
+    shutil.copy(photos / "red.png", name)
+    assert counts(run(photos, exclude=[os.fsdecode(b"\xfd*")])) == {"added": 6}
+    assert counts(run(photos)) == {"unchanged": 6}
+
+
 def test_a_broken_link_is_noted(run, store, photos):
     (photos / "link.png").symlink_to(photos / "nowhere.png")
     assert counts(run(photos)) == {"added": 6, "failed": 1}
@@ -375,6 +419,78 @@ def test_new_captions_for_an_indexed_folder_decode_nothing(run, store, encoder, 
     assert captions_in(store) == [("red.png", "two")]
     run(photos)
     assert captions_in(store) == [("red.png", "two")]
+
+
+def test_a_rescan_keeps_what_a_captions_file_once_said(run, store, photos):
+    run(photos, captions=[LabelledImage("red.png", ("one",)), LabelledImage("blue.jpg", ("two",))])
+    paint(photos / "red.png", "red", mark=77)
+    assert counts(run(photos)) == {"updated": 1, "unchanged": 5}
+    assert captions_in(store) == [("blue.jpg", "two"), ("red.png", "one")]
+
+
+def test_captions_follow_two_pictures_that_trade_places(run, store, photos):
+    run(photos, captions=[LabelledImage("red.png", ("r",)), LabelledImage("green.png", ("g",))])
+    (photos / "red.png").rename(photos / "x.png")
+    (photos / "green.png").rename(photos / "red.png")
+    (photos / "x.png").rename(photos / "green.png")
+    os.utime(photos / "red.png", ns=(5, 5))
+    os.utime(photos / "green.png", ns=(6, 6))
+    run(photos)
+    assert captions_in(store) == [("green.png", "r"), ("red.png", "g")]
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_captions_follow_a_chain_of_renames(run, store, photos, monkeypatch, batch):
+    monkeypatch.setattr(pipeline_module, "BATCH", batch)
+    run(photos, captions=[LabelledImage("red.png", ("r",)), LabelledImage("green.png", ("g",))])
+    (photos / "green.png").rename(photos / "third.png")
+    (photos / "red.png").rename(photos / "green.png")
+    os.utime(photos / "green.png", ns=(5, 5))
+    run(photos)
+    assert captions_in(store) == [("green.png", "r"), ("third.png", "g")]
+
+
+def test_a_path_beside_the_captions_file_comes_first(store, encoder, photos):
+    paint(photos / "more" / "red.png", "red", mark=2)
+    given = LabelledSet("set", (LabelledImage("red.png", ("the inner one",)),))
+    with store.writer() as writer:
+        scopes = scopes_of(store, writer, [photos], None)
+        plan = make_plan(store, scopes, prune=None, labelled=(given, photos / "more"))
+        Pipeline(store, writer, encoder, workers=1).run(plan)
+    held = store.contents()
+    place = dict(zip(held.image_ids.tolist(), held.image_paths, strict=True))
+    assert place[int(held.caption_media[0])] == os.fsencode(photos / "more" / "red.png")
+
+
+def test_paths_relative_to_the_folder_that_was_named(run, store, photos, tmp_path):
+    run(photos)
+    paint(photos / "more" / "a" / "1.png", "red", mark=2)
+    paint(photos / "more" / "b" / "1.png", "red", mark=3)
+    given = LabelledSet("set", (LabelledImage("b/1.png", ("b",)),))
+    with store.writer() as writer:
+        scopes = scopes_of(store, writer, [photos / "more"], None)
+        plan = make_plan(store, scopes, prune=None, labelled=(given, tmp_path))
+    (key,) = plan.labels.captions
+    assert key[1] == b"more/b/1.png"
+
+
+def test_many_captions_of_one_picture_are_encoded_in_portions(run, store, encoder, photos):
+    sizes = []
+    plain = encoder.encode_texts
+
+    def counting(texts):
+        sizes.append(len(texts))
+        return plain(texts)
+
+    encoder.encode_texts = counting
+    (photos / "red.txt").write_text("\n".join(f"line {i}" for i in range(1000)))
+    assert run(photos).captions == 1000
+    assert max(sizes) <= 256
+
+
+def test_a_fifo_for_a_sidecar_hangs_nobody(run, photos):
+    os.mkfifo(photos / "red.txt")
+    assert counts(run(photos)) == {"added": 6}
 
 
 def test_captions_move_with_their_picture(run, store, photos):

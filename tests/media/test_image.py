@@ -177,6 +177,21 @@ def test_other_formats_are_not_opened_even_if_pillow_could():
         decode(encoded(quadrants(), "PPM"))
 
 
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 2)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_a_thin_strip_takes_no_more_than_it_must(size, mode):
+    how = Preprocess((64, 64), MEAN, STD, resize_mode=mode)
+    assert fit(Image.new("RGB", size, "red"), how).shape == (64, 64, 3)
+
+
+def test_cutting_the_ends_off_a_strip_changes_no_pixel():
+    image = noise((4600, 60))
+    how = Preprocess((64, 64), MEAN, STD)
+    theirs = image_transform(64, is_train=False, mean=MEAN, std=STD)(image)
+    expected = theirs.permute(1, 2, 0).numpy() * 255
+    np.testing.assert_allclose(fit(image, how), expected, atol=2)
+
+
 def test_a_thumbnail_is_a_small_jpeg():
     small = Image.open(io.BytesIO(thumbnail(encoded(noise((900, 300))), 120)))
     assert (small.format, small.size) == ("JPEG", (120, 40))

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from fakes import FakeEncoder, unit_vectors
+from fakes import FakeEncoder, root_at, unit_vectors
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -36,8 +36,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4), captions=st.integers(0, 3))
     def add(self, count, captions):
         with self.store.writer() as writer:
-            space = writer.space_of(SPEC)
-            root, _ = writer.root_for(b"/r")
+            space = writer.space_of(SPEC, "fp32")
+            root = root_at(writer, b"/r")
             with writer.change() as change:
                 for _ in range(count):
                     self.made += 1

@@ -11,10 +11,17 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from fakes import DIM, FakeEncoder, unit_vectors
+from fakes import DIM, FakeEncoder, root_at, unit_vectors
 
 from mmsearch.config import MARKER
-from mmsearch.errors import FormatError, IndexInUse, IndexNotFound, SpaceError, UsageError
+from mmsearch.errors import (
+    FormatError,
+    IndexInUse,
+    IndexNotFound,
+    SpaceError,
+    UnreadableError,
+    UsageError,
+)
 from mmsearch.store import catalog, migrations
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.store import Store
@@ -42,8 +49,8 @@ def new(root, name, vector, *, captured="2020-01-01T00:00:00", captions=()):
 def fill(store, names, vectors, **options):
     """Adds pictures under the root /photos; returns their ids."""
     with store.writer() as writer:
-        space = writer.space_of(SPEC)
-        root, _ = writer.root_for(b"/photos")
+        space = writer.space_of(SPEC, "fp32")
+        root = root_at(writer, b"/photos")
         with writer.change() as change:
             return [
                 change.add_media(new(root, name, vector, **options), space)
@@ -106,7 +113,7 @@ def test_a_failing_transaction_leaves_nothing(store):
     (vector,) = unit_vectors(RNG, 1)
     fill(store, "a", [vector])
     with store.writer() as writer:
-        root, space = catalog.RootRow(1, b"/photos", False, ()), writer.space_of(SPEC)
+        root, space = catalog.RootRow(1, b"/photos", False, ()), writer.space_of(SPEC, "fp32")
         with pytest.raises(RuntimeError, match="power"), writer.change() as change:  # noqa: PT012
             change.add_media(new(root, "b", vector), space)
             change.flush()
@@ -136,6 +143,80 @@ def test_a_reader_sees_whole_batches_only(store):
     assert len(seen) > 1
     assert {count % 10 for count in seen} == {0}
     assert seen == sorted(seen)
+
+
+def test_threads_share_a_store_while_another_commits(store):
+    """A thread that began before a commit must not be given another thread's newer view."""
+    vectors = unit_vectors(RNG, 400)
+    fill(store, ["0"], vectors[:1])
+    stop, failures = threading.Event(), []
+
+    def ask():
+        while not stop.is_set():
+            try:
+                ids_found(store, vectors[0], 1000)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is wrong
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 250):
+        fill(store, [str(number)], vectors[number : number + 1])
+        if number % 60 == 0:
+            with store.writer() as writer:
+                writer.compact()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_no_room_for_a_snapshot_loses_nothing(store, monkeypatch):
+    vectors = unit_vectors(RNG, 2)
+    fill(store, "ab", vectors)
+    with monkeypatch.context() as patch:
+
+        def full(index, path):
+            (store.folder / "vectors" / ".1-image-1.faiss.new").write_bytes(b"part")
+            raise RuntimeError("Error in write_index: No space left on device")
+
+        patch.setattr("mmsearch.store.faiss_index.faiss.write_index", full)
+        with store.writer() as writer, pytest.raises(UnreadableError, match="No space left"):
+            writer.compact()
+    assert list((store.folder / "vectors").iterdir()) == []
+    assert len(ids_found(store, vectors[0])) == 2
+
+
+def test_a_strange_folder_among_the_vectors_is_left_alone(store):
+    (store.folder / "vectors" / "@eaDir").mkdir()
+    fill(store, "a", unit_vectors(RNG, 1))
+    assert len(ids_found(store, unit_vectors(RNG, 1)[0])) == 1
+
+
+def test_a_whole_but_stale_vector_file_is_written_anew(store):
+    vectors = unit_vectors(RNG, 3)
+    fill(store, "ab", vectors[:2])
+    with store.writer() as writer:
+        writer.compact()
+    (path,) = (store.folder / "vectors").iterdir()
+    old = path.read_bytes()
+    fill(store, "c", vectors[2:])
+    with store.writer() as writer:
+        writer.compact()
+    (path,) = (store.folder / "vectors").iterdir()
+    path.write_bytes(old)
+    with Store(store.folder).writer():
+        pass
+    assert len(ids_found(Store(store.folder), vectors[0])) == 3
+
+
+def test_a_space_remembers_what_its_vectors_were_computed_in(store):
+    with store.writer() as writer:
+        assert writer.space_of(SPEC, "fp32").precision == "fp32"
+        assert writer.space_of(SPEC, "fp32").precision == "fp32"
+        writer.space_of(SPEC, "bf16")
+    assert store.active_space().precision == "mixed"
 
 
 def test_a_reader_whose_snapshot_is_compacted_away_looks_again(store):
@@ -177,7 +258,7 @@ def test_a_query_of_another_space_is_refused(store):
     with pytest.raises(SpaceError, match="made with 'fake'"):
         store.search("another", unit_vectors(RNG, 1), "image", 1)
     with store.writer() as writer, pytest.raises(SpaceError):
-        writer.space_of(FakeEncoder("other").spec)
+        writer.space_of(FakeEncoder("other").spec, "fp32")
 
 
 def test_a_vector_of_another_width_is_refused(store):
@@ -209,7 +290,7 @@ def test_a_root_takes_in_the_roots_inside_it(store):
         outer = change.add_root(b"/photos", walked=True)
         inner = change.add_root(b"/photos/tr\xe9es", walked=True)
     with store.writer() as writer:
-        space = writer.space_of(SPEC)
+        space = writer.space_of(SPEC, "fp32")
         (vector,) = unit_vectors(RNG, 1)
         with writer.change() as change:
             change.add_media(new(inner, "a", vector), space)
