@@ -24,27 +24,13 @@ import numpy as np
 
 from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.loading import (
-    ModelCache,
-    ModelRow,
-    list_models,
-    open_encoder,
-    open_space,
-    pick_device,
-)
-from mmsearch.encoders.registry import (
-    BASE,
-    BASE_MEGABYTES,
-    TINY,
-    ModelSource,
-    cached_files,
-    parse_model,
-)
-from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
+from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.loading import ModelRow, list_models, pick_device
+from mmsearch.encoders.registry import parse_model
+from mmsearch.errors import IndexNotFound, Interrupted, UsageError
 from mmsearch.store import catalog
 from mmsearch.store.store import Store
 from mmsearch.types import (
-    EncoderSpec,
     Failure,
     Filter,
     Hit,
@@ -96,10 +82,8 @@ class Engine:
         self._asked_model = model
         self._folder = settings.index_folder().absolute()
         self._notify = notify
-        self._confirm = confirm
-        self._cache = ModelCache(settings.cache)
+        self._models = ModelChoice(settings, notify, confirm)
         self._store: Store | None = None
-        self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()  # around what is opened on first use
 
     @classmethod
@@ -410,7 +394,7 @@ class Engine:
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""
         active = self.store.active_space() if self._has_index() else None
-        return list_models(self._cache, active.spec if active else None, self._folder)
+        return list_models(self._models.cache, active.spec if active else None, self._folder)
 
     def _has_index(self) -> bool:
         return (self._folder / catalog.FILE_NAME).is_file()
@@ -423,69 +407,18 @@ class Engine:
             raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
         # One text is encoded sooner than a GPU is woken.
         device = "cpu" if self._settings.device == "auto" else self._settings.device
-        return self._open(space.spec, device)
+        return self._models.for_space(space.spec, device)
 
     def _encoder_for_writing(self) -> Encoder:
         """The index's own model, or, for a new index, the one that the settings name."""
         device = pick_device(self._settings.device)
         space = self.store.active_space() if self._has_index() else None
         if space is None:
-            return self._encoder_of_a_new_index(device)
+            return self._models.for_new_index(self._asked_model or self._settings.model, device)
         asked = self._asked_model
         if asked not in (None, "auto") and parse_model(asked).name != space.spec.model:
             raise UsageError(
                 f"{self._folder} was made with '{space.spec.model}', and an index has one model; "
                 f"index with '{asked}' into another folder with --index DIR"
             )
-        return self._open(space.spec, device)
-
-    def _encoder_of_a_new_index(self, device: str) -> Encoder:
-        """What the settings name; "auto" is `base` if it is here or may be fetched, else `tiny`."""
-        model = self._asked_model or self._settings.model
-        if model != "auto":
-            return self._load(parse_model(model), device)
-        if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
-            try:
-                return self._load(parse_model(BASE), device)
-            except ModelNotFound as error:
-                self._notify(str(error))
-        self._notify(
-            "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
-            f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
-        )
-        return self._load(parse_model(TINY), device)
-
-    def _may_fetch_base(self) -> bool:
-        question = (
-            f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It is far stronger than tiny."
-        )
-        return self._confirm is not None and self._confirm(question)
-
-    def _open(self, spec: EncoderSpec, device: str) -> Encoder:
-        key = f"{spec.space} {device}"
-        with self._lock:
-            if key not in self._encoders:
-                self._encoders[key] = self._open_anew(spec, device)
-            return self._encoders[key]
-
-    def _open_anew(self, spec: EncoderSpec, device: str) -> Encoder:
-        if device == "cpu":
-            encoder = open_space(spec.space, self._cache, self._settings.precision, self._notify)
-            if encoder is not None:
-                return encoder
-        encoder = self._load(parse_model(spec.model), device)
-        if encoder.spec.space != spec.space:
-            raise ModelNotFound(
-                f"the weights of '{spec.model}' are not those that {self._folder} was made with; "
-                "put those back, or index into another folder"
-            )
-        return encoder
-
-    def _load(self, source: ModelSource, device: str) -> Encoder:
-        return open_encoder(
-            source,
-            self._cache,
-            device=device,
-            precision=self._settings.precision,
-            notify=self._notify,
-        )
+        return self._models.for_space(space.spec, device)

@@ -1,0 +1,90 @@
+"""Which model serves an index, and what "auto" stands for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mmsearch.config import Settings
+from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.loading import ModelCache, Notify, open_encoder, open_space
+from mmsearch.encoders.registry import (
+    BASE,
+    BASE_MEGABYTES,
+    TINY,
+    ModelSource,
+    cached_files,
+    parse_model,
+)
+from mmsearch.errors import ModelNotFound
+from mmsearch.types import EncoderSpec
+
+
+class ModelChoice:
+    """Opens models as the settings say. Threads may share it: a model is opened once."""
+
+    def __init__(
+        self, settings: Settings, notify: Notify, confirm: Callable[[str], bool] | None
+    ) -> None:
+        """Takes what to say to a user, and how to ask one; None asks nobody."""
+        self.cache = ModelCache(settings.cache)
+        self._precision = settings.precision
+        self._notify = notify
+        self._confirm = confirm
+        self._open: dict[tuple[str, str], Encoder] = {}
+        self._lock = threading.Lock()
+
+    def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
+        """The model that an index was made with.
+
+        Raises:
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
+        with self._lock:
+            key = (spec.space, device)
+            if key not in self._open:
+                self._open[key] = self._open_space(spec, device)
+            return self._open[key]
+
+    def for_new_index(self, model: str, device: str) -> Encoder:
+        """The named model; "auto" is `base` where it is here or may be fetched, else `tiny`.
+
+        Raises:
+            ModelNotFound: no such model, or its weights cannot be had.
+        """
+        if model != "auto":
+            return self._load(parse_model(model), device)
+        if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
+            try:
+                return self._load(parse_model(BASE), device)
+            except ModelNotFound as error:
+                self._notify(str(error))
+        self._notify(
+            "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
+            f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
+        )
+        return self._load(parse_model(TINY), device)
+
+    def _may_fetch_base(self) -> bool:
+        question = (
+            f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It is far stronger than tiny."
+        )
+        return self._confirm is not None and self._confirm(question)
+
+    def _open_space(self, spec: EncoderSpec, device: str) -> Encoder:
+        if device == "cpu":
+            encoder = open_space(spec.space, self.cache, self._precision, self._notify)
+            if encoder is not None:
+                return encoder
+        encoder = self._load(parse_model(spec.model), device)
+        if encoder.spec.space != spec.space:
+            raise ModelNotFound(
+                f"the weights of '{spec.model}' are not those that the index was made with; put "
+                "those back, or index into another folder"
+            )
+        return encoder
+
+    def _load(self, source: ModelSource, device: str) -> Encoder:
+        return open_encoder(
+            source, self.cache, device=device, precision=self._precision, notify=self._notify
+        )
