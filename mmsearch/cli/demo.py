@@ -45,6 +45,10 @@ def demo(
         Path | None,
         typer.Argument(metavar="[PHOTOS]", help="Your own folder instead of the drawn gallery."),
     ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="DIR", help="The demo's index, if not below --out."),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")
     ] = Path("build/demo"),
@@ -58,7 +62,7 @@ def demo(
     folder = photos if photos is not None else _draw(out / "gallery")
     # Each folder has an index of its own: a demo shows what lies in the folder that was named.
     name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "replace")).hexdigest()[:8]
-    index = out / (f"photos-{name}" if photos is not None else "index")
+    index = index or out / (f"photos-{name}" if photos is not None else "index")
     with engine_for(index, model="tiny") as engine, progress_bar() as bar:
         say(f"indexing {shown_path(folder)} with the bundled model")
         report = engine.index([folder], on_progress=bar)

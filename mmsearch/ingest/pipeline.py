@@ -66,13 +66,11 @@ class Pipeline:
     def run(self, plan: Plan) -> IngestReport:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
-        encoder = self._encoder
-        if plan.read or plan.labels.captions:
-            self._space = self._writer.space_of(encoder.spec, encoder.precision)
-        else:  # nothing will be embedded
-            self._space = self._store.active_space() or self._writer.space_of(
-                encoder.spec, encoder.precision
-            )
+        self._touched = [item for item in plan.same if self._may_differ(item)]
+        present = self._store.active_space()
+        if present is None or plan.read or self._touched:
+            present = self._writer.space_of(self._encoder.spec, self._encoder.precision)
+        self._space = present
         with self._store.catalog.read() as connection:
             self._roots = {root.id: root for root in catalog.roots(connection)}
         self._lost_roots: dict[int, bool] = {}
@@ -122,7 +120,7 @@ class Pipeline:
         with self._timed("load"):
             if plan.read:
                 self._encoder.warm_up("image")
-            if plan.labels.captions or any(item.file.sidecar for item in plan.read):
+            if self._touched or any(self._may_differ(item) for item in plan.read):
                 self._encoder.warm_up("caption")
 
     # -- what needs no decoding ------------------------------------------------------------
@@ -142,9 +140,8 @@ class Pipeline:
 
     def _refresh_captions(self) -> None:
         """Brings the captions of unchanged files in step with captions file and sidecars."""
-        touched = [candidate for candidate in self._plan.same if self._may_differ(candidate)]
-        for start in range(0, len(touched), BATCH):
-            batch = touched[start : start + BATCH]
+        for start in range(0, len(self._touched), BATCH):
+            batch = self._touched[start : start + BATCH]
             with self._store.catalog.read() as connection:
                 present = catalog.captions_of(connection, [item.old.id for item in batch])
             changes = []
@@ -159,8 +156,10 @@ class Pipeline:
                     change.set_sidecar(item.old.id, _pair(item))
 
     def _may_differ(self, candidate: Candidate) -> bool:
-        old = candidate.old
-        stored = (old.sidecar_size, old.sidecar_mtime_ns) if old.sidecar_size is not None else None
+        """Whether a file's captions may be others than those that the catalog has."""
+        old, stored = candidate.old, None
+        if old is not None and old.sidecar_size is not None:
+            stored = (old.sidecar_size, old.sidecar_mtime_ns)
         return candidate.key in self._plan.labels.captions or stored != _pair(candidate)
 
     def _sidecar_captions(self, candidate: Candidate) -> tuple[str, ...]:

@@ -503,7 +503,7 @@ def test_paths_of_nothing_are_refused(command, tmp_path):
 
 def test_the_demo_runs_twice_without_harm(tmp_path, tiny):
     first = run("demo", "--out", tmp_path / "demo")
-    again = run("demo", "--out", tmp_path / "demo")
+    again = run("demo", "--out", tmp_path / "demo", "--index", tmp_path / "demo" / "index")
     assert "168 images" in first.stdout
     assert "(168 new" in first.stdout
     assert "(0 new" in again.stdout
