@@ -185,24 +185,23 @@ class Engine:
         encoder = self._encoder_for_writing()
         loaded = time.perf_counter()
         self._store = self._store or Store.create(self._folder)
-        with self._store.writer() as writer:
-            scopes = scopes_of(self._store, writer, named, exclude)
-            plan = make_plan(self._store, scopes, prune=prune, labelled=labelled)
-            scanned = time.perf_counter()
-            pipeline = Pipeline(
-                self._store,
-                writer,
-                encoder,
-                workers=self._settings.workers,
-                on_progress=on_progress,
-            )
-            try:
-                report = pipeline.run(plan)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    "interrupted: everything committed so far is kept; run the same command "
-                    "again to go on"
-                ) from None
+        try:
+            with self._store.writer() as writer:
+                scopes = scopes_of(self._store, writer, named, exclude)
+                plan = make_plan(self._store, scopes, prune=prune, labelled=labelled)
+                scanned = time.perf_counter()
+                report = Pipeline(
+                    self._store,
+                    writer,
+                    encoder,
+                    workers=self._settings.workers,
+                    on_progress=on_progress,
+                ).run(plan)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted: everything committed so far is kept; run the same command again "
+                "to go on"
+            ) from None
         stages = {
             **report.stages,
             "load": report.stages["load"] + loaded - started,
@@ -383,9 +382,7 @@ class Engine:
         """
         from mmsearch.ingest.exchange import import_embeddings, model_of, read_embeddings
 
-        if not self._has_index() and self._asked_model is None:
-            self._asked_model = model_of(Path(folder))
-        spec = self._encoder_for_writing().spec
+        spec = self._encoder_for_writing(suggested=model_of(Path(folder))).spec
         images = read_embeddings(Path(folder), spec)
         self._store = self._store or Store.create(self._folder)
         with self._store.writer() as writer:
@@ -409,12 +406,13 @@ class Engine:
         device = "cpu" if self._settings.device == "auto" else self._settings.device
         return self._models.for_space(space.spec, device)
 
-    def _encoder_for_writing(self) -> Encoder:
-        """The index's own model, or, for a new index, the one that the settings name."""
+    def _encoder_for_writing(self, suggested: str | None = None) -> Encoder:
+        """The index's own model; for a new index the one asked for, suggested or set."""
         device = pick_device(self._settings.device)
         space = self.store.active_space() if self._has_index() else None
         if space is None:
-            return self._models.for_new_index(self._asked_model or self._settings.model, device)
+            model = self._asked_model or suggested or self._settings.model
+            return self._models.for_new_index(model, device)
         asked = self._asked_model
         if asked not in (None, "auto") and parse_model(asked).name != space.spec.model:
             raise UsageError(

@@ -100,13 +100,13 @@ def list_models(cache: ModelCache, active: EncoderSpec | None, index: Path) -> l
     rows = []
     for name in names:
         spec = known.get(name)
-        dim, parameters, licence = _BY_NAME.get(name, (0, 0, ""))
+        dim, parameters = _BY_NAME.get(name, (0, 0))
         rows.append(
             ModelRow(
                 name=f"{name} (base)" if name == BASE_MODEL else name,
                 dim=spec.dim if spec else dim,
                 parameters=spec.parameters if spec else parameters,
-                licence=LICENCES.get(name) or (spec.licence if spec else licence),
+                licence=spec.licence if spec else LICENCES.get(name, ""),
                 cached=_is_cached(name),
                 indexed=str(index) if active is not None and active.model == name else "",
             )
@@ -114,8 +114,8 @@ def list_models(cache: ModelCache, active: EncoderSpec | None, index: Path) -> l
     return rows
 
 
-#: Dimension, parameters and licence of the models that come by name.
-_BY_NAME = {TINY: (256, 9_900_000, ""), BASE_MODEL: (512, 151_000_000, "")}
+#: Dimension and parameters of the models that come by name, before they were ever loaded.
+_BY_NAME = {TINY: (256, 9_966_977), BASE_MODEL: (512, 151_288_833)}
 
 
 def _is_cached(name: str) -> bool:

@@ -120,12 +120,15 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
     folder = os.path.isdir(path)
     with store.catalog.read() as connection:
         roots = catalog.roots(connection)
-    for root in roots:
+    # The deepest root that holds the path: one that is not walked holds files, but no folders.
+    for root in sorted(roots, key=lambda root: len(root.path), reverse=True):
         prefix = relative(path, root.path)
-        if prefix is not None and (root.walked or (not folder and b"/" not in prefix and prefix)):
+        if prefix is not None and (root.walked or (prefix and not folder)):
             return Scope(_with_exclude(writer, root, exclude), prefix)
     if not folder:
-        return _file_scope(writer, path, roots)
+        parent, name = os.path.split(path)
+        with writer.change() as change:
+            return Scope(change.add_root(parent, walked=False), name)
     return Scope(_with_exclude(writer, _new_root(writer, path, roots), exclude), b"")
 
 
@@ -136,15 +139,6 @@ def _knows(store: Store, path: bytes) -> bool:
             for root in catalog.roots(connection)
             if (prefix := relative(path, root.path)) is not None
         )
-
-
-def _file_scope(writer: Writer, path: bytes, roots: list[RootRow]) -> Scope:
-    parent, name = os.path.split(path)
-    for root in roots:
-        if root.path == parent:
-            return Scope(root, name)
-    with writer.change() as change:
-        return Scope(change.add_root(parent, walked=False), name)
 
 
 def _new_root(writer: Writer, path: bytes, roots: list[RootRow]) -> RootRow:

@@ -463,6 +463,18 @@ def test_an_import_into_the_same_index_adds_nothing(gallery, tmp_path, tiny):
     assert (held["images"], held["captions"]) == (2, 2)
 
 
+def test_a_file_that_an_import_brought_is_not_taken_in_twice(gallery, tmp_path, tiny):
+    for part in ("a", "b"):
+        (tmp_path / "x" / part).mkdir(parents=True)
+        shutil.copy(gallery / "01.png", tmp_path / "x" / part / "1.png")
+    run("index", tmp_path / "x", "--index", tmp_path / "i", "--model", "tiny")
+    run("export", tmp_path / "out", "--index", tmp_path / "i")
+    where = ("--index", tmp_path / "j")
+    run("import", tmp_path / "out", *where)
+    assert "1 unchanged" in run("index", tmp_path / "x" / "a" / "1.png", *where).stdout
+    assert json.loads(run("status", *where, "--json").stdout)["images"] == 2
+
+
 def test_names_that_are_not_text_go_everywhere(gallery, tmp_path, tiny):
     folder = tmp_path / "odd"
     folder.mkdir()
