@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PHOTOS ?=
+DATA ?=
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check format docs tiny clean
 
 demo: $(STAMP)
 	@echo "== mmsearch demo: draws a gallery, indexes it, searches it, measures it (into build/)"
@@ -31,6 +32,12 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python scripts/cli_docs.py
+
+# The bundled model, from its recipe into build/tiny/model; a stopped run goes on where it was.
+tiny: $(STAMP)
+	@test -n "$(DATA)" || { echo "where the data sets are: make tiny DATA=DIR (docs/datasets.md)" >&2; exit 2; }
+	$(BIN)/python scripts/tiny_data.py --data "$(DATA)" --out build/tiny/data
+	$(BIN)/mmsearch train clip recipes/tiny.toml --data build/tiny/data --out "$(CURDIR)/build/tiny/model"
 
 # torch alone is several gigabytes where the registry serves its CUDA build.
 $(STAMP): pyproject.toml

@@ -26,7 +26,6 @@ from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
-from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import IndexNotFound, Interrupted, UsageError
 from mmsearch.store import catalog
 from mmsearch.store.store import Store
@@ -391,7 +390,9 @@ class Engine:
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""
         active = self.store.active_space() if self._has_index() else None
-        return list_models(self._models.cache, active.spec if active else None, self._folder)
+        return list_models(
+            self._models.cache, active.spec if active else None, self._folder, self._settings.home
+        )
 
     def _has_index(self) -> bool:
         return (self._folder / catalog.FILE_NAME).is_file()
@@ -414,7 +415,7 @@ class Engine:
             model = self._asked_model or suggested or self._settings.model
             return self._models.for_new_index(model, device)
         asked = self._asked_model
-        if asked not in (None, "auto") and parse_model(asked).name != space.spec.model:
+        if asked not in (None, "auto") and self._models.source(asked).name != space.spec.model:
             raise UsageError(
                 f"{self._folder} was made with '{space.spec.model}', and an index has one model; "
                 f"index with '{asked}' into another folder with --index DIR"

@@ -12,6 +12,7 @@
     |   |-- FormatError       an index made by an older or newer program
     |   `-- UnreadableError   the index cannot be read or written
     |-- DamageError           the index is there, but damaged                       (exit 5)
+    |-- TrainingError         training cannot go on: it diverged, or another run is there  (exit 6)
     |-- DecodeError           one file is not a usable image: data, kept in the ledger
     `-- Interrupted           stopped by the user; what was committed is kept       (exit 130)
 
@@ -78,6 +79,12 @@ class DamageError(MmsearchError):
     """The index is there, but damaged."""
 
     exit_code = 5
+
+
+class TrainingError(MmsearchError):
+    """Training cannot go on; the last good checkpoint is kept."""
+
+    exit_code = 6
 
 
 class DecodeError(MmsearchError):

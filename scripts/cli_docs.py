@@ -28,8 +28,17 @@ def reference() -> str:
         lines = "\n".join(line.rstrip() for line in output.strip().splitlines())
         return f"## {' '.join(('mmsearch', *command))}\n\n```\n{lines}\n```\n"
 
-    names = [command.name for command in app.registered_commands if command.name]
-    return "\n".join([HEAD, help_of(), *(help_of(name) for name in names)])
+    parts = [help_of()]
+    parts += [help_of(command.name) for command in app.registered_commands if command.name]
+    for group in app.registered_groups:
+        assert group.name
+        assert group.typer_instance
+        parts.append(help_of(group.name))
+        parts += [
+            help_of(group.name, command.name)
+            for command in group.typer_instance.registered_commands if command.name
+        ]  # fmt: skip
+    return "\n".join([HEAD, *parts])
 
 
 def main() -> None:

@@ -12,13 +12,24 @@ from typing import Annotated, Any
 import typer
 
 import mmsearch
-from mmsearch.cli import bench, demo, errors, exchange, index, models, remove, search, status
+from mmsearch.cli import (
+    bench,
+    demo,
+    errors,
+    exchange,
+    index,
+    models,
+    remove,
+    search,
+    status,
+    train,
+)
 from mmsearch.errors import MmsearchError
 
 EPILOG = (
     "Exit codes: 0 done, 1 some files failed (with --strict), 2 wrong usage, 3 no such index or "
     "model, 4 index in use or unreadable, or output that cannot be written, 5 damage found, "
-    "130 interrupted."
+    "6 training stopped, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -86,6 +97,17 @@ for _name, _command in {
     "demo": demo.demo,
 }.items():
     app.command(_name)(_explaining(_command))  # type: ignore[arg-type] # of no one signature
+
+
+_training = typer.Typer(
+    help="Train an aligned space of your own, on your own captions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_training.command("align")(_explaining(train.align))
+_training.command("clip")(_explaining(train.clip))
+app.add_typer(_training, name="train")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from mmsearch.encoders.registry import (
     TINY,
     ModelSource,
     cached_files,
+    full_name,
     parse_model,
 )
 from mmsearch.errors import ModelNotFound
@@ -28,11 +29,20 @@ class ModelChoice:
     ) -> None:
         """Takes what to say to a user, and how to ask one; None asks nobody."""
         self.cache = ModelCache(settings.cache)
+        self._home = settings.home
         self._precision = settings.precision
         self._notify = notify
         self._confirm = confirm
         self._open: dict[tuple[str, str], Encoder] = {}
         self._lock = threading.Lock()
+
+    def source(self, name: str) -> ModelSource:
+        """The model that a user calls by a name: one that was trained here goes by its own.
+
+        Raises:
+            UsageError: no model could have such a name.
+        """
+        return parse_model(full_name(name, self._home))
 
     def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
         """The model that an index was made with.
@@ -53,7 +63,7 @@ class ModelChoice:
             ModelNotFound: no such model, or its weights cannot be had.
         """
         if model != "auto":
-            return self._load(parse_model(model), device)
+            return self._load(self.source(model), device)
         if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
             try:
                 return self._load(parse_model(BASE), device)

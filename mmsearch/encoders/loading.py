@@ -19,8 +19,10 @@ from mmsearch.encoders.registry import (
     TINY,
     ModelSource,
     cached_files,
+    full_name,
     parse_model,
     require_weights,
+    trained_names,
 )
 from mmsearch.errors import MmsearchError, ModelNotFound
 from mmsearch.types import EncoderSpec
@@ -91,19 +93,22 @@ class ModelRow:
     """The folder of the current index, where it uses this model."""
 
 
-def list_models(cache: ModelCache, active: EncoderSpec | None, index: Path) -> list[ModelRow]:
-    """`tiny`, `base`, whatever was used on this machine before, and the index's own model."""
+def list_models(
+    cache: ModelCache, active: EncoderSpec | None, index: Path, home: Path
+) -> list[ModelRow]:
+    """`tiny`, `base`, what was trained or used on this machine, and the index's own model."""
     known = cache.specs()
     if active is not None:
         known[active.model] = active
-    names = dict.fromkeys((TINY, BASE_MODEL, *known))
+    trained = {full_name(name, home): name for name in trained_names(home)}
+    names = dict.fromkeys((TINY, BASE_MODEL, *trained, *known))
     rows = []
     for name in names:
         spec = known.get(name)
         dim, parameters = _BY_NAME.get(name, (0, 0))
         rows.append(
             ModelRow(
-                name=f"{name} (base)" if name == BASE_MODEL else name,
+                name=f"{name} (base)" if name == BASE_MODEL else trained.get(name, name),
                 dim=spec.dim if spec else dim,
                 parameters=spec.parameters if spec else parameters,
                 licence=spec.licence if spec else LICENCES.get(name, ""),

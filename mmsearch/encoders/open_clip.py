@@ -7,18 +7,29 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from mmsearch.encoders.registry import LICENCES, ModelSource, cached_files, require_weights
+from mmsearch.encoders.registry import (
+    HEADS,
+    LICENCES,
+    AlignedFolder,
+    ModelSource,
+    cached_files,
+    read_aligned,
+    require_weights,
+    tower_source,
+)
 from mmsearch.encoders.tokenizer import ClipTokenizer, build_tokenizer
 from mmsearch.errors import ModelNotFound
+from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
 from mmsearch.types import EncoderSpec, Modality, Pixels, Preprocess, Vectors
 
 #: Bumped when what goes into a space's hash changes.
@@ -42,9 +53,12 @@ def load_model(source: ModelSource) -> LoadedModel:
     Raises:
         ModelNotFound: weights that are missing, cannot be fetched or do not fit.
     """
+    aligned = read_aligned(Path(source.location)) if source.kind == "local-dir" else None
+    if aligned is not None:
+        return _load_aligned(source, aligned)
     require_weights(source)
     try:
-        with _quiet_open_clip():
+        with quiet_open_clip():
             network = open_clip.create_model(
                 source.open_clip_name,
                 pretrained=source.pretrained,
@@ -61,8 +75,35 @@ def load_model(source: ModelSource) -> LoadedModel:
     return LoadedModel(network, _spec(source, network), source)
 
 
+def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
+    """A frozen model with the heads that `mmsearch train align` put on top."""
+    base = load_model(tower_source(source))
+    if base.spec.space != aligned.space:
+        raise ModelNotFound(
+            f"the weights of '{aligned.base}' are not those that the heads of '{source.name}' were "
+            "made for; put those back, or train the heads anew"
+        )
+    path = Path(source.location) / HEADS
+    try:
+        heads = AlignedHeads(HeadsConfig.from_json(aligned.heads))
+        heads.load_state_dict(load_file(path))
+    except Exception as error:
+        raise ModelNotFound(f"{path}: heads that cannot be loaded: {error}") from error
+    network = AlignedModel(base.network, heads).eval()
+    identity = json.dumps([_IDENTITY_VERSION, base.spec.space, _file_hash(path)])
+    spec = replace(
+        base.spec,
+        model=source.name,
+        space=hashlib.sha256(identity.encode()).hexdigest()[:32],
+        dim=heads.config.dim,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        licence=f"that of its base ({base.spec.licence}), and of what it learned from",
+    )
+    return LoadedModel(network, spec, source)
+
+
 @contextmanager
-def _quiet_open_clip() -> Any:
+def quiet_open_clip() -> Any:
     """open_clip logs errors that it also raises; the raised ones are enough."""
     root = logging.getLogger()
     before = root.level
@@ -74,7 +115,7 @@ def _quiet_open_clip() -> Any:
 
 
 def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
-    config = _model_config(source)
+    config = model_config(source)
     text = config["text_cfg"]
     wanted = open_clip.get_model_preprocess_cfg(network)
     size = wanted["size"]
@@ -109,7 +150,8 @@ def _wants_quick_gelu(source: ModelSource) -> bool:
     return bool(known.get("quick_gelu"))
 
 
-def _model_config(source: ModelSource) -> dict[str, Any]:
+def model_config(source: ModelSource) -> dict[str, Any]:
+    """The architecture, as open_clip describes it."""
     config = open_clip.get_model_config(source.open_clip_name)
     if config is None:
         raise ModelNotFound(f"open_clip knows no architecture '{source.architecture}'")
@@ -127,7 +169,7 @@ def _identity(
         "architecture": config,
         "weights": weights,
         "preprocess": asdict(preprocess),
-        "head": None,
+        "head": None,  # heads of our own have an identity of their own: _load_aligned
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -181,7 +223,7 @@ class OpenClipTokenizer:
 
     def __init__(self, source: ModelSource, context_length: int) -> None:
         try:
-            self._tokenize = open_clip.get_tokenizer(source.open_clip_name)
+            self._tokenize = open_clip.get_tokenizer(tower_source(source).open_clip_name)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise ModelNotFound(
                 f"'{source.name}' has a tokenizer of its own, which could not be loaded: "

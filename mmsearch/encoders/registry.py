@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmsearch.errors import ModelNotFound, UsageError
 
@@ -78,9 +81,46 @@ def parse_model(name: str) -> ModelSource:
     if slash and architecture and tag and not colon:
         return ModelSource(name, "tag", architecture, tag)
     raise UsageError(
-        f"unknown model '{name}'; use tiny, base, ARCH/TAG (as ViT-B-32/laion2b_s34b_b79k), "
-        "ARCH:/path/to/weights, local-dir:/path or hf-hub:org/repository"
+        f"unknown model '{name}'; use tiny, base, the name of one trained here, ARCH/TAG (as "
+        "ViT-B-32/laion2b_s34b_b79k), ARCH:/path/to/weights, local-dir:/path or "
+        "hf-hub:org/repository"
     )
+
+
+def model_folder(name: str, home: Path) -> Path:
+    """The folder of a model that was trained here: by its name below `home`, or a path.
+
+    Raises:
+        UsageError: a name that could not be told from the others.
+    """
+    if "/" in name or os.sep in name:
+        return Path(_absolute(name))
+    if name in (TINY, BASE, "auto") or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"'{name}' cannot be a model's name: letters, digits, dots, dashes and underscores, "
+            "and not tiny, base or auto"
+        )
+    return home / "models" / name
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def trained_names(home: Path) -> list[str]:
+    """The models that were trained here, by name."""
+    folders = (home / "models").glob("*/")
+    return sorted(
+        path.name for path in folders
+        if (path / ALIGNED).is_file() or (path / "open_clip_config.json").is_file()
+    )  # fmt: skip
+
+
+def full_name(name: str, home: Path) -> str:
+    """A model's name as `parse_model` takes it: that of one that was trained here is its folder."""
+    if name in (TINY, BASE, "auto") or not _NAME.fullmatch(name):
+        return name
+    folder = home / "models" / name
+    return f"local-dir:{folder.absolute()}" if folder.is_dir() else name
 
 
 def _absolute(path: str) -> str:
@@ -115,7 +155,61 @@ _WEIGHT_NAMES = (
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def _local_files(folder: Path) -> list[Path]:
+#: Says of a folder which model its heads stand on.
+ALIGNED = "mmsearch_model.json"
+HEADS = "heads.safetensors"
+
+
+@dataclass(frozen=True)
+class AlignedFolder:
+    """Heads that `mmsearch train align` made, and the frozen model that they stand on."""
+
+    base: str | None
+    """A model's name; None where the heads were made for vectors from elsewhere."""
+    space: str | None
+    """The space of the base when the heads were made."""
+    heads: Mapping[str, Any]
+    """The heads' shape, as `HeadsConfig` takes it."""
+
+
+def read_aligned(folder: Path) -> AlignedFolder | None:
+    """What a folder's `mmsearch_model.json` says, or None where there is none.
+
+    Raises:
+        ModelNotFound: it says nothing that this program understands.
+    """
+    try:
+        stored = json.loads((folder / ALIGNED).read_text(encoding="utf-8"))
+        if stored["version"] != 1:
+            raise ValueError("made by a newer program")
+        return AlignedFolder(stored["base"], stored["space"], stored["heads"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelNotFound(f"{folder / ALIGNED}: cannot be used: {error}") from error
+
+
+def tower_source(source: ModelSource) -> ModelSource:
+    """Where the towers and the tokenizer of a model come from: its base's, where it has one.
+
+    Raises:
+        ModelNotFound: the model is heads for vectors from elsewhere, without towers.
+    """
+    aligned = read_aligned(Path(source.location)) if source.kind == "local-dir" else None
+    if aligned is None:
+        return source
+    if aligned.base is None:
+        raise ModelNotFound(
+            f"{source.location}: holds heads for vectors from elsewhere, which embed no pictures"
+        )
+    return parse_model(aligned.base)
+
+
+def _local_files(folder: Path) -> list[Path] | None:
+    if (folder / ALIGNED).is_file():
+        source = ModelSource(f"local-dir:{folder}", "local-dir", "", str(folder))
+        base = cached_files(tower_source(source))
+        return [folder / ALIGNED, folder / HEADS, *base] if base is not None else None
     config = folder / "open_clip_config.json"
     if not config.is_file():
         raise ModelNotFound(f"{folder}: no open_clip_config.json there, so it is no model folder")

@@ -38,6 +38,20 @@ def recall_at(ranks: Ranks, k: int) -> float:
     return float(100 * np.mean(ranks <= k))
 
 
+def r_precision(scores: NDArray[np.floating], true: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """For each query the share of true items among its first R, R being how many it has.
+
+    Args:
+        scores: shape (queries, items).
+        true: shape (queries, items); every row has a true item.
+    """
+    order = np.argsort(-(scores - TIE * true), axis=1, kind="stable")  # a tie is against us
+    hits = np.take_along_axis(true, order, axis=1).cumsum(axis=1)
+    relevant = true.sum(axis=1)
+    found: NDArray[np.float64] = hits[np.arange(len(hits)), relevant - 1] / relevant
+    return found
+
+
 def mean_reciprocal_rank(ranks: Ranks) -> float:
     """The mean of 1 / rank."""
     return float(np.mean(1 / ranks))
@@ -67,6 +81,38 @@ def bootstrap_interval(
     means = (drawn @ sums) / (drawn @ sizes)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one of two systems is on the same queries, in their own unit."""
+
+    mean: float
+    low: float
+    high: float
+    """The 95% interval of the mean."""
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the whole interval lies above nothing."""
+        return self.low > 0
+
+
+def paired_difference(
+    before: NDArray[np.floating], after: NDArray[np.floating], clusters: NDArray[np.int64]
+) -> Difference:
+    """The mean of after - before, with its bootstrap interval over clusters (Efron 1979).
+
+    Pairing takes out how hard each query is, so that smaller differences show than by
+    comparing two separate intervals.
+
+    Args:
+        before: one value for each query, and `after` for the same queries.
+        clusters: which cluster (image) each query belongs to.
+    """
+    change = after - before
+    low, high = bootstrap_interval(change, clusters)
+    return Difference(float(change.mean()), low, high)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,18 @@ def index(gallery, tmp_path_factory):
     return folder
 
 
+def test_training_without_what_it_needs_is_one_line_each(tmp_path):
+    for arguments, code, message in (
+        (("train", "align", "--out", "x"), 2, "give a DATASET"),
+        (("train", "align", tmp_path, "--out", "x"), 2, "no captions there"),
+        (("train", "align", tmp_path), 2, "--out NAME"),
+        (("train", "clip", tmp_path / "no.toml", "--out", "x"), 2, "cannot be read"),
+    ):
+        told = run(*arguments, code=code).stderr
+        assert message in told
+        assert len(told.strip().splitlines()) == 1
+
+
 def test_indexing_reports_on_stdout(gallery, tmp_path):
     done = mmsearch("index", gallery, "--index", tmp_path / "i", "--model", "tiny", check=0)
     assert b"20 added" in done.stdout

@@ -1,0 +1,252 @@
+"""`mmsearch train`: aligned spaces of your own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmsearch.cli.common import (
+    DeviceOption,
+    JsonOption,
+    print_table,
+    printable,
+    progress_bar,
+    say,
+    shown_path,
+)
+from mmsearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmsearch.config import Settings
+    from mmsearch.encoders.base import Encoder
+    from mmsearch.learning.align import AlignReport, Features
+
+
+class Head(StrEnum):
+    """The kinds of projection heads."""
+
+    linear = "linear"
+    residual = "residual"
+
+
+OutOption = Annotated[
+    str,
+    typer.Option(
+        "--out", metavar="NAME", help="The model's name, for `index --model NAME`; or a folder."
+    ),
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Forget what an earlier run with this --out left.")
+]
+
+
+def align(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATASET]", help="Captioned pictures: a folder or a labels file."),
+    ] = None,
+    out: OutOption = "",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="MODEL", help="The frozen model; as `index` would take without it."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
+    ] = None,
+    features: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--features",
+            metavar="TEXT.npy IMAGE.npy",
+            help="Instead of a DATASET: vectors from elsewhere, row i with row i, of any width.",
+        ),
+    ] = None,
+    head: Annotated[
+        Head, typer.Option("--head", help="A matrix, or a two-layer perceptron beside it.")
+    ] = Head.linear,
+    dim: Annotated[
+        int | None,
+        typer.Option(
+            "--dim",
+            min=2,
+            metavar="N",
+            help="Width of the shared space. Default: the smaller of the two.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, metavar="N", help="Passes over it.")
+    ] = 30,
+    batch: Annotated[
+        int, typer.Option("--batch", min=2, metavar="N", help="Pairs in a step.")
+    ] = 512,
+    rate: Annotated[
+        float, typer.Option("--rate", min=1e-9, metavar="R", help="Learning rate.")
+    ] = 1e-3,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Of all that is random.")
+    ] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep heads that do not help.")] = False,
+    json_: JsonOption = False,
+    device: DeviceOption = None,
+    restart: RestartOption = False,
+) -> None:
+    """Fit small heads on a frozen model to your captioned pictures: minutes, no GPU."""
+    from mmsearch.config import load_settings
+    from mmsearch.encoders.registry import model_folder
+    from mmsearch.learning import align as job
+
+    if not out:
+        raise UsageError("say what the model is to be called: --out NAME")
+    if (dataset is None) == (features is None):
+        raise UsageError("give a DATASET, or --features TEXT.npy IMAGE.npy")
+    if features is not None and (base or images):
+        raise UsageError("--base and --images go with a DATASET")
+    settings = load_settings(device=device)
+    folder = model_folder(out, settings.home)
+    _make_room(folder, restart)
+    how = job.AlignSettings(head.value, dim, epochs, batch, rate, seed=seed)
+    with progress_bar() as bar:
+        if features is not None:
+            found, encoder = job.read_features(*features, seed), None
+            about = f"{features[0].name} and {features[1].name}"
+        else:
+            assert dataset is not None
+            found, encoder, about = _embedded(dataset, images, base, settings, seed, bar)
+        report = job.align(
+            found, how, folder, base=encoder, name=out, data=about, keep=keep,
+            on_progress=bar, notify=say,
+        )  # fmt: skip
+    if features is not None and report.folder is not None:
+        job.write_aligned(folder, *features)
+    if json_:
+        print(json.dumps(dataclasses.asdict(report), default=str))
+    else:
+        _show(report, folder, out, usable=encoder is not None)
+
+
+def _embedded(
+    dataset: Path, images: Path | None, base: str | None, settings: Settings, seed: int, bar: Any
+) -> tuple[Features, Encoder, str]:
+    from mmsearch.datasets.formats import find_images, read_labelled
+    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.loading import pick_device
+    from mmsearch.learning.align import embed_set
+
+    labelled = read_labelled(dataset)
+    folder = images or find_images(dataset, list(labelled.images))
+    models = ModelChoice(settings, say, None)
+    encoder = models.for_new_index(base or settings.model, pick_device(settings.device))
+    found, bad = embed_set(encoder, folder, labelled.images, settings.cache / "views", seed, bar)
+    if bad:
+        names = ", ".join(printable(name) for name in bad[:5])
+        say(f"{len(bad)} pictures could not be used: {names}")
+    return found, encoder, labelled.name
+
+
+def _show(report: AlignReport, folder: Path, out: str, *, usable: bool) -> None:
+    from mmsearch.evaluation.ranking import CUTOFFS
+    from mmsearch.learning.align import gain_line
+
+    counts = report.images
+    print(
+        f"learned from {counts['train']} images, chosen on {counts['val']}, measured on "
+        f"{counts['test']} held-out ones (percent; in brackets: 95% paired bootstrap over images)"
+    )
+    rows = []
+    for way, name in (("t2i", "text -> image"), ("i2t", "image -> text")):
+        for k in CUTOFFS:
+            key = f"{way}_R@{k}"
+            before = f"{report.before[key]:.1f}" if report.before else "-"
+            gain = gain_line(report.gains[key]) if report.gains else "-"
+            rows.append([before, f"{report.after[key]:.1f}", f"{name} R@{k}", gain])
+    print_table(["before", "after", "", "gain"], rows, right=2)
+    if report.overall is not None:
+        print(f"mean of the six: {gain_line(report.overall)}")
+    if report.folder is None:
+        print("the heads do not help, so they were not kept (--keep keeps them anyway)")
+    elif usable:
+        _tell(folder, out)
+    else:
+        print(f"heads and aligned vectors (text.npy, image.npy): {shown_path(folder)}")
+
+
+def clip(
+    recipe: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The recipe.")],
+    out: OutOption,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="What the recipe's paths start from, if not its folder."
+        ),
+    ] = None,
+    device: DeviceOption = None,
+    restart: RestartOption = False,
+) -> None:
+    """Train an open_clip model by a recipe: from scratch, a checkpoint, or a tower's weights."""
+    from mmsearch.config import load_settings
+    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.loading import pick_device
+    from mmsearch.encoders.registry import model_folder
+    from mmsearch.learning.clip import Place, train_clip
+    from mmsearch.learning.distributed import processes
+    from mmsearch.learning.recipe import read_recipe
+    from mmsearch.learning.validation import recall_line
+
+    found = read_recipe(recipe)
+    settings = load_settings(device=device)
+    folder = model_folder(out, settings.home)
+    models = ModelChoice(settings, say, None)
+    with processes(pick_device(settings.device)) as own, progress_bar() as bar:
+        _make_room(folder, restart and not own.rank)
+        place = Place(
+            data=data or recipe.parent,
+            folder=folder,
+            cache=settings.cache / "views",
+            device=own.device,
+            workers=settings.workers if sys.platform == "linux" else 0,
+            rank=own.rank,
+            world=own.world,
+        )
+        report = train_clip(
+            found,
+            place,
+            open_model=lambda name: models.for_new_index(name, own.device),
+            on_progress=bar if not own.rank else _ignore,
+            notify=say if not own.rank else _ignore,
+        )
+    if own.rank:
+        return
+    print(f"validation: {recall_line(report.validation)}")
+    if report.test:
+        print(f"test: {recall_line(report.test)}")
+    _tell(folder, out)
+
+
+def _ignore(_what: Any) -> None:
+    return None
+
+
+def _make_room(folder: Path, restart: bool) -> None:
+    from mmsearch.learning.runs import forget_run, is_finished
+
+    if restart:
+        forget_run(folder)
+    if is_finished(folder):
+        raise UsageError(
+            f"{folder} holds a trained model; take another --out, or --restart to train it anew"
+        )
+
+
+def _tell(folder: Path, out: str) -> None:
+    print(f"model: {shown_path(folder)} (its card: README.md, its log and plot: training)")
+    name = f"local-dir:{folder}" if "/" in out else out
+    print(f"use it: mmsearch index FOLDER --model {name}")

@@ -1,0 +1,196 @@
+"""Batches drawn from several labelled sets, each a function of the seed and the step alone.
+
+Nothing of a batch depends on what was drawn before it, so a run that goes on at step n sees
+what a run without a break would have seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmsearch.errors import UsageError
+
+
+class ImageInputs(Protocol):
+    """What the image tower takes, picture by picture, augmented as the seed says."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, place: int, seed: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's unit vectors: images (n, d), and for each image its captions' (captions, d)."""
+
+    images: torch.Tensor
+    texts: Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures with their captions, ready for the towers."""
+
+    name: str
+    images: ImageInputs
+    texts: Sequence[torch.Tensor]
+    """For each picture, its captions as the text tower takes them, (captions, ...)."""
+    weight: float = 1.0
+    """Its share of every batch, against the others'."""
+    teacher: Taught | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.images) == len(self.texts)
+
+
+class Row(NamedTuple):
+    """One pair of a batch."""
+
+    source: int
+    place: int
+    seed: int
+    """Decides which caption, which view and which words are left out."""
+
+
+class Example(NamedTuple):
+    """One pair as tensors, or a batch of them; a teacher's are empty where there is none."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    teacher_image: torch.Tensor
+    teacher_text: torch.Tensor
+
+
+class Plan:
+    """Which pairs make which batch. Every source is gone through without repeats, pass by pass."""
+
+    def __init__(self, sources: Sequence[Source], batch: int, seed: int) -> None:
+        self._sizes = [len(source.images) for source in sources]
+        self._seed = seed
+        self.rows = _shares([source.weight for source in sources], batch)
+        for source, rows in zip(sources, self.rows, strict=True):
+            if len(source.images) < rows:
+                raise UsageError(
+                    f"{source.name} has {len(source.images)} pictures, fewer than the {rows} that "
+                    "a batch takes from it: a smaller batch, or a smaller weight"
+                )
+        # A pass is over whole batches, so that no picture stands twice in one: its second
+        # caption would be a false negative.
+        self._batches = [
+            size // rows if rows else 0 for size, rows in zip(self._sizes, self.rows, strict=True)
+        ]
+        self._order = functools.lru_cache(maxsize=2 * len(sources))(self._shuffled)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The batches in a pass over the first source."""
+        return self._batches[0]
+
+    def batch(self, step: int) -> list[Row]:
+        """The pairs of one global batch."""
+        found: list[Row] = []
+        for source, rows in enumerate(self.rows):
+            if not rows:
+                continue
+            turn, start = divmod(step, self._batches[source])
+            places = self._order(source, turn)[start * rows : (start + 1) * rows]
+            seeds = _rng(self._seed, 1, source, step).integers(2**62, size=rows)
+            found += [Row(source, int(p), int(s)) for p, s in zip(places, seeds, strict=True)]
+        return found
+
+    def _shuffled(self, source: int, turn: int) -> np.ndarray:
+        return _rng(self._seed, 0, source, turn).permutation(self._sizes[source])
+
+
+def _rng(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)
+
+
+def _shares(weights: Sequence[float], batch: int) -> list[int]:
+    """How many rows of a batch each weight gets: they add up, and the first takes what is left."""
+    rows = [int(batch * weight / sum(weights)) for weight in weights]
+    rows[0] += batch - sum(rows)
+    return rows
+
+
+class Examples(Dataset[Example]):
+    """The pairs of all sources, by row."""
+
+    def __init__(self, sources: Sequence[Source], word_drop: float = 0.0) -> None:
+        self._sources = sources
+        self._word_drop = word_drop
+
+    def __getitem__(self, row: Row) -> Example:
+        source = self._sources[row.source]
+        rng = _rng(row.seed)
+        texts = source.texts[row.place]
+        which = int(rng.integers(len(texts)))
+        text = texts[which]
+        if self._word_drop:
+            text = drop_words(text, self._word_drop, rng)
+        image = source.images.load(row.place, int(rng.integers(2**62)))
+        nothing = torch.empty(0)
+        if source.teacher is None:
+            return Example(image, text, nothing, nothing)
+        taught = source.teacher
+        return Example(image, text, taught.images[row.place], taught.texts[row.place][which])
+
+
+def drop_words(
+    tokens: torch.Tensor, share: float, rng: np.random.Generator | None = None
+) -> torch.Tensor:
+    """Token ids (length,) without a random share of those between the first and the last.
+
+    No word is relied on then; a text of one word keeps it.
+    """
+    rng = rng or np.random.default_rng()
+    end = int(torch.argmax(tokens))  # CLIP's end of text is its largest token
+    keep = rng.random(len(tokens)) >= share
+    keep[0] = keep[end] = True
+    if not keep[1:end].any() and end > 1:
+        keep[int(rng.integers(1, end))] = True
+    kept = tokens[: end + 1][torch.from_numpy(keep[: end + 1])]
+    found = torch.zeros_like(tokens)
+    found[: len(kept)] = kept
+    return found
+
+
+class _Batches:
+    """The rows of this process, batch by batch, from a step on."""
+
+    def __init__(self, plan: Plan, steps: range, rank: int, world: int) -> None:
+        self._plan, self._steps, self._rank, self._world = plan, steps, rank, world
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        for step in self._steps:
+            yield self._plan.batch(step)[self._rank :: self._world]
+
+
+def load_batches(
+    examples: Examples,
+    plan: Plan,
+    steps: range,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Example]:
+    """The batches of some steps, loaded ahead by `workers` processes where there are any."""
+    loader = DataLoader(
+        examples,
+        batch_sampler=_Batches(plan, steps, rank, world),
+        num_workers=workers,
+        pin_memory=pin,
+    )
+    return iter(loader)

@@ -1,0 +1,468 @@
+"""Full contrastive training of an open_clip model by a recipe, stage by stage."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mmsearch.datasets.formats import find_images, read_labelled
+from mmsearch.datasets.labelled import LabelledImage
+from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
+from mmsearch.encoders.registry import parse_model
+from mmsearch.errors import LabelsError, UsageError
+from mmsearch.learning.batches import ImageInputs, Source, Taught
+from mmsearch.learning.card import Card, write_card
+from mmsearch.learning.checkpoint import State, load_weights, save_weights, weights_remarks
+from mmsearch.learning.losses import (
+    SIGLIP_BIAS,
+    SIGLIP_SCALE,
+    ContrastiveLoss,
+    Teacher,
+)
+from mmsearch.learning.recipe import DataTable, HeldOutTable, ModelTable, Recipe, Stage
+from mmsearch.learning.trainer import Outcome, Setting, Trainer
+from mmsearch.learning.validation import Validation, recall_line, validate
+from mmsearch.learning.views import (
+    Pictures,
+    Prefix,
+    Transform,
+    compute_views,
+    open_picture,
+    plain_transform,
+    preprocess_of,
+    split_network,
+    training_transform,
+)
+from mmsearch.learning.words import give_meanings
+from mmsearch.media.image import fit
+from mmsearch.store.files import write_durably
+from mmsearch.types import Progress
+
+log = logging.getLogger(__name__)
+
+_NOT_LEARNED = ("val", "dev", "valid", "validation", "test")
+
+OnProgress = Callable[[Progress], None]
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run reads and writes, and on what it computes. None of it decides the weights."""
+
+    data: Path
+    """What the recipe's paths are relative to."""
+    folder: Path
+    """The model's folder; the run keeps its state in `training` below it."""
+    cache: Path
+    """Where computed views are kept."""
+    device: str = "cpu"
+    workers: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "training"
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What came of a run: where the model is, and its recalls in percent."""
+
+    folder: Path
+    validation: dict[str, float]
+    test: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A labelled set whose files were found."""
+
+    name: str
+    table: DataTable | HeldOutTable
+    files: list[Path]
+    images: list[LabelledImage]
+    tokens: list[torch.Tensor]
+
+
+def train_clip(
+    recipe: Recipe,
+    place: Place,
+    *,
+    open_model: Callable[[str], Encoder],
+    on_progress: OnProgress = lambda progress: None,
+    notify: Notify = log.info,
+) -> ClipReport:
+    """Trains a model by a recipe into `place.folder`; a stopped run goes on where it was.
+
+    Args:
+        open_model: gives the teacher, by its name.
+
+    Raises:
+        UsageError: a recipe that does not fit the model or the data.
+        TrainingError: a run that diverged, or another run's state in the folder.
+        Interrupted: by Ctrl-C.
+    """
+    torch.manual_seed(recipe.seed)  # what is not loaded starts at random
+    network = start_network(recipe.model, recipe.loss, place.data)
+    sets = [_read_set(table, network, place.data) for table in recipe.data]
+    held_out = _read_set(recipe.validation, network, place.data)
+    test_set = _read_set(recipe.test, network, place.data) if recipe.test else None
+    for measured_on in (held_out, test_set):
+        _keep_apart(sets, measured_on)
+    run = _run_id(recipe, [*sets, held_out], place.world)
+    place.run.mkdir(parents=True, exist_ok=True)
+    taught = _teach(recipe, sets, place, open_model, on_progress)
+    outcome = Outcome({}, 0.0, {})
+    for stage in recipe.stage:
+        trained = place.run / f"stage-{stage.name}.safetensors"
+        outcome, network = _earlier(trained, run, network) or _learn(
+            recipe, stage, network, sets, held_out, taught, place, run, on_progress, notify
+        )
+        merge_state(network, outcome.state)
+        if place.rank == 0:
+            save_weights(trained, network.state_dict(), _remarks(run, outcome))
+        notify(f"stage {stage.name} is done: validation {recall_line(outcome.recall)}")
+    test = _measure(test_set, network, place) if test_set else None
+    report = ClipReport(place.folder, outcome.recall, test)
+    if place.rank == 0:
+        save_model(network, recipe.model, place)
+        write_card(place.folder, _card(recipe, report, sets, held_out))
+    return report
+
+
+def _remarks(run: str, outcome: Outcome) -> dict[str, str]:
+    return {"run": run, "score": str(outcome.score), "recall": json.dumps(outcome.recall)}
+
+
+def _earlier(path: Path, run: str, network: nn.Module) -> tuple[Outcome, nn.Module] | None:
+    """What a stage came to before the run was stopped."""
+    remarks = weights_remarks(path)
+    if remarks is None or remarks["run"] != run:
+        return None
+    found = Outcome(load_weights(path), float(remarks["score"]), json.loads(remarks["recall"]))
+    return found, network
+
+
+# -- the network -----------------------------------------------------------------------------
+
+
+def start_network(table: ModelTable, loss: str, data: Path) -> nn.Module:
+    """The network as it is before the first step.
+
+    Raises:
+        UsageError: no such architecture, or weights that do not fit.
+        ModelNotFound: the model to start from is not at hand.
+    """
+    bias = {"init_logit_scale": _log(SIGLIP_SCALE), "init_logit_bias": SIGLIP_BIAS}
+    if table.weights is not None:
+        network = load_model(parse_model(_model_name(table.weights, data))).network
+        if loss == "siglip" and getattr(network, "logit_bias", None) is None:
+            raise UsageError("model.weights: the loss 'siglip' needs a model with a logit bias")
+    else:
+        assert table.config is not None
+        try:
+            with quiet_open_clip():  # it warns of the weights that are not asked for
+                network = open_clip.create_model(
+                    _config_name(table.config),
+                    load_weights=False,
+                    precision="fp32",
+                    **(bias if loss == "siglip" else {}),
+                )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UsageError(f"model.config: '{table.config}' cannot be made: {reason}") from error
+    for name, file in table.parts.items():
+        _load_part(network, name, data / file)
+    if table.words is not None:
+        give_meanings(network, data / table.words)
+    return network
+
+
+def _log(value: float) -> float:
+    return float(torch.tensor(value).log())
+
+
+def _config_name(name: str) -> str:
+    return f"local-dir:{name}" if Path(name).is_dir() else name
+
+
+def _model_name(name: str, data: Path) -> str:
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{data / path}" if colon and kind == "local-dir" else name
+
+
+def _load_part(network: nn.Module, name: str, file: Path) -> None:
+    try:
+        part = network.get_submodule(name)
+    except AttributeError as error:
+        raise UsageError(f"model.parts: the model has no module '{name}'") from error
+    try:
+        if file.suffix == ".safetensors":
+            state = load_weights(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        missing, unexpected = part.load_state_dict(state, strict=False)
+    except Exception as error:
+        raise UsageError(f"{file}: weights that do not fit '{name}': {error}") from error
+    # Folded batch norms lack the counter that only training would use.
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        odd = ", ".join([*missing, *unexpected][:5])
+        raise UsageError(f"{file}: weights that do not fit '{name}': {odd}")
+
+
+def merge_state(network: nn.Module, state: State) -> None:
+    """Puts what a stage learned into the whole network; what it did not hold stays."""
+    network.load_state_dict({**network.state_dict(), **state})
+
+
+# -- the data --------------------------------------------------------------------------------
+
+
+def _read_set(table: DataTable | HeldOutTable, network: nn.Module, data: Path) -> _Set:
+    labels = data / table.labels
+    labelled = read_labelled(labels)
+    if isinstance(table, HeldOutTable):
+        chosen = list(labelled.of_split(table.split))
+        wanted = table.split
+    else:
+        wanted = ", ".join(table.splits)
+        chosen = [
+            image for image in labelled.images
+            if (image.split in table.splits if table.splits else image.split not in _NOT_LEARNED)
+        ]  # fmt: skip
+    chosen = [image for image in chosen if image.captions]
+    if not chosen:
+        raise UsageError(f"{labels}: no captioned picture in the split '{wanted}'")
+    images = data / table.images if table.images else find_images(labels, chosen)
+    files = [images / image.file for image in chosen]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise LabelsError(f"{missing}: named in {labels}, but not there")
+    length = int(getattr(network, "context_length", 77))
+    tokens = [open_clip.tokenize(list(image.captions), length) for image in chosen]
+    name = (table.name if isinstance(table, DataTable) else "") or labelled.name
+    return _Set(name, table, files, chosen, tokens)
+
+
+def _keep_apart(sets: Sequence[_Set], held_out: _Set | None) -> None:
+    """Stops a recipe that learns from what it is measured on."""
+    if held_out is None:
+        return
+    measured = {file.resolve() for file in held_out.files}
+    for one in sets:
+        both = sum(file.resolve() in measured for file in one.files)
+        if both:
+            raise UsageError(
+                f"{one.name}: {both} of its pictures are in a split that is measured on; name "
+                "other splits"
+            )
+
+
+def _run_id(recipe: Recipe, sets: Sequence[_Set], world: int) -> str:
+    found = hashlib.sha256(json.dumps([recipe.to_json(), world], sort_keys=True).encode())
+    for one in sets:
+        for image in one.images:
+            found.update(json.dumps([image.file, image.captions]).encode())
+    return found.hexdigest()[:16]
+
+
+def _sources(
+    recipe: Recipe,
+    stage: Stage,
+    prefix: Prefix | None,
+    network: nn.Module,
+    sets: Sequence[_Set],
+    taught: Sequence[Taught | None],
+    place: Place,
+    on_progress: OnProgress,
+) -> list[Source]:
+    how = preprocess_of(network)
+    found = []
+    for one, teacher in zip(sets, taught, strict=True):
+        assert isinstance(one.table, DataTable)
+        augment = recipe.augment if one.table.augment is None else one.table.augment
+        transform = training_transform(how, augment, flip=one.table.flip)
+        images = _inputs(
+            one, transform, prefix, one.table.views or stage.views, network, recipe, place,
+            on_progress,
+        )  # fmt: skip
+        found.append(Source(one.name, images, one.tokens, one.table.weight, teacher))
+    return found
+
+
+def _inputs(
+    one: _Set,
+    transform: Transform,
+    prefix: Prefix | None,
+    views: int,
+    network: nn.Module,
+    recipe: Recipe,
+    place: Place,
+    on_progress: OnProgress,
+) -> ImageInputs:
+    size = preprocess_of(network).size
+    pictures = Pictures(one.files, transform, size if isinstance(size, int) else max(size))
+    if prefix is None:
+        return pictures
+    if place.world > 1 and place.rank:
+        dist.barrier()  # the first process computes the views
+    found = compute_views(prefix, pictures, views, recipe.seed, place.cache, one.name, on_progress)
+    if place.world > 1 and not place.rank:
+        dist.barrier()
+    return found
+
+
+def _teach(
+    recipe: Recipe,
+    sets: Sequence[_Set],
+    place: Place,
+    open_model: Callable[[str], Encoder],
+    on_progress: OnProgress,
+) -> list[Taught | None]:
+    """What the teacher makes of every picture, as it is, and of every caption."""
+    if recipe.teacher is None:
+        return [None] * len(sets)
+    encoder = open_model(_model_name(recipe.teacher.model, place.data))
+    found: list[Taught | None] = []
+    for one in sets:
+        vectors = []
+        for start in range(0, len(one.files), 64):
+            pixels = [
+                fit(open_picture(file, max(encoder.spec.preprocess.size)), encoder.spec.preprocess)
+                for file in one.files[start : start + 64]
+            ]
+            vectors.append(torch.from_numpy(encoder.encode_images(np.stack(pixels))))
+            on_progress(Progress(f"teacher on {one.name}", start + len(pixels), len(one.files)))
+        texts = [torch.from_numpy(encoder.encode_texts(image.captions)) for image in one.images]
+        found.append(Taught(torch.cat(vectors), texts))
+    return found
+
+
+# -- the stages ------------------------------------------------------------------------------
+
+
+def _learn(
+    recipe: Recipe,
+    stage: Stage,
+    network: nn.Module,
+    sets: Sequence[_Set],
+    held_out: _Set,
+    taught: Sequence[Taught | None],
+    place: Place,
+    run: str,
+    on_progress: OnProgress,
+    notify: Notify,
+) -> tuple[Outcome, nn.Module]:
+    prefix, learner = (
+        split_network(network, stage.cache) if stage.cache else (None, copy.deepcopy(network))
+    )
+    plain = plain_transform(preprocess_of(network))
+    validation = Validation(
+        _inputs(held_out, plain, prefix, 1, network, recipe, place, on_progress), held_out.tokens
+    )
+    taught_by = recipe.teacher
+    trainer = Trainer(
+        learner,
+        _sources(recipe, stage, prefix, network, sets, taught, place, on_progress),
+        validation,
+        stage,
+        Setting(
+            seed=recipe.seed, device=place.device, precision=recipe.precision, ema=recipe.ema,
+            word_drop=recipe.word_drop, workers=0 if stage.cache else place.workers,
+            rank=place.rank, world=place.world,
+        ),
+        ContrastiveLoss(
+            recipe.loss,
+            Teacher(taught_by.weight, taught_by.scale) if taught_by else None,
+            place.rank,
+            place.world,
+        ),
+        place.run,
+        run=run,
+        on_progress=on_progress,
+        notify=notify,
+    )  # fmt: skip
+    return trainer.fit(), network
+
+
+def _measure(one: _Set, network: nn.Module, place: Place) -> dict[str, float]:
+    how = preprocess_of(network)
+    side = how.size if isinstance(how.size, int) else max(how.size)
+    pictures = Pictures(one.files, plain_transform(how), side)
+    device = torch.device(place.device)
+    return validate(network.to(device), Validation(pictures, one.tokens), device)
+
+
+# -- the result ------------------------------------------------------------------------------
+
+
+def save_model(network: nn.Module, table: ModelTable, place: Place) -> None:
+    """Writes an open_clip `local-dir:` folder; its config, without which it is none, last."""
+    state = {
+        name: value.half() if table.half and value.is_floating_point() else value
+        for name, value in network.state_dict().items()
+    }
+    save_weights(place.folder / "open_clip_model.safetensors", state)
+    if table.weights is not None:
+        config = model_config(parse_model(_model_name(table.weights, place.data)))
+    else:
+        assert table.config is not None
+        config = dict(open_clip.get_model_config(_config_name(table.config)))
+    for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
+        if key in config[part]:  # or open_clip would fetch weights only to replace them
+            config[part] = {**config[part], key: False}
+    if getattr(network, "logit_bias", None) is not None:
+        config["init_logit_bias"] = SIGLIP_BIAS
+    document = {
+        "model_cfg": config,
+        "preprocess_cfg": dataclasses.asdict(preprocess_of(network)),
+    }
+    write_durably(
+        place.folder / "open_clip_config.json", (json.dumps(document, indent=2) + "\n").encode()
+    )
+
+
+def _card(recipe: Recipe, report: ClipReport, sets: Sequence[_Set], held_out: _Set) -> Card:
+    start = (
+        recipe.model.weights
+        or f"the architecture {Path(recipe.model.config or '').name}, not trained"
+    )
+    parts = [f"{name} from {Path(file).name}" for name, file in recipe.model.parts.items()]
+    if recipe.model.words:
+        parts.append(f"token meanings from {Path(recipe.model.words).name}")
+    name = report.folder.name
+    chosen_by = f"{held_out.name}, validation ({len(held_out.files)} pictures), which chose them"
+    figures = [(chosen_by, report.validation)]
+    if report.test and recipe.test:
+        figures.append((f"{recipe.test.labels}, {recipe.test.split}", report.test))
+    return Card(
+        name=name,
+        what="An open_clip model for mmsearch, trained by contrast of pictures and captions.",
+        base="; ".join([start, *parts]),
+        data=[
+            f"{one.name}: {len(one.files)} pictures, "
+            f"{sum(len(image.captions) for image in one.images)} captions"
+            for one in sets
+        ],
+        figures=figures,
+        licence=recipe.card.licence,
+        made_by="`mmsearch train clip`; its log and plot are in `training`",
+        use=f"mmsearch index FOLDER --model {name}",
+        notes=[recipe.card.notes] if recipe.card.notes else [],
+    )

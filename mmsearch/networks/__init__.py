@@ -1,0 +1,1 @@
+"""torch modules that mmsearch adds to open_clip's."""

@@ -1,0 +1,211 @@
+"""`train align`: heads over a frozen model that help, or are not kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mmsearch.cli.app import app
+from mmsearch.datasets import scene_art, scenes
+from mmsearch.encoders.open_clip import load_model
+from mmsearch.encoders.registry import parse_model, tower_source
+from mmsearch.errors import ModelNotFound, UsageError
+from mmsearch.learning.align import AlignSettings, Features, align, load_heads, read_features
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def turned_apart(images=240, captions=2, width=16, other=16, noise=0.3, seed=0):
+    """Features of two towers whose spaces are turned against each other."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(images, 8))
+    owner = np.repeat(np.arange(images), captions)
+
+    def unit(value):
+        value = value + noise * rng.normal(size=value.shape)
+        return (value / np.linalg.norm(value, axis=1, keepdims=True)).astype(np.float32)
+
+    image = unit(hidden @ rng.normal(size=(8, width)))
+    text = unit(hidden[owner] @ rng.normal(size=(8, other)))
+    splits = ("train",) * (images - 80) + ("val",) * 40 + ("test",) * 40
+    return Features(image, text, owner, splits)
+
+
+QUICK = AlignSettings(epochs=20, batch=64, rate=1e-2)
+
+
+def test_heads_that_help_are_kept_with_their_gain(tmp_path):
+    report = align(turned_apart(), QUICK, tmp_path, base=None, name="x", data="toys")
+    assert report.folder == tmp_path
+    assert report.overall.is_gain
+    assert report.after["t2i_R@10"] > report.before["t2i_R@10"] + 20
+    mean = {side: np.mean(list(getattr(report, side).values())) for side in ("before", "after")}
+    assert report.overall.mean == pytest.approx(mean["after"] - mean["before"])
+    for key, gain in report.gains.items():
+        assert gain.mean == pytest.approx(report.after[key] - report.before[key])
+        assert gain.low <= gain.mean <= gain.high
+    assert report.images == {"train": 160, "val": 40, "test": 40}
+
+
+def test_heads_that_do_not_help_are_not_kept_unless_asked(tmp_path):
+    """Texts and images that agree already leave nothing to gain."""
+    features = turned_apart()
+    same = Features(features.images, features.images[features.owner], features.owner,
+                    features.splits)  # fmt: skip
+    report = align(same, QUICK, tmp_path / "a", base=None, name="x", data="toys")
+    assert report.folder is None
+    assert not (tmp_path / "a/mmsearch_model.json").exists()
+    report = align(same, QUICK, tmp_path / "b", base=None, name="x", data="toys", keep=True)
+    assert report.folder == tmp_path / "b"
+    assert (tmp_path / "b/mmsearch_model.json").exists()
+
+
+def test_widths_may_differ(tmp_path):
+    features = turned_apart(width=24, other=12)
+    report = align(features, QUICK, tmp_path, base=None, name="x", data="toys")
+    assert report.before is None
+    assert report.after["t2i_R@10"] > 45  # a guess would be right in 25
+    heads = load_heads(tmp_path)
+    assert (heads.config.image_width, heads.config.text_width, heads.config.dim) == (24, 12, 12)
+
+
+def test_feature_files_are_aligned_from_the_command_line(tmp_path):
+    """768 and 512 columns, two texts an image, in any order; the aligned files come back."""
+    features = turned_apart(width=64, other=96)
+    order = np.random.default_rng(1).permutation(len(features.owner))
+    np.save(tmp_path / "image.npy", features.images[features.owner][order])
+    np.save(tmp_path / "text.npy", features.texts[order])
+    told = run("train", "align", "--features", tmp_path / "text.npy", tmp_path / "image.npy",
+               "--out", tmp_path / "m", "--epochs", 20, "--batch", 64, "--rate", 0.01)  # fmt: skip
+    assert "learned from 192 images, chosen on 24, measured on 24" in told.stdout
+    text, image = np.load(tmp_path / "m/text.npy"), np.load(tmp_path / "m/image.npy")
+    np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, atol=1e-5)
+    true = (text * image).sum(axis=1).mean()
+    assert true > (text * np.roll(image, 5, axis=0)).sum(axis=1).mean() + 0.3
+    told = run("index", tmp_path, "--index", tmp_path / "i", "--model", f"local-dir:{tmp_path}/m",
+               code=3)  # fmt: skip
+    assert "heads for vectors from elsewhere" in told.stderr
+
+
+def test_one_image_with_several_texts_is_in_one_split_only(tmp_path):
+    features = turned_apart(images=120, captions=3)
+    np.save(tmp_path / "i.npy", features.images[features.owner])
+    np.save(tmp_path / "t.npy", features.texts)
+    found = read_features(tmp_path / "t.npy", tmp_path / "i.npy", seed=0)
+    assert len(found.images) == 120
+    assert len(found.texts) == 360
+    assert np.bincount(found.owner).tolist() == [3] * 120
+    test = found.of("test")
+    assert len(test.images) == 12
+    assert len(test.texts) == 36
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "message"),
+    [
+        (np.ones((20, 3)), np.ones((19, 3)), "20 rows"),
+        (np.ones(20), np.ones((20, 3)), "two dimensions"),
+        (np.full((20, 3), np.nan), np.ones((20, 3)), "no finite"),
+        (np.zeros((20, 3)), np.ones((20, 3)), "zeros"),
+        (np.array([["a"] * 3] * 20), np.ones((20, 3)), "numbers"),
+        (np.eye(20), np.eye(20), "too few"),
+    ],
+)
+def test_feature_files_that_make_no_sense_are_refused(tmp_path, text, image, message):
+    np.save(tmp_path / "t.npy", text)
+    np.save(tmp_path / "i.npy", image)
+    with pytest.raises(UsageError, match=message):
+        read_features(tmp_path / "t.npy", tmp_path / "i.npy", seed=0)
+
+
+def test_a_pickle_is_not_loaded(tmp_path):
+    np.save(tmp_path / "t.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UsageError, match="not an array"):
+        read_features(tmp_path / "t.npy", tmp_path / "t.npy", seed=0)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """120 drawn scenes whose captions use words of their own for the colours."""
+    code = dict(zip(scenes.COLOURS, ("zorp", "blick", "fendle", "quist", "marn", "tovo", "ulp",
+                                     "drask", "wix", "yarl", "hesk"), strict=True))  # fmt: skip
+    folder = tmp_path_factory.mktemp("scenes")
+    for number, scene in enumerate(scenes.gallery(120, seed=5000)):
+        scene_art.render(scene).resize((96, 96)).save(folder / f"{number}.png")
+        words = scenes.captions(scene)[0]
+        for colour, name in code.items():
+            words = words.replace(colour, name)
+        (folder / f"{number}.txt").write_text(words)
+    return folder
+
+
+def test_a_user_aligns_indexes_and_searches(gallery, tmp_path, monkeypatch, tiny):
+    monkeypatch.setenv("MMSEARCH_HOME", str(tmp_path / "home"))
+    told = run("train", "align", gallery, "--base", "tiny", "--out", "mine", "--epochs", 5,
+               "--keep")  # fmt: skip
+    assert "use it: mmsearch index FOLDER --model mine" in told.stdout
+    run("index", gallery, "--index", tmp_path / "i", "--model", "mine")
+    status = json.loads(run("status", "--index", tmp_path / "i", "--json").stdout)
+    assert status["model"] == f"local-dir:{tmp_path}/home/models/mine"
+    assert status["space"] != tiny.spec.space
+    assert run("search", "two cats", "--index", tmp_path / "i", "--paths").stdout
+    run("index", gallery, "--index", tmp_path / "i", "--model", "tiny", code=2)
+    card = (tmp_path / "home/models/mine/README.md").read_text()
+    assert "`tiny`, frozen" in card
+    assert "with the heads" in card
+
+
+def test_openvino_serves_an_aligned_model_as_torch_does(gallery, tmp_path, tiny):
+    run("train", "align", gallery, "--base", "tiny", "--out", tmp_path / "m", "--epochs", 2,
+        "--head", "residual", "--dim", 64, "--keep")  # fmt: skip
+    from mmsearch.config import load_settings
+    from mmsearch.encoders.loading import ModelCache, open_encoder
+    from mmsearch.encoders.open_clip import TorchEncoder
+
+    source = parse_model(f"local-dir:{tmp_path / 'm'}")
+    assert tower_source(source).name == "tiny"
+    torch_encoder = TorchEncoder(load_model(source))
+    encoder = open_encoder(source, ModelCache(load_settings().cache), precision="fp32")
+    assert encoder.spec.dim == 64
+    texts = ["a red circle", "two dogs"]
+    np.testing.assert_allclose(
+        encoder.encode_texts(texts), torch_encoder.encode_texts(texts), atol=1e-4
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), dtype=np.uint8)
+    np.testing.assert_allclose(
+        encoder.encode_images(pixels), torch_encoder.encode_images(pixels), atol=1e-3
+    )
+    assert encoder.spec.space == torch_encoder.spec.space
+
+
+def test_heads_whose_base_has_changed_are_refused(gallery, tmp_path, tiny):
+    run("train", "align", gallery, "--base", "tiny", "--out", tmp_path / "m", "--epochs", 1,
+        "--keep")  # fmt: skip
+    path = tmp_path / "m/mmsearch_model.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "space": "another"}))
+    with pytest.raises(ModelNotFound, match="not those that the heads"):
+        load_model(parse_model(f"local-dir:{tmp_path / 'm'}"))
+    path.write_text(json.dumps({**manifest, "version": 9}))
+    with pytest.raises(ModelNotFound, match="newer program"):
+        load_model(parse_model(f"local-dir:{tmp_path / 'm'}"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a DATASET"),
+        (["--features", "a.npy", "b.npy", "--base", "tiny"], "go with a DATASET"),
+        (["nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_usage_is_one_line(tmp_path, arguments, message):
+    told = run("train", "align", *arguments, "--out", tmp_path / "m", code=2)
+    assert message in told.stderr
