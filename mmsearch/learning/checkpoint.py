@@ -50,6 +50,7 @@ def save_weights(path: Path, state: State, remarks: dict[str, str] | None = None
     # Tensors that share memory are refused by safetensors; a clone each is what is meant.
     copies = {n: value.detach().cpu().clone().contiguous() for n, value in state.items()}
     save_file(copies, draft, remarks)
+    draft.chmod(0o644)  # safetensors lets nobody else read, an installed model must be readable
     _replace(draft, path)
 
 

@@ -1,0 +1,305 @@
+"""What the bundled model can do: `python benchmarks/tiny.py --data DIR [--model MODEL]`.
+
+Flickr8k's test split; the names of objects over pictures that were held out (a fifth of each name
+of Caltech-101 and of the 100 sports, one of two of ImageNet's); drawn scenes of unseen seeds;
+words that no training caption holds; and how far each precision is from fp32. `--precisions` takes
+fp32, bf16 and int8 (which needs `pip install nncf`). With `--pages DIR`: pages of hits and misses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import tiny_data
+
+from mmsearch.config import load_settings
+from mmsearch.datasets import karpathy, scene_art, scenes
+from mmsearch.datasets.named import with_article
+from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.loading import ModelCache
+from mmsearch.evaluation.ranking import r_precision, rank_of_best, recall_at
+from mmsearch.learning.validation import recall_line, recall_of
+from mmsearch.learning.views import open_picture
+from mmsearch.media.image import fit
+
+#: Scenes that nobody learned from: below the training's seeds, above the demo's and the tests'.
+UNSEEN_SEED = 700_000
+#: A word, and one that means nearly the same. Those that a training caption holds are left out.
+SYNONYMS = (
+    ("canine", "dog"), ("hound", "dog"), ("pooch", "dog"), ("feline", "cat"), ("infant", "baby"),
+    ("newborn", "baby"), ("lad", "boy"), ("lass", "girl"), ("youngster", "child"),
+    ("gentleman", "man"), ("fellow", "man"), ("stallion", "horse"), ("mare", "horse"),
+    ("seashore", "beach"), ("coastline", "beach"), ("woodland", "forest"), ("woods", "forest"),
+    ("brook", "stream"), ("creek", "stream"), ("summit", "mountain"), ("peak", "mountain"),
+    ("blizzard", "snow"), ("aircraft", "airplane"), ("jet", "airplane"), ("vessel", "boat"),
+    ("yacht", "boat"), ("motorbike", "motorcycle"), ("residence", "house"), ("cottage", "house"),
+    ("skyscraper", "building"), ("attire", "clothes"), ("apparel", "clothes"),
+    ("footwear", "shoes"), ("beverage", "drink"), ("meal", "food"), ("crimson", "red"),
+    ("scarlet", "red"), ("azure", "blue"), ("teal", "green"), ("beige", "brown"),
+    ("sprinting", "running"), ("jogging", "running"), ("leaping", "jumping"),
+    ("strolling", "walking"), ("grinning", "smiling"), ("soccer", "football"),
+    ("physician", "doctor"), ("spectators", "crowd"), ("mob", "crowd"), ("pupils", "students"),
+    ("teenager", "boy"), ("damsel", "girl"), ("equine", "horse"), ("avian", "bird"),
+    ("automobile", "car"), ("sedan", "car"), ("lorry", "truck"), ("pebble", "rock"),
+    ("boulder", "rock"), ("meadow", "field"), ("prairie", "field"), ("alley", "street"),
+    ("avenue", "street"), ("sunset", "evening"), ("pond", "lake"), ("lagoon", "lake"),
+)  # fmt: skip
+
+
+class Measured:
+    """A model and what it makes of pictures and texts."""
+
+    def __init__(self, encoder) -> None:
+        self.encoder = encoder
+
+    def images(self, pictures, what):
+        how = self.encoder.spec.preprocess
+        rows = []
+        for start in tqdm(range(0, len(pictures), 32), desc=what, disable=None, leave=False):
+            pixels = [fit(load(), how) for load in pictures[start : start + 32]]
+            rows.append(self.encoder.encode_images(np.stack(pixels)))
+        return np.concatenate(rows)
+
+    def texts(self, texts):
+        parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]
+        return np.concatenate([self.encoder.encode_texts(part) for part in parts])
+
+
+def of_file(path):
+    return lambda: open_picture(path, 224)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"])
+    parser.add_argument("--pages", type=Path, help="where pages of hits and misses go")
+    args = parser.parse_args()
+    first = None
+    for precision in args.precisions:
+        measured = Measured(encoder_of(args.model, precision, args.data))
+        print(f"== {args.model}, {precision}")
+        recall = flickr(measured, args.data)
+        if first is None:
+            first = recall
+            objects(measured, args.data)
+            drawn(measured)
+            synonyms(measured, args.data)
+        else:
+            away = {key: f"{recall[key] - first[key]:+.2f}" for key in ("t2i_R@1", "i2t_R@1")}
+            print(f"  away from {args.precisions[0]}, points: {away}")
+    if args.pages:
+        pages(args.model, args.data, args.pages)
+
+
+def encoder_of(model, precision, data):
+    settings = dataclasses.replace(load_settings(), precision="fp32")
+    if precision == "fp32":
+        return ModelChoice(settings, print, None).for_new_index(model, "cpu")
+    if precision == "bf16":
+        import openvino as ov
+
+        if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            settings = dataclasses.replace(settings, precision="bf16")
+            return ModelChoice(settings, print, None).for_new_index(model, "cpu")
+        from mmsearch.encoders.open_clip import TorchEncoder, load_model
+
+        print("  (this CPU has no bf16 in OpenVINO: measured in torch, which is slow)")
+        source = ModelChoice(settings, print, None).source(model)
+        return TorchEncoder(load_model(source), "cpu", "bf16")
+    return quantised(ModelChoice(settings, print, None).for_new_index(model, "cpu"), data)
+
+
+def quantised(encoder, data):
+    """The image tower in int8, calibrated on photos of the train split and on drawn scenes.
+
+    The first eight layers and the last three stay in fp32: few operations, and the most to lose.
+    """
+    import nncf
+    import openvino as ov
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        OverflowFix,
+    )
+
+    from mmsearch.encoders.openvino import OpenVinoEncoder
+
+    folder = data / "flickr8k/images"
+    train = [image for image in flickr_images(data) if image.split == "train"][::20]
+    pictures = [of_file(folder / image.file) for image in train]
+    pictures += [lambda s=s: scene_art.render(scenes.scene(s)) for s in range(800_000, 800_060)]
+    how = encoder.spec.preprocess
+    pixels = [fit(load(), how)[None] for load in pictures]
+    graph = ov.Core().read_model(folder_of(encoder) / "image.xml")
+    kinds = ("Convolution", "GroupConvolution", "MatMul")
+    layers = [op.get_friendly_name() for op in graph.get_ordered_ops()
+              if op.get_type_name() in kinds]  # fmt: skip
+    small = nncf.quantize(
+        graph, nncf.Dataset(pixels), preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(pixels), fast_bias_correction=False,
+        ignored_scope=nncf.IgnoredScope(names=layers[:8] + layers[-3:]),
+        # CPUs without VNNI add in 16 bits, which overflows on full-range weights.
+        advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+    )  # fmt: skip
+    draft = Path(tempfile.mkdtemp(prefix="mmsearch-int8-"))
+    for name in ("manifest.json", "text.xml", "text.bin", "tokenizer.json"):
+        (draft / name).write_bytes((folder_of(encoder) / name).read_bytes())
+    ov.save_model(small, draft / "image.xml", compress_to_fp16=False)
+    return OpenVinoEncoder(draft, "fp32")
+
+
+def folder_of(encoder):
+    return ModelCache(load_settings().cache).folder_of(encoder.spec.space)
+
+
+# -- what is measured --------------------------------------------------------------------------
+
+
+def flickr_images(data):
+    document = json.loads((data / "flickr8k/dataset_flickr8k.json").read_text())
+    return karpathy.read(document, data).images
+
+
+def flickr(measured, data):
+    chosen = [image for image in flickr_images(data) if image.split == "test"]
+    folder = data / "flickr8k/images"
+    images = measured.images([of_file(folder / image.file) for image in chosen], "flickr8k")
+    texts = measured.texts([text for image in chosen for text in image.captions])
+    owner = np.repeat(np.arange(len(chosen)), [len(image.captions) for image in chosen])
+    found = recall_of(images, texts, owner)
+    print(f"  Flickr8k test, R@1/5/10: {recall_line(found)}")
+    return found
+
+
+def objects(measured, data):
+    images, held_out = tiny_data.split_objects(data)
+    for what, sources in (
+        ("Caltech-101 and 100 sports", ("caltech101", tiny_data.SPORTS)),
+        ("Caltech-101", ("caltech101",)), ("100 sports", (tiny_data.SPORTS,)),
+        ("ImageNet", ("imagenet",)),
+    ):  # fmt: skip
+        gallery = [i for i in images if i.file in held_out and i.source in sources]
+        names = sorted({image.name for image in gallery})
+        vectors = measured.images([of_file(data / "objects" / i.file) for i in gallery], what)
+        true = np.array([[i.name == name for i in gallery] for name in names])
+        scores = measured.texts(names) @ vectors.T
+        precise = 100 * r_precision(scores, true).mean()
+        ranks = rank_of_best(scores, true)
+        print(
+            f"  {what}: {len(names)} names over {len(gallery)} held-out pictures: "
+            f"R-precision {precise:.1f}, hit@1 {recall_at(ranks, 1):.1f}, "
+            f"hit@10 {recall_at(ranks, 10):.1f}"
+        )
+
+
+def drawn(measured):
+    gallery = scenes.gallery(150, seed=UNSEEN_SEED)
+    captions = [scenes.captions(scene)[0] for scene in gallery]
+    pictures = [lambda s=s: scene_art.render(s) for s in gallery]
+    images, texts = measured.images(pictures, "scenes"), measured.texts(captions)
+    ranks = rank_of_best(texts @ images.T, np.eye(len(gallery), dtype=bool))
+    kinds = np.array([scene.kind for scene in gallery])
+    shown = ", ".join(f"{k} {recall_at(ranks[kinds == k], 1):.0f}" for k in scenes.KINDS)
+    print(f"  150 drawn scenes of unseen seeds: R@1 {recall_at(ranks, 1):.1f} ({shown})")
+    rng = random.Random(0)
+    seeds = iter(range(UNSEEN_SEED + 10_000, UNSEEN_SEED + 60_000))
+    for what, kinds_of, change in (
+        ("colour", ("shape", "count", "vehicle"), other_colour), ("count", ("count",), other_count),
+        ("relation", ("relation",), other_relation),
+    ):  # fmt: skip
+        pairs = []
+        while len(pairs) < 200:
+            scene = scenes.scene(next(seeds))
+            other = change(scene, rng) if scene.kind in kinds_of else None
+            if other is not None:
+                pairs.append((scene, other))
+        images = measured.images([lambda s=s: scene_art.render(s) for s, _ in pairs], what)
+        right = measured.texts([scenes.captions(s)[0] for s, _ in pairs])
+        wrong = measured.texts([scenes.captions(s)[0] for _, s in pairs])
+        told = ((images * right).sum(1) > (images * wrong).sum(1)).mean()
+        print(f"    told apart from the same scene with another {what}: {100 * told:.1f}% of 200")
+
+
+def other_colour(scene, rng):
+    thing = scene.things[0]
+    taken = {thing.colour, scene.setting}
+    colour = rng.choice([c for c in sorted(scenes.COLOURS) if c not in taken | {"white"}])
+    return dataclasses.replace(
+        scene, things=(dataclasses.replace(thing, colour=colour), *scene.things[1:])
+    )
+
+
+def other_count(scene, rng):
+    thing = scene.things[0]
+    count = rng.choice([n for n in range(2, 7) if n != thing.count])
+    return dataclasses.replace(scene, things=(dataclasses.replace(thing, count=count),))
+
+
+def other_relation(scene, _rng):
+    turned = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+    if scene.detail not in turned:
+        return None
+    return dataclasses.replace(scene, detail=turned[scene.detail])
+
+
+def synonyms(measured, data):
+    """Whether a word that was never seen lands near one that means nearly the same."""
+    texts = [t for i in flickr_images(data) if i.split in ("train", "restval") for t in i.captions]
+    images, held_out = tiny_data.split_objects(data)
+    texts += [t for i in images if i.file not in held_out for t in tiny_data.captions_of(i)]
+    texts += [t for s in range(12000)
+              for t in scenes.captions(scenes.scene(tiny_data.SCENE_SEED + s))]  # fmt: skip
+    seen = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
+    pairs = [(new, old) for new, old in SYNONYMS if new not in seen and seen[old] > 20]
+    common = [word for word, _ in seen.most_common(1000) if len(word) > 2]
+    words = list(dict.fromkeys([*common, *(old for _, old in pairs)]))
+    known = measured.texts([f"a photo of {with_article(word)}" for word in words])
+    asked = measured.texts([f"a photo of {with_article(new)}" for new, _ in pairs])
+    true = np.array([[word == old for word in words] for _, old in pairs])
+    scores = asked @ known.T
+    ranks = rank_of_best(scores, true)
+    print(
+        f"  {len(pairs)} words that no training caption holds, among {len(words)} common ones: the "
+        f"synonym is first for {recall_at(ranks, 1):.0f}%, in the first ten for "
+        f"{recall_at(ranks, 10):.0f}%, median rank {np.median(ranks):g} (by chance "
+        f"{len(words) / 2:.0f})"
+    )
+    for row in np.argsort(ranks)[[0, 1, len(pairs) // 2, -1]]:
+        near = ", ".join(words[i] for i in np.argsort(-scores[row])[:4])
+        print(f"    {pairs[row][0]}: {near} (asked for: {pairs[row][1]}, rank {ranks[row]})")
+
+
+def pages(model, data, folder):
+    """The pages of `bench`, queries with what they found, the best and the worst: of Flickr8k's
+    test split, and of a gallery of drawn scenes."""
+    from mmsearch.engine import Engine
+    from mmsearch.evaluation.report import to_html
+
+    gallery = folder / "gallery"
+    gallery.mkdir(parents=True, exist_ok=True)
+    for number, scene in enumerate(scenes.gallery(150, seed=UNSEEN_SEED)):
+        scene_art.render(scene).save(gallery / f"{number:03d}.png")
+        (gallery / f"{number:03d}.txt").write_text(scenes.captions(scene)[0])
+    for name, where in (("scenes", gallery), ("flickr8k", data / "flickr8k")):
+        with Engine.open(model=model, precision="fp32") as engine:
+            report = engine.bench(where)
+        paths = dict(enumerate(map(Path, report.corpus.image_names)))
+        page = to_html(report, paths, examples=4)
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
