@@ -206,7 +206,10 @@ def clip(
     folder = model_folder(out, settings.home)
     models = ModelChoice(settings, say, None)
     with processes(pick_device(settings.device)) as own, progress_bar() as bar:
-        _make_room(folder, restart and not own.rank)
+        if restart and not own.rank:
+            _make_room(folder, restart)
+        own.wait()
+        _make_room(folder, restart=False)
         place = Place(
             data=data or recipe.parent,
             folder=folder,

@@ -76,6 +76,11 @@ class Plan:
         self._seed = seed
         self.rows = _shares([source.weight for source in sources], batch)
         for source, rows in zip(sources, self.rows, strict=True):
+            if not rows:
+                raise UsageError(
+                    f"{source.name}: its weight gives it no row of a batch of {batch}: a larger "
+                    "batch, or a larger weight"
+                )
             if len(source.images) < rows:
                 raise UsageError(
                     f"{source.name} has {len(source.images)} pictures, fewer than the {rows} that "
@@ -83,9 +88,7 @@ class Plan:
                 )
         # A pass is over whole batches, so that no picture stands twice in one: its second
         # caption would be a false negative.
-        self._batches = [
-            size // rows if rows else 0 for size, rows in zip(self._sizes, self.rows, strict=True)
-        ]
+        self._batches = [size // rows for size, rows in zip(self._sizes, self.rows, strict=True)]
         self._order = functools.lru_cache(maxsize=2 * len(sources))(self._shuffled)
 
     @property
@@ -97,8 +100,6 @@ class Plan:
         """The pairs of one global batch."""
         found: list[Row] = []
         for source, rows in enumerate(self.rows):
-            if not rows:
-                continue
             turn, start = divmod(step, self._batches[source])
             places = self._order(source, turn)[start * rows : (start + 1) * rows]
             seeds = _rng(self._seed, 1, source, step).integers(2**62, size=rows)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,7 +22,7 @@ from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
-from mmsearch.encoders.registry import parse_model
+from mmsearch.encoders.registry import parse_model, tower_source
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Source, Taught
 from mmsearch.learning.card import Card, write_card
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 _NOT_LEARNED = ("val", "dev", "valid", "validation", "test")
 
 OnProgress = Callable[[Progress], None]
+Tokenize = Callable[[Sequence[str]], torch.Tensor]
 Notify = Callable[[str], None]
 
 
@@ -119,9 +121,10 @@ def train_clip(
     """
     torch.manual_seed(recipe.seed)  # what is not loaded starts at random
     network = start_network(recipe.model, recipe.loss, place.data)
-    sets = [_read_set(table, network, place.data) for table in recipe.data]
-    held_out = _read_set(recipe.validation, network, place.data)
-    test_set = _read_set(recipe.test, network, place.data) if recipe.test else None
+    tokenize = _tokenizer(recipe, place.data, network)
+    sets = [_read_set(table, tokenize, place.data) for table in recipe.data]
+    held_out = _read_set(recipe.validation, tokenize, place.data)
+    test_set = _read_set(recipe.test, tokenize, place.data) if recipe.test else None
     for measured_on in (held_out, test_set):
         _keep_apart(sets, measured_on)
     run = _run_id(recipe, [*sets, held_out], place.world)
@@ -234,7 +237,29 @@ def merge_state(network: nn.Module, state: State) -> None:
 # -- the data --------------------------------------------------------------------------------
 
 
-def _read_set(table: DataTable | HeldOutTable, network: nn.Module, data: Path) -> _Set:
+def _tokenizer(recipe: Recipe, data: Path, network: nn.Module) -> Tokenize:
+    """The model's own tokenizer, as open_clip picks it."""
+    table = recipe.model
+    if table.weights is not None:
+        name = tower_source(parse_model(_model_name(table.weights, data))).open_clip_name
+    else:
+        assert table.config is not None
+        name = _config_name(table.config)
+    try:
+        tokenizer: Any = open_clip.get_tokenizer(name)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the tokenizer of '{Path(name).name}' cannot be loaded: {reason}; models with one of "
+            "their own need the hf extra: pip install 'mmsearch[hf]'"
+        ) from error
+    if recipe.word_drop and not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        raise UsageError("word_drop: only for models with CLIP's byte-pair tokenizer")
+    length = int(getattr(network, "context_length", 77))
+    return lambda texts: tokenizer(list(texts), context_length=length)
+
+
+def _read_set(table: DataTable | HeldOutTable, tokenize: Tokenize, data: Path) -> _Set:
     labels = data / table.labels
     labelled = read_labelled(labels)
     if isinstance(table, HeldOutTable):
@@ -254,8 +279,7 @@ def _read_set(table: DataTable | HeldOutTable, network: nn.Module, data: Path) -
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise LabelsError(f"{missing}: named in {labels}, but not there")
-    length = int(getattr(network, "context_length", 77))
-    tokens = [open_clip.tokenize(list(image.captions), length) for image in chosen]
+    tokens = [tokenize(image.captions) for image in chosen]
     name = (table.name if isinstance(table, DataTable) else "") or labelled.name
     return _Set(name, table, files, chosen, tokens)
 

@@ -18,6 +18,11 @@ class Process:
     world: int
     device: str
 
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.world > 1:
+            dist.barrier()
+
 
 @contextmanager
 def processes(device: str) -> Iterator[Process]:

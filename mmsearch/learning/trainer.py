@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mmsearch.errors import Interrupted, TrainingError
+from mmsearch.errors import Interrupted, TrainingError, UsageError
 from mmsearch.learning.batches import Example, Examples, Plan, Source, load_batches
 from mmsearch.learning.checkpoint import State, load_checkpoint, save_checkpoint, save_weights
 from mmsearch.learning.gradients import cached_backward
@@ -91,6 +91,11 @@ class Trainer:
         self.network: Any = network.to(self._device)
         if self._device.type == "cuda":
             self.network = self.network.to(memory_format=torch.channels_last)
+        if schedule.batch % setting.world:
+            raise UsageError(
+                f"stage '{schedule.name}': a batch of {schedule.batch} cannot be split evenly "
+                f"between {setting.world} processes"
+            )
         self._validation = validation
         self._examples = Examples(sources, setting.word_drop)
         self._plan = Plan(sources, schedule.batch, setting.seed)

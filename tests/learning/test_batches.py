@@ -54,6 +54,11 @@ def test_a_batch_larger_than_a_set_is_refused():
         Plan(sources(8), 16, seed=0)
 
 
+def test_a_weight_too_small_for_a_batch_is_refused():
+    with pytest.raises(UsageError, match="no row of a batch"):
+        Plan(sources(50, 50, weights=[100, 1]), 16, seed=0)
+
+
 def test_processes_part_a_batch_between_them():
     sets = sources(32)
     examples, plan = Examples(sets), Plan(sets, 8, 0)

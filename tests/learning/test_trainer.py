@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from toys import heads_trainer
 
-from mmsearch.errors import Interrupted, TrainingError
+from mmsearch.errors import Interrupted, TrainingError, UsageError
 from mmsearch.learning.checkpoint import load_checkpoint
 from mmsearch.learning.losses import Embeddings
 from mmsearch.learning.recipe import Schedule
@@ -249,6 +249,11 @@ def test_chunks_learn_what_whole_batches_learn(tmp_path):
 def test_nothing_left_to_learn_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="freezes everything"):
         heads_trainer(tmp_path, schedule=Schedule(batch=8, freeze=("image", "text", "logit_scale")))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="evenly between 3 processes"):
+        heads_trainer(tmp_path, setting=Setting(world=3))
 
 
 TWO = """
