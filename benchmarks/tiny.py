@@ -29,6 +29,7 @@ from mmsearch.datasets import karpathy, scene_art, scenes
 from mmsearch.datasets.named import with_article
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelCache
+from mmsearch.encoders.openvino import openvino_core
 from mmsearch.evaluation.ranking import r_precision, rank_of_best, recall_at
 from mmsearch.learning.validation import recall_line, recall_of
 from mmsearch.learning.views import open_picture
@@ -110,9 +111,7 @@ def encoder_of(model, precision, data):
     if precision == "fp32":
         return ModelChoice(settings, print, None).for_new_index(model, "cpu")
     if precision == "bf16":
-        import openvino as ov
-
-        if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             settings = dataclasses.replace(settings, precision="bf16")
             return ModelChoice(settings, print, None).for_new_index(model, "cpu")
         from mmsearch.encoders.open_clip import TorchEncoder, load_model
@@ -143,7 +142,7 @@ def quantised(encoder, data):
     pictures += [lambda s=s: scene_art.render(scenes.scene(s)) for s in range(800_000, 800_060)]
     how = encoder.spec.preprocess
     pixels = [fit(load(), how)[None] for load in pictures]
-    graph = ov.Core().read_model(folder_of(encoder) / "image.xml")
+    graph = openvino_core().read_model(folder_of(encoder) / "image.xml")
     kinds = ("Convolution", "GroupConvolution", "MatMul")
     layers = [op.get_friendly_name() for op in graph.get_ordered_ops()
               if op.get_type_name() in kinds]  # fmt: skip

@@ -11,6 +11,7 @@ A converted model is a folder named after its space:
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -38,6 +39,18 @@ EXPORT_VERSION = 1
 AGREEMENT = {"fp32": 0.9999, "bf16": 0.99}
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
+
+
+@functools.cache
+def openvino_core() -> ov.Core:
+    """The process's one OpenVINO core.
+
+    OpenVINO's CPU plugin gives the thread that loads it an alternate signal stack, and puts the
+    earlier one back when it goes. Two plugins that go in the order they came leave the thread
+    with a stack that is no longer mapped, and the next signal with a Python handler (Ctrl-C, the
+    end of a child) kills the process. One core that stays until the end cannot do that.
+    """
+    return ov.Core()
 
 
 class OpenVinoEncoder:
@@ -78,13 +91,12 @@ class OpenVinoEncoder:
         return self._towers[tower]
 
     def _compile(self, tower: str) -> Any:
-        core = ov.Core()
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
             "CACHE_DIR": str(self._folder / "compiled"),
         }
-        return core.compile_model(self._folder / f"{tower}.xml", "CPU", options)
+        return openvino_core().compile_model(self._folder / f"{tower}.xml", "CPU", options)
 
     def _tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         with self._lock:
@@ -107,7 +119,7 @@ def choose_precision(asked: str, agreement: dict[str, float]) -> str:
     """The precision to run in: "auto" takes bf16 where this CPU has it and it agrees."""
     if asked != "auto":
         return asked
-    fast = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    fast = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if fast and agreement.get("bf16", 0.0) >= AGREEMENT["bf16"] else "fp32"
 
 

@@ -27,8 +27,8 @@ class History:
     def add(self, **values: float | str) -> None:
         self.entries.append({name: values[name] for name in FIELDS if name in values})
 
-    def write(self, folder: Path) -> None:
-        """Writes `log.csv` and `plot.png`."""
+    def write(self, folder: Path, *, plot: bool = True) -> None:
+        """Writes `log.csv` and, unless told otherwise, `plot.png`."""
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
         writer.writeheader()
@@ -37,7 +37,7 @@ class History:
             for entry in self.entries
         )
         write_durably(folder / "log.csv", text.getvalue().encode())
-        if self.entries:
+        if self.entries and plot:
             write_durably(folder / "plot.png", _plot(self.entries))
 
 

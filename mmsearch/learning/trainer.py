@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _DIVERGED = 1.0  # nats above what the beginning and what guessing cost
 _SMOOTH = 0.95
+_DRAW_SECONDS = 20.0  # drawing takes as long as many steps of a small model
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Trainer:
         self.seconds = 0.0
         self._best: tuple[float, dict[str, float], State] | None = None
         self.history = History()
+        self._drawn = -math.inf
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -137,6 +139,8 @@ class Trainer:
                 f"interrupted at step {self.step} of {self.total}: the same command goes on from "
                 "there"
             ) from None
+        finally:
+            self._show(last=True)
         assert self._best is not None
         score, recall, state = self._best
         return Outcome(state, score, recall)
@@ -165,8 +169,8 @@ class Trainer:
             if self.step % self._every == 0 or self.step == self.total:
                 self._validate()
                 self._save()
-                self._show()
                 saved = time.monotonic()
+                self._show()
             elif time.monotonic() - saved > self.setting.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
@@ -339,11 +343,14 @@ class Trainer:
         }
         save_checkpoint(self._folder / "checkpoint.pt", state)
 
-    def _show(self) -> None:
-        """For people: the log, its plot and the best weights so far."""
+    def _show(self, *, last: bool = False) -> None:
+        """For people: the log, its plot now and then, and the best weights so far."""
         if self.setting.rank:
             return
-        self.history.write(self._folder)
+        plot = last or time.monotonic() - self._drawn > _DRAW_SECONDS
+        self.history.write(self._folder, plot=plot)
+        if plot:
+            self._drawn = time.monotonic()
         if self._best is not None:
             save_weights(self._folder / "best.safetensors", self._best[2])
 

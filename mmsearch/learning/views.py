@@ -306,8 +306,6 @@ def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], 
 
     if device.type != "cpu":
         return by_torch
-    import mmsearch.encoders.openvino  # noqa: F401 - it keeps OpenVINO from calling home
-
     by_openvino = _converted(prefix, example)
     if by_openvino is not None:
         probe = example[None]
@@ -323,13 +321,15 @@ def _converted(
 ) -> Callable[[torch.Tensor], np.ndarray] | None:
     import openvino as ov
 
+    from mmsearch.encoders.openvino import openvino_core
+
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
             graph = ov.convert_model(
                 prefix, example_input=torch.stack([example, example]), input=[-1, *example.shape]
             )
-        compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
         log.info("not convertible: %s", error)
         return None

@@ -153,7 +153,7 @@ def test_auto_takes_bf16_only_where_it_agrees(cosine, chosen, monkeypatch):
         def get_property(self, device, name):
             return ["FP32", "BF16"]
 
-    monkeypatch.setattr(openvino.ov, "Core", Core)
+    monkeypatch.setattr(openvino, "openvino_core", Core)
     assert openvino.choose_precision("auto", {"fp32": 1.0, "bf16": cosine}) == chosen
     monkeypatch.setattr(Core, "get_property", lambda *names: ["FP32"])
     assert openvino.choose_precision("auto", {"fp32": 1.0, "bf16": cosine}) == "fp32"
@@ -194,6 +194,25 @@ def test_converting_a_model_tells_nobody(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "intel").exists()
+
+
+def test_a_process_outlives_its_encoders_when_a_signal_comes(tmp_path):
+    """OpenVINO's plugins change the signal stack; a handler must still have one afterwards."""
+    script = (
+        "import gc, os, signal\n"
+        "from mmsearch.config import load_settings\n"
+        "from mmsearch.encoders.loading import ModelCache, open_encoder\n"
+        "from mmsearch.encoders.registry import parse_model\n"
+        "encoder = open_encoder(parse_model('tiny'), ModelCache(load_settings().cache))\n"
+        "encoder.warm_up('image'); encoder.warm_up('text')\n"
+        "del encoder; gc.collect()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"handled\n"), done.stderr
 
 
 def test_a_model_that_openvino_cannot_convert_stays_with_torch(tmp_path, monkeypatch):

@@ -228,7 +228,7 @@ def test_the_recipe_of_tiny_is_valid():
 
 def test_a_toy_set_has_the_splits_that_these_tests_speak_of(tmp_path):
     write_set(tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
     assert [sum(row["split"] == name for row in rows) for name in ("train", "val", "test")] == [
         24, 12, 12,
     ]  # fmt: skip

@@ -83,7 +83,7 @@ trainer.fit()
 """
 
 
-@pytest.mark.parametrize("killed_at", [1, 6, 17])
+@pytest.mark.parametrize("killed_at", [1, 17])
 def test_a_run_that_was_killed_comes_to_the_same_weights(tmp_path, killed_at):
     """SIGKILL in the middle, then the same command: bit for bit what an undisturbed run gives."""
     undisturbed = heads_trainer(
