@@ -214,6 +214,7 @@ def clip(
             data=data or recipe.parent,
             folder=folder,
             cache=settings.cache / "views",
+            home=settings.home,
             device=own.device,
             workers=settings.workers if sys.platform == "linux" else 0,
             rank=own.rank,

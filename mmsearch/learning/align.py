@@ -22,13 +22,12 @@ from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
 from mmsearch.learning.batches import Source
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import load_weights, save_weights
+from mmsearch.learning.embedding import embed_pictures, embed_texts
 from mmsearch.learning.losses import ContrastiveLoss
 from mmsearch.learning.recipe import Schedule
 from mmsearch.learning.runs import RUN
 from mmsearch.learning.trainer import Setting, Trainer
 from mmsearch.learning.validation import Validation, ranks_of, recall_of
-from mmsearch.learning.views import open_picture
-from mmsearch.media.image import fit
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 from mmsearch.networks.projection import HeadKind
 from mmsearch.store.files import write_durably
@@ -137,7 +136,7 @@ def embed_set(
         raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
     texts = [text for image in usable for text in image.captions]
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
-    found = _embed_texts(encoder, texts, on_progress)
+    found = embed_texts(encoder, texts, "embedding captions", on_progress)
     return Features(vectors, found, owner, _splits([i.split for i in usable], seed)), bad
 
 
@@ -157,41 +156,15 @@ def _embed_images(
         stored = load_weights(kept)
         vectors, good = stored["images"].numpy(), stored["good"].numpy().astype(bool)
     else:
-        vectors, good = _encode(encoder, files, on_progress)
+        vectors, bad = embed_pictures(encoder, files, "embedding pictures", on_progress)
+        good = np.array([place not in bad for place in range(len(files))])
         cache.mkdir(parents=True, exist_ok=True)
         save_weights(
             kept, {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
         )
     usable = [image for image, fine in zip(images, good, strict=True) if fine]
-    bad = [image.file for image, fine in zip(images, good, strict=True) if not fine]
-    return usable, vectors, bad
-
-
-def _encode(
-    encoder: Encoder, files: Sequence[Path], on_progress: OnProgress
-) -> tuple[Vectors, np.ndarray]:
-    good = np.ones(len(files), bool)
-    vectors = [np.empty((0, encoder.spec.dim), np.float32)]
-    how = encoder.spec.preprocess
-    for start in range(0, len(files), 64):
-        pixels = []
-        for place, file in enumerate(files[start : start + 64], start):
-            try:
-                pixels.append(fit(open_picture(file, max(how.size)), how))
-            except LabelsError:
-                good[place] = False
-        if pixels:
-            vectors.append(encoder.encode_images(np.stack(pixels)))
-        on_progress(Progress("embedding pictures", min(start + 64, len(files)), len(files)))
-    return np.concatenate(vectors), good
-
-
-def _embed_texts(encoder: Encoder, texts: Sequence[str], on_progress: OnProgress) -> Vectors:
-    found = [np.empty((0, encoder.spec.dim), np.float32)]
-    for start in range(0, len(texts), 256):
-        found.append(encoder.encode_texts(texts[start : start + 256]))
-        on_progress(Progress("embedding captions", min(start + 256, len(texts)), len(texts)))
-    return np.concatenate(found)
+    unusable = [image.file for image, fine in zip(images, good, strict=True) if not fine]
+    return usable, vectors, unusable
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:

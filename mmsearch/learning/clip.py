@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 import torch.distributed as dist
@@ -22,11 +21,12 @@ from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
-from mmsearch.encoders.registry import parse_model, tower_source
+from mmsearch.encoders.registry import ModelSource, full_name, parse_model, tower_source
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Source, Taught
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import State, load_weights, save_weights, weights_remarks
+from mmsearch.learning.embedding import embed_pictures, embed_texts
 from mmsearch.learning.losses import (
     SIGLIP_BIAS,
     SIGLIP_SCALE,
@@ -41,14 +41,12 @@ from mmsearch.learning.views import (
     Prefix,
     Transform,
     compute_views,
-    open_picture,
     plain_transform,
     preprocess_of,
     split_network,
     training_transform,
 )
 from mmsearch.learning.words import give_meanings
-from mmsearch.media.image import fit
 from mmsearch.store.files import write_durably
 from mmsearch.types import Progress
 
@@ -71,6 +69,8 @@ class Place:
     """The model's folder; the run keeps its state in `training` below it."""
     cache: Path
     """Where computed views are kept."""
+    home: Path
+    """Where the models lie that were trained here and go by a name."""
     device: str = "cpu"
     workers: int = 0
     rank: int = 0
@@ -79,6 +79,13 @@ class Place:
     @property
     def run(self) -> Path:
         return self.folder / "training"
+
+    def model(self, name: str) -> ModelSource:
+        """A model that a recipe names; a path starts at the data, as all of a recipe's do."""
+        kind, colon, path = name.partition(":")
+        if colon and kind != "hf-hub":
+            return parse_model(f"{kind}:{self.data / Path(path).expanduser()}")
+        return parse_model(full_name(name, self.home))
 
 
 @dataclass(frozen=True)
@@ -120,14 +127,14 @@ def train_clip(
         Interrupted: by Ctrl-C.
     """
     torch.manual_seed(recipe.seed)  # what is not loaded starts at random
-    network = start_network(recipe.model, recipe.loss, place.data)
-    tokenize = _tokenizer(recipe, place.data, network)
+    network = start_network(recipe.model, recipe.loss, place)
+    tokenize = _tokenizer(recipe, place, network)
     sets = [_read_set(table, tokenize, place.data) for table in recipe.data]
     held_out = _read_set(recipe.validation, tokenize, place.data)
     test_set = _read_set(recipe.test, tokenize, place.data) if recipe.test else None
     for measured_on in (held_out, test_set):
         _keep_apart(sets, measured_on)
-    run = _run_id(recipe, [*sets, held_out], place.world)
+    run = _run_id(recipe, network, [*sets, held_out], place.world)
     place.run.mkdir(parents=True, exist_ok=True)
     taught = _teach(recipe, sets, place, open_model, on_progress)
     outcome = Outcome({}, 0.0, {})
@@ -164,7 +171,7 @@ def _earlier(path: Path, run: str, network: nn.Module) -> tuple[Outcome, nn.Modu
 # -- the network -----------------------------------------------------------------------------
 
 
-def start_network(table: ModelTable, loss: str, data: Path) -> nn.Module:
+def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
     """The network as it is before the first step.
 
     Raises:
@@ -173,7 +180,12 @@ def start_network(table: ModelTable, loss: str, data: Path) -> nn.Module:
     """
     bias = {"init_logit_scale": _log(SIGLIP_SCALE), "init_logit_bias": SIGLIP_BIAS}
     if table.weights is not None:
-        network = load_model(parse_model(_model_name(table.weights, data))).network
+        source = place.model(table.weights)
+        if tower_source(source) != source:
+            raise UsageError(
+                f"model.weights: '{table.weights}' is heads on a frozen model; start from that one"
+            )
+        network = load_model(source).network
         if loss == "siglip" and getattr(network, "logit_bias", None) is None:
             raise UsageError("model.weights: the loss 'siglip' needs a model with a logit bias")
     else:
@@ -190,9 +202,9 @@ def start_network(table: ModelTable, loss: str, data: Path) -> nn.Module:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"model.config: '{table.config}' cannot be made: {reason}") from error
     for name, file in table.parts.items():
-        _load_part(network, name, data / file)
+        _load_part(network, name, place.data / file)
     if table.words is not None:
-        give_meanings(network, data / table.words)
+        give_meanings(network, place.data / table.words)
     return network
 
 
@@ -202,11 +214,6 @@ def _log(value: float) -> float:
 
 def _config_name(name: str) -> str:
     return f"local-dir:{name}" if Path(name).is_dir() else name
-
-
-def _model_name(name: str, data: Path) -> str:
-    kind, colon, path = name.partition(":")
-    return f"{kind}:{data / path}" if colon and kind == "local-dir" else name
 
 
 def _load_part(network: nn.Module, name: str, file: Path) -> None:
@@ -237,11 +244,11 @@ def merge_state(network: nn.Module, state: State) -> None:
 # -- the data --------------------------------------------------------------------------------
 
 
-def _tokenizer(recipe: Recipe, data: Path, network: nn.Module) -> Tokenize:
+def _tokenizer(recipe: Recipe, place: Place, network: nn.Module) -> Tokenize:
     """The model's own tokenizer, as open_clip picks it."""
     table = recipe.model
     if table.weights is not None:
-        name = tower_source(parse_model(_model_name(table.weights, data))).open_clip_name
+        name = place.model(table.weights).open_clip_name
     else:
         assert table.config is not None
         name = _config_name(table.config)
@@ -298,8 +305,10 @@ def _keep_apart(sets: Sequence[_Set], held_out: _Set | None) -> None:
             )
 
 
-def _run_id(recipe: Recipe, sets: Sequence[_Set], world: int) -> str:
+def _run_id(recipe: Recipe, network: nn.Module, sets: Sequence[_Set], world: int) -> str:
     found = hashlib.sha256(json.dumps([recipe.to_json(), world], sort_keys=True).encode())
+    for value in network.state_dict().values():
+        found.update(value.contiguous().numpy().tobytes())
     for one in sets:
         for image in one.images:
             found.update(json.dumps([image.file, image.captions]).encode())
@@ -362,19 +371,17 @@ def _teach(
     """What the teacher makes of every picture, as it is, and of every caption."""
     if recipe.teacher is None:
         return [None] * len(sets)
-    encoder = open_model(_model_name(recipe.teacher.model, place.data))
+    encoder = open_model(place.model(recipe.teacher.model).name)
     found: list[Taught | None] = []
     for one in sets:
-        vectors = []
-        for start in range(0, len(one.files), 64):
-            pixels = [
-                fit(open_picture(file, max(encoder.spec.preprocess.size)), encoder.spec.preprocess)
-                for file in one.files[start : start + 64]
-            ]
-            vectors.append(torch.from_numpy(encoder.encode_images(np.stack(pixels))))
-            on_progress(Progress(f"teacher on {one.name}", start + len(pixels), len(one.files)))
-        texts = [torch.from_numpy(encoder.encode_texts(image.captions)) for image in one.images]
-        found.append(Taught(torch.cat(vectors), texts))
+        job = f"teacher on {one.name}"
+        vectors, bad = embed_pictures(encoder, one.files, job, on_progress)
+        for error in bad.values():
+            raise error
+        captions = [text for image in one.images for text in image.captions]
+        texts = torch.from_numpy(embed_texts(encoder, captions, job, on_progress))
+        by_image = texts.split([len(image.captions) for image in one.images])
+        found.append(Taught(torch.from_numpy(vectors), list(by_image)))
     return found
 
 
@@ -444,7 +451,7 @@ def save_model(network: nn.Module, table: ModelTable, place: Place) -> None:
     }
     save_weights(place.folder / "open_clip_model.safetensors", state)
     if table.weights is not None:
-        config = model_config(parse_model(_model_name(table.weights, place.data)))
+        config = model_config(place.model(table.weights))
     else:
         assert table.config is not None
         config = dict(open_clip.get_model_config(_config_name(table.config)))

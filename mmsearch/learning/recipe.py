@@ -30,7 +30,8 @@ class ModelTable(_Table):
     config: str | None = None
     """An open_clip architecture, or a folder beside the recipe with an `open_clip_config.json`."""
     weights: str | None = None
-    """A model by name to start from, instead of `config`."""
+    """A model to start from, instead of `config`: a name as `--model` takes it. Paths in it are
+    relative to the data."""
     parts: dict[str, str] = field(default_factory=dict)
     """Files of weights (a state dict) for modules of the network, by the module's name."""
     words: str | None = None

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from toys import RECIPE, write_recipe
 from typer.testing import CliRunner
 
 from mmsearch.cli.app import app
@@ -160,6 +161,9 @@ def test_a_user_aligns_indexes_and_searches(gallery, tmp_path, monkeypatch, tiny
     card = (tmp_path / "home/models/mine/README.md").read_text()
     assert "`tiny`, frozen" in card
     assert "with the heads" in card
+    recipe = RECIPE.replace('config = "architecture"', 'weights = "mine"')
+    refused = run("train", "clip", write_recipe(tmp_path / "set", recipe), "--out", "x", code=2)
+    assert "'mine' is heads on a frozen model" in refused.stderr
 
 
 def test_openvino_serves_an_aligned_model_as_torch_does(gallery, tmp_path, tiny):

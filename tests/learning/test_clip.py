@@ -32,10 +32,13 @@ def run(*arguments, code=0):
     return result
 
 
+def place_in(folder, **more):
+    return Place(folder, folder / "model", folder / "cache", folder / "home", **more)
+
+
 def trained(folder, text=RECIPE, open_model=None, **place):
     recipe = write_recipe(folder, text)
-    target = Place(folder, folder / "model", folder / "cache", **place)
-    train_clip(read_recipe(recipe), target, open_model=open_model or pytest.fail)
+    train_clip(read_recipe(recipe), place_in(folder, **place), open_model=open_model or pytest.fail)
     return load_file(folder / "model/open_clip_model.safetensors")
 
 
@@ -74,6 +77,10 @@ def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
         assert (
             "holds a trained model" in run("train", "clip", recipe, "--out", "mine", code=2).stderr
         )
+        further = RECIPE.replace('config = "architecture"', 'weights = "mine"')
+        (tmp_path / "set/further.toml").write_text(further)
+        run("train", "clip", tmp_path / "set/further.toml", "--out", "further")
+        assert "mine" in (tmp_path / "home/models/further/README.md").read_text()
         first = load_model(parse_model(f"local-dir:{folder}")).spec.space
         run("train", "clip", recipe, "--out", "other", "--restart")
         again = load_model(parse_model(f"local-dir:{tmp_path / 'home/models/other'}")).spec.space
@@ -107,7 +114,7 @@ def test_a_run_that_was_killed_comes_to_the_same_weights(tmp_path):
 def test_training_starts_from_a_checkpoint_a_part_and_word_meanings(tmp_path):
     trained(tmp_path)
     table = ModelTable(weights="local-dir:model")
-    start = start_network(table, "clip", tmp_path).state_dict()
+    start = start_network(table, "clip", place_in(tmp_path)).state_dict()
     assert torch.equal(
         start["visual.conv1.weight"], load_file(tmp_path / "model/open_clip_model.safetensors")
         ["visual.conv1.weight"],
@@ -116,14 +123,16 @@ def test_training_starts_from_a_checkpoint_a_part_and_word_meanings(tmp_path):
     save_file(part, tmp_path / "part.safetensors")
     table = ModelTable(config=str(tmp_path / "architecture"),
                        parts={"visual.conv1": "part.safetensors"})  # fmt: skip
-    assert start_network(table, "clip", tmp_path).visual.conv1.weight.unique().item() == 0.5
+    assert (
+        start_network(table, "clip", place_in(tmp_path)).visual.conv1.weight.unique().item() == 0.5
+    )
     bad = ModelTable(config=str(tmp_path / "architecture"), parts={"visual": "part.safetensors"})
     with pytest.raises(UsageError, match="weights that do not fit 'visual'"):
-        start_network(bad, "clip", tmp_path)
+        start_network(bad, "clip", place_in(tmp_path))
     with pytest.raises(UsageError, match="no module 'nowhere'"):
         start_network(
             ModelTable(config=str(tmp_path / "architecture"),
-                       parts={"nowhere": "part.safetensors"}), "clip", tmp_path,
+                       parts={"nowhere": "part.safetensors"}), "clip", place_in(tmp_path),
         )  # fmt: skip
 
 
@@ -131,7 +140,7 @@ def test_word_meanings_bring_words_near_each_other(data, tmp_path):
     write_recipe(tmp_path)
     table = ModelTable(config=str(tmp_path / "architecture"),
                        words=str(data / "weights/potion-base-4m-int8"))  # fmt: skip
-    network = start_network(table, "clip", tmp_path)
+    network = start_network(table, "clip", place_in(tmp_path))
     weights = torch.nn.functional.normalize(network.token_embedding.weight.detach(), dim=-1)
 
     def vector(word):
@@ -143,7 +152,7 @@ def test_word_meanings_bring_words_near_each_other(data, tmp_path):
 
 def test_a_teacher_is_followed(tmp_path):
     """The teacher pairs by colour; a student of it differs from one without."""
-    taught = TWO_STAGES.replace("[augment]", '[teacher]\nmodel = "fake"\nscale = 20.0\n[augment]')
+    taught = TWO_STAGES.replace("[augment]", '[teacher]\nmodel = "tiny"\nscale = 20.0\n[augment]')
     alone = trained(tmp_path / "a", TWO_STAGES)
     student = trained(tmp_path / "b", taught, open_model=FakeEncoder)
     assert any(not torch.equal(alone[name], student[name]) for name in alone)
