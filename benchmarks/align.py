@@ -69,7 +69,7 @@ def align(name, out, *arguments):
 
 
 def features(data: Path, folder: Path) -> tuple[Path, Path]:
-    """One row a caption, in both files."""
+    """One row in both files for each caption that has a known word."""
     labelled = read_labelled(data / "flickr8k")
     network = timm.create_model("mobilenetv2_100", num_classes=0).eval()
     weights = torch.load(data / "weights/mobilenetv2_100_imagenet.pt", weights_only=True)
@@ -86,8 +86,11 @@ def features(data: Path, folder: Path) -> tuple[Path, Path]:
             )
             rows.append(network(scaled.permute(0, 3, 1, 2).contiguous()).numpy())
     counts = [len(image.captions) for image in labelled.images]
-    np.save(folder / "image.npy", np.repeat(np.concatenate(rows), counts, axis=0))
-    np.save(folder / "text.npy", word_means(data, [c for i in labelled.images for c in i.captions]))
+    images = np.repeat(np.concatenate(rows), counts, axis=0)
+    texts = word_means(data, [text for image in labelled.images for text in image.captions])
+    known = np.linalg.norm(texts, axis=1) > 0
+    np.save(folder / "image.npy", images[known])
+    np.save(folder / "text.npy", texts[known])
     return folder / "text.npy", folder / "image.npy"
 
 

@@ -199,8 +199,12 @@ def _read_array(path: Path) -> np.ndarray:
     found = found.astype(np.float32)
     if not np.isfinite(found).all():
         raise UsageError(f"{path}: holds values that are no finite numbers")
-    if (np.linalg.norm(found, axis=1) == 0).any():
-        raise UsageError(f"{path}: holds rows of zeros, which point nowhere")
+    zeros = np.flatnonzero(~found.any(axis=1))
+    if len(zeros):
+        raise UsageError(
+            f"{path}: {len(zeros)} rows hold only zeros, which point nowhere (the first is row "
+            f"{zeros[0]}); leave them out of both files"
+        )
     return found
 
 
