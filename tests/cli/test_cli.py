@@ -373,6 +373,8 @@ def test_an_interrupt_keeps_what_is_done_and_says_so(tmp_path, tiny):
     command = [sys.executable, "-m", "mmsearch", "index", str(folder), "--index",
                str(tmp_path / "i"), "--model", "tiny"]  # fmt: skip
     run("status", "--index", tmp_path / "i", code=3)  # its imports, before time counts
+    # A shell's background jobs ignore Ctrl-C, and so does what they start: these tests may be one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     images, end = 0, time.monotonic() + 120
     while time.monotonic() < end:
