@@ -259,7 +259,7 @@ def synonyms(measured, data):
     texts = [t for i in flickr_images(data) if i.split in ("train", "restval") for t in i.captions]
     images, held_out = tiny_data.split_objects(data)
     texts += [t for i in images if i.file not in held_out for t in tiny_data.captions_of(i)]
-    texts += [t for s in range(12000)
+    texts += [t for s in range(tiny_data.SCENES)
               for t in scenes.captions(scenes.scene(tiny_data.SCENE_SEED + s))]  # fmt: skip
     seen = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
     pairs = [(new, old) for new, old in SYNONYMS if new not in seen and seen[old] > 20]

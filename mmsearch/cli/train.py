@@ -103,6 +103,7 @@ def align(
     from mmsearch.config import load_settings
     from mmsearch.encoders.registry import model_folder
     from mmsearch.learning import align as job
+    from mmsearch.learning.runs import check_room
 
     if not out:
         raise UsageError("say what the model is to be called: --out NAME")
@@ -112,7 +113,9 @@ def align(
         raise UsageError("--base and --images go with a DATASET")
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home)
-    _make_room(folder, restart)
+    check_room(folder, restart=restart)
+    if features is not None and any(file.resolve().parent == folder.resolve() for file in features):
+        raise UsageError(f"{folder} would get files of the same names; take another --out")
     how = job.AlignSettings(head.value, dim, epochs, batch, rate, seed=seed)
     with progress_bar() as bar:
         if features is not None:
@@ -122,11 +125,9 @@ def align(
             assert dataset is not None
             found, encoder, about = _embedded(dataset, images, base, settings, seed, bar)
         report = job.align(
-            found, how, folder, base=encoder, name=out, data=about, keep=keep,
-            on_progress=bar, notify=say,
+            found, how, folder, base=encoder, name=out, data=about, keep=keep, restart=restart,
+            files=features, on_progress=bar, notify=say,
         )  # fmt: skip
-    if features is not None and report.folder is not None:
-        job.write_aligned(folder, *features)
     if json_:
         print(json.dumps(dataclasses.asdict(report), default=str))
     else:
@@ -206,10 +207,6 @@ def clip(
     folder = model_folder(out, settings.home)
     models = ModelChoice(settings, say, None)
     with processes(pick_device(settings.device)) as own, progress_bar() as bar:
-        if restart and not own.rank:
-            _make_room(folder, restart)
-        own.wait()
-        _make_room(folder, restart=False)
         place = Place(
             data=data or recipe.parent,
             folder=folder,
@@ -224,6 +221,7 @@ def clip(
             found,
             place,
             open_model=lambda name: models.for_new_index(name, own.device),
+            restart=restart,
             on_progress=bar if not own.rank else _ignore,
             notify=say if not own.rank else _ignore,
         )
@@ -237,17 +235,6 @@ def clip(
 
 def _ignore(_what: Any) -> None:
     return None
-
-
-def _make_room(folder: Path, restart: bool) -> None:
-    from mmsearch.learning.runs import forget_run, is_finished
-
-    if restart:
-        forget_run(folder)
-    if is_finished(folder):
-        raise UsageError(
-            f"{folder} holds a trained model; take another --out, or --restart to train it anew"
-        )
 
 
 def _tell(folder: Path, out: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -25,9 +27,9 @@ from mmsearch.learning.checkpoint import load_weights, save_weights
 from mmsearch.learning.embedding import embed_pictures, embed_texts
 from mmsearch.learning.losses import ContrastiveLoss
 from mmsearch.learning.recipe import Schedule
-from mmsearch.learning.runs import RUN
+from mmsearch.learning.runs import RUN, run_folder
 from mmsearch.learning.trainer import Setting, Trainer
-from mmsearch.learning.validation import Validation, ranks_of, recall_of
+from mmsearch.learning.validation import Validation, ranks_of, recalls
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 from mmsearch.networks.projection import HeadKind
 from mmsearch.store.files import write_durably
@@ -136,7 +138,7 @@ def embed_set(
         raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
     texts = [text for image in usable for text in image.captions]
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
-    found = embed_texts(encoder, texts, "embedding captions", on_progress)
+    found = _embed_captions(encoder, texts, cache, on_progress)
     return Features(vectors, found, owner, _splits([i.split for i in usable], seed)), bad
 
 
@@ -165,6 +167,19 @@ def _embed_images(
     usable = [image for image, fine in zip(images, good, strict=True) if fine]
     unusable = [image.file for image, fine in zip(images, good, strict=True) if not fine]
     return usable, vectors, unusable
+
+
+def _embed_captions(
+    encoder: Encoder, texts: Sequence[str], cache: Path, on_progress: OnProgress
+) -> Vectors:
+    about = json.dumps([encoder.spec.space, encoder.precision, texts])
+    kept = cache / f"captions-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+    if kept.is_file():
+        stored: Vectors = load_weights(kept)["texts"].numpy()
+        return stored
+    vectors = embed_texts(encoder, texts, "embedding captions", on_progress)
+    save_weights(kept, {"texts": torch.from_numpy(vectors)})
+    return vectors
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:
@@ -209,27 +224,34 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> Vectors:
-    found: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    # Squares of very small and of very large numbers do not fit into float32.
+    rows = vectors.astype(np.float64)
+    found: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return found
 
 
 def _splits(names: Sequence[str], seed: int) -> tuple[str, ...]:
-    """The set's own splits where it has train, val and test; else 80, 10 and 10 percent."""
-    known = {"dev": "val", "valid": "val", "validation": "val", "restval": "train"}
-    found = [known.get(name, name) for name in names]
-    if not {"train", "val", "test"} <= set(found):
-        order = np.random.default_rng(seed).permutation(len(found))
-        size = int(_HELD_OUT * len(found))
-        found = ["train"] * len(found)
-        for place in order[:size]:
-            found[place] = "val"
-        for place in order[size : 2 * size]:
-            found[place] = "test"
-    if min(found.count("val"), found.count("test")) < _LEAST:
-        raise UsageError(
-            f"{len(found)} captioned pictures are too few: a tenth of them is held out to choose "
-            f"by and a tenth to measure on, and less than {_LEAST} pictures measure nothing"
-        )
+    """The set's own splits; a tenth of its other pictures for each of val and test that it lacks.
+
+    What the set holds out is never learned from: its figures would be worth nothing any more.
+    """
+    known = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
+    found = [known.get(name.lower(), "train") for name in names]
+    learnable = [place for place, split in enumerate(found) if split == "train"]
+    order = iter(np.random.default_rng(seed).permutation(learnable))
+    size = int(_HELD_OUT * len(learnable))
+    for split in ("val", "test"):
+        own = found.count(split)
+        for place in itertools.islice(order, 0 if own else size):
+            found[place] = split
+        if found.count(split) < _LEAST:
+            held = f"the set's own split has {own}" if own else "a tenth is held out for it"
+            raise UsageError(
+                f"{len(found)} captioned pictures are too few for '{split}' ({held}): fewer than "
+                f"{_LEAST} pictures measure nothing"
+            )
+    if "train" not in found:
+        raise UsageError(f"all {len(found)} captioned pictures are held out: none to learn from")
     return tuple(found)
 
 
@@ -258,6 +280,7 @@ def learn_heads(
     train, val = features.of("train"), features.of("val")
     folder.mkdir(parents=True, exist_ok=True)
     identity = hashlib.sha256(json.dumps([run, dataclasses.asdict(settings)]).encode())
+    identity.update(json.dumps(features.splits).encode())
     for part in (features.images, features.texts, features.owner):
         identity.update(np.ascontiguousarray(part).tobytes())
     trainer = Trainer(
@@ -292,12 +315,12 @@ def project(heads: AlignedHeads, features: Features) -> tuple[Vectors, Vectors]:
 def compare(heads: AlignedHeads, held_out: Features) -> AlignReport:
     """Held-out recalls with and without the heads."""
     images, texts = project(heads, held_out)
-    after = recall_of(images, texts, held_out.owner)
+    new = ranks_of(images, texts, held_out.owner)
+    after = recalls(new)
     if held_out.images.shape[1] != held_out.texts.shape[1]:
         return AlignReport(None, None, after, None, None, {})
-    before = recall_of(held_out.images, held_out.texts, held_out.owner)
     old = ranks_of(held_out.images, held_out.texts, held_out.owner)
-    new = ranks_of(images, texts, held_out.owner)
+    before = recalls(old)
     clusters = {"t2i": held_out.owner, "i2t": np.arange(len(held_out.images))}
     gains = {
         f"{way}_R@{k}": paired_difference(
@@ -331,6 +354,8 @@ def align(
     name: str,
     data: str,
     keep: bool = False,
+    restart: bool = False,
+    files: tuple[Path, Path] | None = None,
     on_progress: OnProgress = lambda progress: None,
     notify: Notify = log.info,
 ) -> AlignReport:
@@ -343,28 +368,38 @@ def align(
         folder: the model's folder.
         base: the frozen model; None where the vectors come from elsewhere.
         data: what was learned from, in words.
+        restart: forget what an earlier run left in the folder.
+        files: the texts' and the images' vectors as files, to be written into the folder
+            aligned, as `text.npy` and `image.npy`.
+
+    Raises:
+        UsageError: the folder holds something else.
+        TrainingError: a run that diverged, or another run's state in the folder.
+        Interrupted: by Ctrl-C.
     """
-    run = base.spec.space if base is not None else "features"
-    heads = learn_heads(
-        features, settings, folder / RUN, run=run, on_progress=on_progress, notify=notify
-    )
-    report = compare(heads, features.of("test"))
-    report = dataclasses.replace(
-        report, images={split: features.splits.count(split) for split in ("train", "val", "test")}
-    )
-    if not keep and report.overall is not None and not report.overall.is_gain:
+    with run_folder(folder, restart=restart):
+        run = base.spec.space if base is not None else "features"
+        heads = learn_heads(
+            features, settings, folder / RUN, run=run, on_progress=on_progress, notify=notify
+        )
+        counts = {split: features.splits.count(split) for split in ("train", "val", "test")}
+        report = dataclasses.replace(compare(heads, features.of("test")), images=counts)
+        if not keep and report.overall is not None and not report.overall.is_gain:
+            return report
+        report = dataclasses.replace(report, folder=folder)
+        save_weights(folder / HEADS, heads.state_dict())
+        write_card(folder, _card(report, base, name, data, settings))
+        if files is not None:
+            _write_aligned(heads, folder, *files)
+        manifest: dict[str, Any] = {
+            "version": 1,
+            "base": base.spec.model if base is not None else None,
+            "space": base.spec.space if base is not None else None,
+            "heads": heads.config.to_json(),
+        }
+        # Last: by it the folder is a model.
+        write_durably(folder / ALIGNED, (json.dumps(manifest, indent=2) + "\n").encode())
         return report
-    report = dataclasses.replace(report, folder=folder)
-    save_weights(folder / HEADS, heads.state_dict())
-    write_card(folder, _card(report, base, name, data, settings))
-    manifest: dict[str, Any] = {
-        "version": 1,
-        "base": base.spec.model if base is not None else None,
-        "space": base.spec.space if base is not None else None,
-        "heads": heads.config.to_json(),
-    }
-    write_durably(folder / ALIGNED, (json.dumps(manifest, indent=2) + "\n").encode())
-    return report
 
 
 def _card(
@@ -415,12 +450,12 @@ def load_heads(folder: Path) -> AlignedHeads:
     return heads.eval()
 
 
-def write_aligned(folder: Path, text: Path, image: Path) -> None:
-    """Writes `text.npy` and `image.npy` into a model's folder: the files' rows, aligned."""
-    heads = load_heads(folder)
+def _write_aligned(heads: AlignedHeads, folder: Path, text: Path, image: Path) -> None:
     with torch.inference_mode():
         for name, path, encode in (
             ("text.npy", text, heads.encode_text), ("image.npy", image, heads.encode_image),
         ):  # fmt: skip
             rows = torch.from_numpy(_unit(_read_array(path)))
-            np.save(folder / name, encode(rows, normalize=True).numpy())
+            content = io.BytesIO()
+            np.save(content, encode(rows, normalize=True).numpy())
+            write_durably(folder / name, content.getvalue())

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Source, Taught
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import State, load_weights, save_weights, weights_remarks
-from mmsearch.learning.embedding import embed_pictures, embed_texts
+from mmsearch.learning.embedding import embed_pictures, embed_texts, unusable
 from mmsearch.learning.losses import (
     SIGLIP_BIAS,
     SIGLIP_SCALE,
@@ -34,6 +35,7 @@ from mmsearch.learning.losses import (
     Teacher,
 )
 from mmsearch.learning.recipe import DataTable, HeldOutTable, ModelTable, Recipe, Stage
+from mmsearch.learning.runs import check_room, run_folder
 from mmsearch.learning.trainer import Outcome, Setting, Trainer
 from mmsearch.learning.validation import Validation, recall_line, validate
 from mmsearch.learning.views import (
@@ -52,6 +54,7 @@ from mmsearch.types import Progress
 
 log = logging.getLogger(__name__)
 
+_LEAST = 10  # validation pictures: the recalls of fewer are all alike
 _NOT_LEARNED = ("val", "dev", "valid", "validation", "test")
 
 OnProgress = Callable[[Progress], None]
@@ -113,6 +116,7 @@ def train_clip(
     place: Place,
     *,
     open_model: Callable[[str], Encoder],
+    restart: bool = False,
     on_progress: OnProgress = lambda progress: None,
     notify: Notify = log.info,
 ) -> ClipReport:
@@ -120,24 +124,56 @@ def train_clip(
 
     Args:
         open_model: gives the teacher, by its name.
+        restart: forget what an earlier run left in the folder.
 
     Raises:
-        UsageError: a recipe that does not fit the model or the data.
+        UsageError: a recipe that does not fit the model or the data, or a folder that holds
+            something else.
         TrainingError: a run that diverged, or another run's state in the folder.
         Interrupted: by Ctrl-C.
     """
+    if not place.rank:
+        check_room(place.folder, restart=restart)
     torch.manual_seed(recipe.seed)  # what is not loaded starts at random
     network = start_network(recipe.model, recipe.loss, place)
     tokenize = _tokenizer(recipe, place, network)
-    sets = [_read_set(table, tokenize, place.data) for table in recipe.data]
-    held_out = _read_set(recipe.validation, tokenize, place.data)
-    test_set = _read_set(recipe.test, tokenize, place.data) if recipe.test else None
-    for measured_on in (held_out, test_set):
-        _keep_apart(sets, measured_on)
-    run = _run_id(recipe, network, [*sets, held_out], place.world)
-    place.run.mkdir(parents=True, exist_ok=True)
-    taught = _teach(recipe, sets, place, open_model, on_progress)
-    outcome = Outcome({}, 0.0, {})
+    sets = [_read_set(table, tokenize, place, on_progress, notify) for table in recipe.data]
+    held_out = _read_set(recipe.validation, tokenize, place, on_progress, notify)
+    test_set = None
+    if recipe.test:
+        test_set = _read_set(recipe.test, tokenize, place, on_progress, notify)
+    _keep_apart([*sets, held_out], test_set)
+    _keep_apart(sets, held_out)
+    if len(held_out.files) < _LEAST:
+        raise UsageError(
+            f"validation: {len(held_out.files)} pictures cannot choose between weights; at least "
+            f"{_LEAST} are needed"
+        )
+    teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
+    run = _run_id(recipe, network, sets, held_out, teacher, place.world)
+    with nullcontext() if place.rank else run_folder(place.folder, restart=restart):
+        if place.world > 1:
+            dist.barrier()  # until the folder is the run's
+        taught = _teach(sets, teacher, on_progress)
+        return _train(
+            recipe, network, sets, held_out, test_set, taught, place, run, on_progress, notify
+        )
+
+
+def _train(
+    recipe: Recipe,
+    network: nn.Module,
+    sets: Sequence[_Set],
+    held_out: _Set,
+    test_set: _Set | None,
+    taught: Sequence[Taught | None],
+    place: Place,
+    run: str,
+    on_progress: OnProgress,
+    notify: Notify,
+) -> ClipReport:
+    """All stages, and what comes of them."""
+    outcome = Outcome(0, {}, 0.0, {})
     for stage in recipe.stage:
         trained = place.run / f"stage-{stage.name}.safetensors"
         outcome, network = _earlier(trained, run, network) or _learn(
@@ -150,13 +186,14 @@ def train_clip(
     test = _measure(test_set, network, place) if test_set else None
     report = ClipReport(place.folder, outcome.recall, test)
     if place.rank == 0:
-        save_model(network, recipe.model, place)
         write_card(place.folder, _card(recipe, report, sets, held_out))
+        save_model(network, recipe.model, place)  # last: by it the folder is a model
     return report
 
 
 def _remarks(run: str, outcome: Outcome) -> dict[str, str]:
-    return {"run": run, "score": str(outcome.score), "recall": json.dumps(outcome.recall)}
+    return {"run": run, "step": str(outcome.step), "score": str(outcome.score),
+            "recall": json.dumps(outcome.recall)}  # fmt: skip
 
 
 def _earlier(path: Path, run: str, network: nn.Module) -> tuple[Outcome, nn.Module] | None:
@@ -164,7 +201,10 @@ def _earlier(path: Path, run: str, network: nn.Module) -> tuple[Outcome, nn.Modu
     remarks = weights_remarks(path)
     if remarks is None or remarks["run"] != run:
         return None
-    found = Outcome(load_weights(path), float(remarks["score"]), json.loads(remarks["recall"]))
+    found = Outcome(
+        int(remarks["step"]), load_weights(path), float(remarks["score"]),
+        json.loads(remarks["recall"]),
+    )  # fmt: skip
     return found, network
 
 
@@ -266,8 +306,14 @@ def _tokenizer(recipe: Recipe, place: Place, network: nn.Module) -> Tokenize:
     return lambda texts: tokenizer(list(texts), context_length=length)
 
 
-def _read_set(table: DataTable | HeldOutTable, tokenize: Tokenize, data: Path) -> _Set:
-    labels = data / table.labels
+def _read_set(
+    table: DataTable | HeldOutTable,
+    tokenize: Tokenize,
+    place: Place,
+    on_progress: OnProgress,
+    notify: Notify,
+) -> _Set:
+    labels = place.data / table.labels
     labelled = read_labelled(labels)
     if isinstance(table, HeldOutTable):
         chosen = list(labelled.of_split(table.split))
@@ -281,14 +327,22 @@ def _read_set(table: DataTable | HeldOutTable, tokenize: Tokenize, data: Path) -
     chosen = [image for image in chosen if image.captions]
     if not chosen:
         raise UsageError(f"{labels}: no captioned picture in the split '{wanted}'")
-    images = data / table.images if table.images else find_images(labels, chosen)
+    images = place.data / table.images if table.images else find_images(labels, chosen)
     files = [images / image.file for image in chosen]
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise LabelsError(f"{missing}: named in {labels}, but not there")
-    tokens = [tokenize(image.captions) for image in chosen]
     name = (table.name if isinstance(table, DataTable) else "") or labelled.name
-    return _Set(name, table, files, chosen, tokens)
+    bad = unusable(files, place.cache, f"looking through {name}", on_progress)
+    if len(bad) == len(files):
+        raise LabelsError(f"{images}: none of the {len(files)} pictures of {labels} is usable")
+    if bad:
+        first = ", ".join(chosen[row].file for row in sorted(bad)[:5])
+        notify(f"{name}: {len(bad)} pictures are damaged and left out: {first}")
+    good = [row for row in range(len(files)) if row not in bad]
+    chosen = [chosen[row] for row in good]
+    tokens = [tokenize(image.captions) for image in chosen]
+    return _Set(name, table, [files[row] for row in good], chosen, tokens)
 
 
 def _keep_apart(sets: Sequence[_Set], held_out: _Set | None) -> None:
@@ -305,13 +359,27 @@ def _keep_apart(sets: Sequence[_Set], held_out: _Set | None) -> None:
             )
 
 
-def _run_id(recipe: Recipe, network: nn.Module, sets: Sequence[_Set], world: int) -> str:
-    found = hashlib.sha256(json.dumps([recipe.to_json(), world], sort_keys=True).encode())
+def _run_id(
+    recipe: Recipe,
+    network: nn.Module,
+    sets: Sequence[_Set],
+    held_out: _Set,
+    teacher: Encoder | None,
+    world: int,
+) -> str:
+    """A name for all that the weights depend on."""
+    taught_by = teacher.spec.space if teacher is not None else None
+    found = hashlib.sha256(
+        json.dumps([recipe.to_json(), world, taught_by], sort_keys=True).encode()
+    )
     for value in network.state_dict().values():
         found.update(value.contiguous().numpy().tobytes())
-    for one in sets:
-        for image in one.images:
-            found.update(json.dumps([image.file, image.captions]).encode())
+    for one in (*sets, held_out):
+        found.update(json.dumps([one.name, len(one.files)]).encode())
+        for file, image in zip(one.files, one.images, strict=True):
+            stat = file.stat()
+            about = [image.file, stat.st_size, stat.st_mtime_ns, image.captions]
+            found.update(json.dumps(about).encode())
     return found.hexdigest()[:16]
 
 
@@ -362,16 +430,11 @@ def _inputs(
 
 
 def _teach(
-    recipe: Recipe,
-    sets: Sequence[_Set],
-    place: Place,
-    open_model: Callable[[str], Encoder],
-    on_progress: OnProgress,
+    sets: Sequence[_Set], encoder: Encoder | None, on_progress: OnProgress
 ) -> list[Taught | None]:
     """What the teacher makes of every picture, as it is, and of every caption."""
-    if recipe.teacher is None:
+    if encoder is None:
         return [None] * len(sets)
-    encoder = open_model(place.model(recipe.teacher.model).name)
     found: list[Taught | None] = []
     for one in sets:
         job = f"teacher on {one.name}"

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 
@@ -17,11 +19,6 @@ class Process:
     rank: int
     world: int
     device: str
-
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.world > 1:
-            dist.barrier()
 
 
 @contextmanager
@@ -37,7 +34,11 @@ def processes(device: str) -> Iterator[Process]:
         return
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        torch.cuda.set_device(device)  # where barriers and exchanged objects go
+    # The others wait while the first computes views of every picture, which may take hours.
+    dist.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=24)
+    )
     try:
         yield Process(rank, world, device)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError
 from mmsearch.learning.views import open_picture
 from mmsearch.media.image import fit
+from mmsearch.store.files import write_durably
 from mmsearch.types import Progress, Vectors
 
 _PICTURES = 64
@@ -51,6 +54,33 @@ def embed_pictures(
                 vectors.append(encoder.encode_images(np.stack(good)))
             on_progress(Progress(job, start + len(found), len(files)))
     return np.concatenate(vectors), bad
+
+
+def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress) -> set[int]:
+    """The places of the pictures that cannot be decoded; `cache` remembers what was looked at."""
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+    kept = cache / f"damaged-{key}.json"
+    if kept.is_file():
+        return set(json.loads(kept.read_text()))
+
+    def damaged(file: Path) -> bool:
+        try:
+            open_picture(file, 1)
+        except LabelsError:
+            return True
+        return False
+
+    found = set()
+    with ThreadPoolExecutor() as pool:
+        for place, bad in enumerate(pool.map(damaged, files)):
+            if bad:
+                found.add(place)
+            if place % _PICTURES == 0:
+                on_progress(Progress(job, place, len(files)))
+    cache.mkdir(parents=True, exist_ok=True)
+    write_durably(kept, json.dumps(sorted(found)).encode())
+    return found
 
 
 def embed_texts(

@@ -42,7 +42,12 @@ def cached_backward(
     for piece, state, gradients in zip(pieces, states, parts, strict=True):
         _set_random_state(image.device, state)
         again = embed(*piece)
-        torch.autograd.backward([again.image, again.text], list(gradients))
+        # A tower that is frozen has no graph to go back through.
+        learning = [
+            pair for pair in zip((again.image, again.text), gradients, strict=True)
+            if pair[0].requires_grad
+        ]  # fmt: skip
+        torch.autograd.backward([out for out, _ in learning], [grad for _, grad in learning])
     return loss.item()
 
 

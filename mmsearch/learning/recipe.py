@@ -11,7 +11,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mmsearch.errors import UsageError
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -89,7 +90,7 @@ class CardTable(_Table):
 class Schedule(_Table):
     """How one stage learns. Names of modules stand for everything below them."""
 
-    name: str = "train"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "train"
     epochs: Positive = 10
     """Passes over the first set."""
     batch: Annotated[int, Field(ge=2)] = 256
@@ -97,7 +98,7 @@ class Schedule(_Table):
     chunk: Count | None = None
     """Pairs that go through the network at once: fewer than the batch is gradient caching."""
     rate: Positive = 1e-3
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Positive] = field(default_factory=dict)
     """Learning rates of some modules; the longest name counts."""
     freeze: tuple[str, ...] = ()
     """Modules that do not learn."""
@@ -105,10 +106,10 @@ class Schedule(_Table):
     """Modules that learn in eval mode: batch norms keep their statistics, nothing drops out."""
     input_dropout: dict[str, Share] = field(default_factory=dict)
     """The share of a module's inputs that is dropped."""
-    warmup: int = 100
+    warmup: Annotated[int, Field(ge=0)] = 100
     """Steps until the rate is reached; it then falls as a cosine."""
-    decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.98)
+    decay: NotNegative = 0.1
+    betas: tuple[Share, Share] = (0.9, 0.98)
     clip_norm: Positive = 1.0
     validate_every: Positive = 1.0
     """In epochs."""

@@ -3,23 +3,77 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mmsearch.errors import TrainingError, UsageError
+from mmsearch.store.files import write_durably
 
 #: The state, the log and the plot of a run, below the model's folder.
 RUN = "training"
-_RESULTS = ("open_clip_config.json", "open_clip_model.safetensors", "mmsearch_model.json",
-            "heads.safetensors", "README.md")  # fmt: skip
+#: By this file a folder is known as a run's own; it is there from before the first step.
+_MARK = "mmsearch-run"
+_FINISHED = ("open_clip_config.json", "mmsearch_model.json")
+_RESULTS = (*_FINISHED, "open_clip_model.safetensors", "heads.safetensors", "README.md",
+            "text.npy", "image.npy")  # fmt: skip
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a model already."""
-    return any(
-        (folder / name).is_file() for name in ("open_clip_config.json", "mmsearch_model.json")
-    )
+def check_room(folder: Path, *, restart: bool) -> None:
+    """Makes sure that a run may write into a folder; changes nothing.
+
+    Raises:
+        UsageError: it holds files that no run made, or a finished model.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; --out takes a model's name or a folder")
+    ours = (folder / RUN / _MARK).is_file()
+    if not ours and folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(
+            f"{folder} holds files that no training made; take a new folder or a name for --out"
+        )
+    if not restart and any((folder / name).is_file() for name in _FINISHED):
+        raise UsageError(
+            f"{folder} holds a trained model; take another --out, or --restart to train it anew"
+        )
 
 
-def forget_run(folder: Path) -> None:
-    """Removes a model that was trained into a folder, and its run's state."""
-    shutil.rmtree(folder / RUN, ignore_errors=True)
+@contextmanager
+def run_folder(folder: Path, *, restart: bool) -> Iterator[None]:
+    """Marks a folder as a run's own and keeps other processes out of it meanwhile.
+
+    Args:
+        restart: removes what an earlier run left: call this when all else is known to be fine.
+
+    Raises:
+        UsageError: as `check_room`.
+        TrainingError: another process trains into the folder.
+    """
+    check_room(folder, restart=restart)
+    (folder / RUN).mkdir(parents=True, exist_ok=True)
+    write_durably(folder / RUN / _MARK, b"mmsearch train keeps its state here\n")
+    lock = FileLock(folder / RUN / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(f"{folder}: another process is training into it") from None
+    try:
+        if restart:
+            _forget(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _forget(folder: Path) -> None:
     for name in _RESULTS:
         (folder / name).unlink(missing_ok=True)
+    for path in (folder / RUN).iterdir():
+        if path.name in (_MARK, "lock"):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

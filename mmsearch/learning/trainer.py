@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mmsearch.types import Progress
 log = logging.getLogger(__name__)
 
 _DIVERGED = 1.0  # nats above what the beginning and what guessing cost
+_RISING = 0.5  # nats above its lowest: such weights do not replace the last good ones
 _SMOOTH = 0.95
 _DRAW_SECONDS = 20.0  # drawing takes as long as many steps of a small model
 
@@ -55,6 +57,7 @@ class Setting:
 class Outcome:
     """The weights that did best on the validation pairs, and how they did."""
 
+    step: int
     state: State
     score: float
     """The mean of the six recalls, in percent."""
@@ -84,6 +87,10 @@ class Trainer:
             folder: where checkpoint, log and plot are kept.
             run: a name for everything that the weights depend on; a checkpoint of another run
                 is refused.
+
+        Raises:
+            UsageError: a batch that processes cannot share, or a module that there is not.
+            TrainingError: nothing is left to learn.
         """
         self.schedule, self.setting, self._loss = schedule, setting, loss
         self._folder, self._run = folder, run
@@ -102,6 +109,7 @@ class Trainer:
         self._plan = Plan(sources, schedule.batch, setting.seed)
         self.total = max(1, round(schedule.epochs * self._plan.steps_per_epoch))
         self._every = max(1, round(schedule.validate_every * self._plan.steps_per_epoch))
+        self._check_names()
         self._drop_inputs()
         self._freeze()
         self._optimizer = torch.optim.AdamW(
@@ -114,10 +122,11 @@ class Trainer:
             else None
         )
         self.step = 0
+        self._saved_step = 0
         self._losses: list[float] = []
         self._sum = self._counted = 0.0
         self.seconds = 0.0
-        self._best: tuple[float, dict[str, float], State] | None = None
+        self._best: Outcome | None = None
         self.history = History()
         self._drawn = -math.inf
 
@@ -127,25 +136,30 @@ class Trainer:
         """Learns until the last step; returns the best weights.
 
         Raises:
-            TrainingError: the loss is no number any more, or worse than guessing.
-            Interrupted: by Ctrl-C; the same run goes on from there.
+            TrainingError: the loss is no number any more, or a nat above both where it began
+                and what guessing costs.
+            Interrupted: by Ctrl-C; the same run goes on from the last checkpoint.
         """
-        self._resume()
+        self._share_network()
+        resumed = self._resume()
         try:
-            self._loop()
+            self._loop(resumed)
         except KeyboardInterrupt:
-            self._save()
+            # What a step has half done is not saved: it would not be what an undisturbed run has.
             raise Interrupted(
                 f"interrupted at step {self.step} of {self.total}: the same command goes on from "
-                "there"
+                f"step {self._saved_step}"
             ) from None
         finally:
             self._show(last=True)
-        assert self._best is not None
-        score, recall, state = self._best
-        return Outcome(state, score, recall)
+        best: Outcome | None = self._of_first(self._best)
+        assert best is not None
+        if not best.step:
+            self._notify("nothing that was learned does better on the validation pictures than "
+                         "the start, which is kept")  # fmt: skip
+        return best
 
-    def _loop(self) -> None:
+    def _loop(self, resumed: bool) -> None:
         if self._device.type == "cpu":
             _keep_freed_memory()
         batches = load_batches(
@@ -159,8 +173,9 @@ class Trainer:
         )
         saved = started = time.monotonic()
         before = self.seconds
-        if not self.step and self._best is None:
+        if not resumed:
             self._validate()  # where it starts from may be the best there is
+            self._save()
         for batch in batches:
             self._learn(batch)
             self.step += 1
@@ -231,7 +246,12 @@ class Trainer:
         world = self.setting.world
         if world == 1:
             return loss
-        for parameter in self._learning():
+        learning = self._learning()
+        used = torch.tensor([float(p.grad is not None) for p in learning], device=self._device)
+        dist.all_reduce(used)
+        for parameter, users in zip(learning, used.tolist(), strict=True):
+            if not users:
+                continue  # as in a single process: what no batch used does not decay either
             if parameter.grad is None:  # every process must take part in every exchange
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
@@ -241,38 +261,49 @@ class Trainer:
         return mean.item() / world
 
     def _check(self, loss: float, norm: float) -> None:
-        stopped = f"at step {self.step + 1} of stage '{self.schedule.name}'"
-        kept = (
-            f"; the last good checkpoint (step {self._saved_step()}) and the best weights so far "
-            f"are in {self._folder}"
-        )
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"the {'gradient' if math.isfinite(loss) else 'loss'} is not a finite number "
-                f"{stopped}{kept}; try a lower rate, or fp32"
-            )
-        if not self._losses:  # the first of this stage, and the running mean
-            self._losses = [loss, loss]
-        first, mean = self._losses
+            what = "gradient" if math.isfinite(loss) else "loss"
+            raise self._stopped(f"the {what} is not a finite number", "a lower rate, or fp32")
+        first, mean, lowest = self._losses or [loss, loss, loss]
         mean = _SMOOTH * mean + (1 - _SMOOTH) * loss
-        self._losses = [first, mean]
-        bound = max(first, math.log(self.schedule.batch)) + _DIVERGED
-        if self.step > self.schedule.warmup and mean > bound:
-            raise TrainingError(
-                f"the loss diverges: {mean:.2f} {stopped}, where it began with {first:.2f}{kept}; "
-                "try a lower rate"
+        self._losses = [first, mean, min(lowest, mean)]
+        if mean > max(first, math.log(self.schedule.batch)) + _DIVERGED:
+            raise self._stopped(
+                f"the loss diverges to {mean:.2f}, where it began with {first:.2f},", "a lower rate"
             )
 
-    def _saved_step(self) -> int:
-        with suppress(TrainingError):
-            state = load_checkpoint(self._folder / "checkpoint.pt")
-            return int(state["step"]) if state else 0
-        return 0
+    def _stopped(self, why: str, remedy: str) -> TrainingError:
+        return TrainingError(
+            f"{why} at step {self.step + 1} of stage '{self.schedule.name}'; the last good "
+            f"checkpoint (step {self._saved_step}) and the best weights so far are in "
+            f"{self._folder}; try {remedy}"
+        )
+
+    @property
+    def _is_rising(self) -> bool:
+        """Whether the loss climbs, so that these weights may be the way to a divergence."""
+        return bool(self._losses) and self._losses[1] > self._losses[2] + _RISING
 
     # -- what learns, and how fast -----------------------------------------------------------
 
     def _learning(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _check_names(self) -> None:
+        known = {name for name, _ in self.network.named_modules()}
+        known |= {name for name, _ in self.network.named_parameters()}
+        named = {
+            "freeze": self.schedule.freeze, "keep_eval": self.schedule.keep_eval,
+            "rates": self.schedule.rates, "input_dropout": self.schedule.input_dropout,
+        }  # fmt: skip
+        for field, names in named.items():
+            for name in names:
+                if name not in known:
+                    near = get_close_matches(name, known, 1)
+                    raise UsageError(
+                        f"stage '{self.schedule.name}': {field}: the model has no module '{name}'"
+                        + (f"; '{near[0]}' perhaps" if near else "")
+                    )
 
     def _freeze(self) -> None:
         for name, parameter in self.network.named_parameters():
@@ -303,8 +334,28 @@ class Trainer:
     def _shown(self) -> Any:
         return self._average.module if self._average is not None else self.network
 
+    def _of_first(self, value: Any) -> Any:
+        """What the first process has: the others wait for it."""
+        if self.setting.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, device=self._device)
+        return held[0]
+
+    def _share_network(self) -> None:
+        """Gives every process the first one's weights, and its statistics, which batches decide."""
+        if self.setting.world > 1:
+            for value in self.network.state_dict().values():
+                dist.broadcast(value, 0)
+
     def _validate(self) -> None:
-        recall = validate(self._shown, self._validation, self._device)
+        """Measures where the run stands: in the first process, which alone keeps the best."""
+        recall = None
+        if not self.setting.rank:
+            recall = validate(self._shown, self._validation, self._device)
+        recall = self._of_first(recall)
+        if self.setting.rank:
+            return
         score = sum(recall.values()) / len(recall)
         epoch = self.step / self._plan.steps_per_epoch
         mean = self._sum / self._counted if self._counted else math.nan
@@ -319,12 +370,13 @@ class Trainer:
             f"{self.schedule.name}: epoch {epoch:.3g} of {self.schedule.epochs:g}, {learned}"
             f"validation {recall_line(recall)}, {self.seconds:.0f} s"
         )
-        if self._best is None or score > self._best[0]:
+        # Of equals the later has learned for longer.
+        if self._best is None or score >= self._best.score:
             state = {n: v.detach().cpu().clone() for n, v in self._shown.state_dict().items()}
-            self._best = (score, recall, state)
+            self._best = Outcome(self.step, state, score, recall)
 
     def _save(self) -> None:
-        if self.setting.rank:
+        if self.setting.rank or self._is_rising:
             return
         state: dict[str, Any] = {
             "run": self._run,
@@ -338,10 +390,11 @@ class Trainer:
             "sum": self._sum,
             "counted": self._counted,
             "seconds": self.seconds,
-            "best": self._best,
+            "best": vars(self._best) if self._best is not None else None,
             "history": self.history.entries,
         }
         save_checkpoint(self._folder / "checkpoint.pt", state)
+        self._saved_step = self.step
 
     def _show(self, *, last: bool = False) -> None:
         """For people: the log, its plot now and then, and the best weights so far."""
@@ -352,12 +405,15 @@ class Trainer:
         if plot:
             self._drawn = time.monotonic()
         if self._best is not None:
-            save_weights(self._folder / "best.safetensors", self._best[2])
+            save_weights(self._folder / "best.safetensors", self._best.state)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Takes up this stage's checkpoint; whether there was one."""
         state = load_checkpoint(self._folder / "checkpoint.pt")
+        if self.setting.world > 1:
+            dist.barrier()  # the first process replaces it soon
         if state is None:
-            return
+            return False
         if state["run"] != self._run:
             raise TrainingError(
                 f"{self._folder}: holds a run with other settings or data; --restart begins anew, "
@@ -365,18 +421,19 @@ class Trainer:
             )
         self.history = History(state["history"])
         if state["stage"] != self.schedule.name:
-            return  # the stage before: its log goes on, its weights came with the network
-        self.step = int(state["step"])
+            return False  # the stage before: its log goes on, its weights came with the network
+        self.step = self._saved_step = int(state["step"])
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._rates.load_state_dict(state["rates"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        self._losses, self._best = state["losses"], state["best"]
+        self._losses = state["losses"]
+        self._best = Outcome(**state["best"]) if state["best"] is not None else None
         self._sum, self._counted = state["sum"], state["counted"]
         self.seconds = float(state["seconds"])
-        if self.step:
-            self._notify(f"going on at step {self.step} of {self.total}")
+        self._notify(f"going on at step {self.step} of {self.total}")
+        return True
 
 
 def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:

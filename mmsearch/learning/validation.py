@@ -56,7 +56,11 @@ def validate(network: Any, validation: Validation, device: torch.device) -> dict
 
 def recall_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, float]:
     """Recall@1/5/10 both ways of unit vectors; `owner[j]` is the image of text j."""
-    ranks = ranks_of(images, texts, owner)
+    return recalls(ranks_of(images, texts, owner))
+
+
+def recalls(ranks: dict[str, np.ndarray]) -> dict[str, float]:
+    """Recall@1/5/10, in percent, of the ranks of both ways."""
     return {
         f"{direction}_R@{k}": recall_at(found, k)
         for direction, found in ranks.items()

@@ -11,16 +11,21 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import os
+import random
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from filelock import FileLock
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
@@ -28,11 +33,13 @@ from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from mmsearch.errors import DecodeError, LabelsError, UsageError
 from mmsearch.media.image import decode
+from mmsearch.store.files import write_durably
 from mmsearch.types import Progress
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 64
+_VIEWS_VERSION = 2
 _SAME = 1e-3  # fp16 keeps about as much
 
 
@@ -76,8 +83,11 @@ def training_transform(how: PreprocessCfg, augment: dict[str, Any], *, flip: boo
             # It names even what it has used.
             warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
             steps = image_transform_v2(how, is_train=True, aug_cfg=augment)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UsageError(f"augment: open_clip does not take it: {error}") from error
+            with _seeded(0):
+                steps(Image.new("RGB", (64, 48)))  # or it would fail at the first picture
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"augment: open_clip does not take it: {reason}") from error
     if ignored:
         raise UsageError(f"augment: {', '.join(sorted(ignored))} need use_timm = true")
     if flip:
@@ -98,10 +108,26 @@ class Pictures:
 
     def load(self, place: int, seed: int) -> torch.Tensor:
         image = open_picture(self.files[place], self._side)
-        # torchvision draws from torch's global generator, which the network's dropout shares.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with _seeded(seed):
             return self.transform(image)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds all that transforms draw from, and puts it back: other draws do not notice.
+
+    torchvision draws from torch, open_clip's colour jitter from Python, timm's from NumPy too.
+    """
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm uses it
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)  # noqa: NPY002
 
 
 def open_picture(file: Path, side: int) -> Image.Image:
@@ -223,8 +249,9 @@ def compute_views(
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(prefix, pictures, views, seed)
     file = folder / f"{name}-{key}.npy"
-    if not file.is_file():
-        _fill(prefix, pictures, views, seed, file, name, on_progress)
+    with FileLock(file.with_suffix(".lock")):  # another run may be at the same
+        if not file.is_file():
+            _fill(prefix, pictures, views, seed, file, name, on_progress)
     return CachedViews(np.load(file, mmap_mode="r"))
 
 
@@ -234,7 +261,7 @@ def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
         for weight in prefix.network.get_submodule(name).state_dict().values():
             found.update(weight.cpu().numpy().tobytes())
     stamps = [(str(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in pictures.files]
-    about = [prefix.modules_used, pictures.transform.name, views, seed, stamps]
+    about = [_VIEWS_VERSION, prefix.modules_used, pictures.transform.name, views, seed, stamps]
     found.update(json.dumps(about).encode())
     return found.hexdigest()[:16]
 
@@ -253,7 +280,15 @@ def _fill(
     with torch.inference_mode():
         shape = tuple(run(pictures.load(0, seed)[None]).shape[1:])
     part, mark = file.with_suffix(".part"), file.with_suffix(".done")
-    done = int(mark.read_text()) if part.is_file() and mark.is_file() else 0
+    marked = mark.read_text() if part.is_file() and mark.is_file() else ""
+    done = int(marked) if marked.isdigit() else 0
+    need = len(pictures) * views * math.prod(shape) * 2
+    if not done and shutil.disk_usage(file.parent).free < need:
+        # A file that is mapped grows as it is written: a full disk would end the process.
+        raise UsageError(
+            f"{file.parent}: {need / 1e9:.1f} GB are needed for the views of {name}; make room, "
+            "set MMSEARCH_CACHE to another disk, or leave out `cache` in the stage"
+        )
     held = np.lib.format.open_memmap(
         part, "r+" if done else "w+", np.float16, (len(pictures), views, *shape)
     )
@@ -270,7 +305,7 @@ def _fill(
         on_progress(Progress(f"views of {name}", done, len(jobs)))
         if start // _BLOCK % 50 == 49:
             held.flush()
-            mark.write_text(str(done))
+            write_durably(mark, str(done).encode())
     held.flush()
     os.replace(part, file)
     mark.unlink(missing_ok=True)

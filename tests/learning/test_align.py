@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from fakes import FakeEncoder
+from PIL import Image
 from toys import RECIPE, write_recipe
 from typer.testing import CliRunner
 
 from mmsearch.cli.app import app
 from mmsearch.datasets import scene_art, scenes
+from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model, tower_source
-from mmsearch.errors import ModelNotFound, UsageError
-from mmsearch.learning.align import AlignSettings, Features, align, load_heads, read_features
+from mmsearch.errors import ModelNotFound, TrainingError, UsageError
+from mmsearch.learning.align import (
+    AlignSettings,
+    Features,
+    align,
+    embed_set,
+    load_heads,
+    read_features,
+)
 
 
 def run(*arguments, code=0):
@@ -116,7 +127,7 @@ def test_one_image_with_several_texts_is_in_one_split_only(tmp_path):
         (np.full((20, 3), np.nan), np.ones((20, 3)), "no finite"),
         (np.zeros((20, 3)), np.ones((20, 3)), "zeros"),
         (np.array([["a"] * 3] * 20), np.ones((20, 3)), "numbers"),
-        (np.eye(20), np.eye(20), "too few"),
+        (np.eye(20), np.eye(20), "too few for 'val' .a tenth is held out"),
     ],
 )
 def test_feature_files_that_make_no_sense_are_refused(tmp_path, text, image, message):
@@ -124,6 +135,65 @@ def test_feature_files_that_make_no_sense_are_refused(tmp_path, text, image, mes
     np.save(tmp_path / "i.npy", image)
     with pytest.raises(UsageError, match=message):
         read_features(tmp_path / "t.npy", tmp_path / "i.npy", seed=0)
+
+
+def test_the_scale_of_the_vectors_does_not_matter(tmp_path):
+    features = turned_apart(images=120, captions=1)
+    found = []
+    for scale in (1.0, 1e-30, 1e30):
+        np.save(tmp_path / "i.npy", (features.images * scale).astype(np.float32))
+        np.save(tmp_path / "t.npy", (features.texts * scale).astype(np.float32))
+        found.append(read_features(tmp_path / "t.npy", tmp_path / "i.npy", seed=0))
+        np.testing.assert_allclose(np.linalg.norm(found[-1].images, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found[1].texts, found[0].texts, atol=1e-5)
+    np.testing.assert_allclose(found[2].texts, found[0].texts, atol=1e-5)
+
+
+def labelled(splits):
+    return [LabelledImage(f"{place}.png", ("words",), split) for place, split in enumerate(splits)]
+
+
+@pytest.mark.parametrize("held", ["test", "val", "validation"])
+def test_what_a_set_holds_out_is_never_learned_from(tmp_path, held):
+    """Even where it lacks the other split, which then comes out of what is learned from."""
+    names = ["train"] * 100 + [held] * 20
+    gallery = tmp_path / "set"
+    gallery.mkdir()
+    for place in range(120):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(gallery / f"{place}.png")
+    found, _ = embed_set(FakeEncoder("x"), gallery, labelled(names), tmp_path / "cache", 0)
+    kept = "test" if held == "test" else "val"
+    assert set(found.splits[100:]) == {kept}
+    assert found.splits[:100].count("train") == 90
+
+
+def test_other_splits_do_not_go_on_with_a_run(tmp_path):
+    features = turned_apart()
+    align(features, QUICK, tmp_path, base=None, name="x", data="toys")
+    (tmp_path / "mmsearch_model.json").unlink()  # as if it had been killed at the end
+    moved = dataclasses.replace(features, splits=features.splits[::-1])
+    with pytest.raises(TrainingError, match="other settings or data"):
+        align(moved, QUICK, tmp_path, base=None, name="x", data="toys")
+
+
+def test_files_that_no_training_made_are_left_alone(tmp_path):
+    features = turned_apart(width=24, other=12)
+    np.save(tmp_path / "image.npy", features.images[features.owner])
+    np.save(tmp_path / "text.npy", features.texts)
+    (tmp_path / "README.md").write_text("mine")
+    files = ("--features", tmp_path / "text.npy", tmp_path / "image.npy")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for more in ((), ("--restart",)):
+        told = run("train", "align", *files, "--out", tmp_path, "--epochs", 1, *more, code=2)
+        assert "holds files that no training made" in told.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    model = tmp_path / "m"
+    run("train", "align", *files, "--out", model, "--epochs", 1)
+    aligned = ("--features", model / "text.npy", model / "image.npy")
+    told = run("train", "align", *aligned, "--out", model, "--restart", code=2)
+    assert "take another --out" in told.stderr
+    run("train", "align", "nowhere", "--out", model, "--restart", code=2)
+    assert (model / "mmsearch_model.json").is_file()
 
 
 def test_a_pickle_is_not_loaded(tmp_path):

@@ -14,16 +14,20 @@ import open_clip
 import pytest
 import torch
 from fakes import FakeEncoder
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from toys import RECIPE, write_recipe, write_set
+from toys import COLOURS, RECIPE, write_recipe, write_set
 from typer.testing import CliRunner
 
 from mmsearch.cli.app import app
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import UsageError
+from mmsearch.learning.checkpoint import load_checkpoint
 from mmsearch.learning.clip import Place, start_network, train_clip
 from mmsearch.learning.recipe import ModelTable, read_recipe
+from mmsearch.learning.runs import run_folder
+from mmsearch.learning.views import plain_transform, preprocess_of
 
 
 def run(*arguments, code=0):
@@ -150,12 +154,47 @@ def test_word_meanings_bring_words_near_each_other(data, tmp_path):
     assert vector("ocean") @ vector("sea") > vector("ocean") @ vector("kitchen")
 
 
+class Backwards(FakeEncoder):
+    """A teacher that pairs every colour with another's name."""
+
+    def encode_texts(self, texts):
+        turned = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "red"}
+        return super().encode_texts(
+            [" ".join(turned.get(word, word) for word in text.split()) for text in texts]
+        )
+
+
 def test_a_teacher_is_followed(tmp_path):
-    """The teacher pairs by colour; a student of it differs from one without."""
-    taught = TWO_STAGES.replace("[augment]", '[teacher]\nmodel = "tiny"\nscale = 20.0\n[augment]')
-    alone = trained(tmp_path / "a", TWO_STAGES)
-    student = trained(tmp_path / "b", taught, open_model=FakeEncoder)
-    assert any(not torch.equal(alone[name], student[name]) for name in alone)
+    """Even where it is wrong: its student pairs as it does, and not as the captions do."""
+    text = RECIPE.replace("epochs = 2", "epochs = 30\nrate = 3e-3").replace("ema = 0.8", "")
+    taught = text.replace(
+        "[augment]", '[teacher]\nmodel = "tiny"\nscale = 20.0\nweight = 100.0\n[augment]'
+    )
+
+    def pairing(folder, recipe, teacher=None):
+        """How near pictures are to their own colour's name, and to the backward one."""
+        trained(folder, recipe, open_model=teacher)
+        last = load_checkpoint(folder / "model/training/checkpoint.pt")["network"]
+        network = load_model(parse_model(f"local-dir:{folder / 'model'}")).network
+        network.load_state_dict(last)
+        how = plain_transform(preprocess_of(network))
+        names = list(COLOURS)
+        with torch.no_grad():
+            pictures = network.eval().encode_image(
+                torch.stack([how(Image.new("RGB", (40, 32), COLOURS[name])) for name in names]),
+                normalize=True,
+            )
+            words = [f"a {name} picture number 1" for name in names]
+            texts = network.encode_text(
+                open_clip.tokenize(words, context_length=12), normalize=True
+            )
+        scores = pictures @ texts.T
+        return scores.diagonal().mean(), scores.roll(1, 1).diagonal().mean()
+
+    own, backward = pairing(tmp_path / "a", text)
+    assert own > backward + 0.1
+    own, backward = pairing(tmp_path / "b", taught, Backwards)
+    assert backward > own + 0.1
 
 
 def test_siglip_s_loss_trains_a_model_with_a_bias(tmp_path):
@@ -202,6 +241,14 @@ def test_splits_that_are_measured_on_are_not_learned_from_unasked(tmp_path):
         ('labels = "metadata.jsonl"', 'labels = "nothing.jsonl"', "nothing.jsonl"),
         ('split = "val"', 'split = "dev"', "no captioned picture in the split 'dev'"),
         ("batch = 8", "batch = 800", "fewer than the 800"),
+        ('split = "test"', 'split = "val"', "are in a split that is measured on"),
+        ('name = "first"', 'name = "a/b"', "stage.0.name: String should match"),
+        ("epochs = 2", "epochs = inf", "stage.0.epochs: Input should be a finite number"),
+        ("warmup = 1", "warmup = -5", "stage.0.warmup"),
+        ("warmup = 1", "betas = [0.9, 1.5]", "stage.0.betas.1: Input should be less than 1"),
+        ("warmup = 1", "rates = { visual = -3.0 }", "stage.0.rates.visual"),
+        ("warmup = 1", 'freeze = ["visuel"]', "no module 'visuel'; 'visual' perhaps"),
+        ("scale = [0.8, 1.0]", 'scale = "big"', "augment: open_clip does not take it"),
         ("warmup = 1", 'cache = ["transformer"]', "cache: "),
     ],
 )
@@ -217,6 +264,59 @@ def test_a_missing_picture_is_named(tmp_path):
     recipe = write_recipe(tmp_path)
     (tmp_path / "5.png").unlink()
     assert "5.png: named in" in run("train", "clip", recipe, "--out", tmp_path / "m", code=2).stderr
+
+
+def test_a_damaged_picture_is_left_out_and_said(tmp_path):
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "0.png").write_bytes(b"not a picture")
+    told = run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "1 pictures are damaged and left out: 0.png" in told.stderr
+    assert "23 pictures" in (tmp_path / "m/README.md").read_text()
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    """Neither written into nor cleared, even with --restart."""
+    recipe = write_recipe(tmp_path)
+    theirs = tmp_path / "theirs"
+    (theirs / "training").mkdir(parents=True)
+    (theirs / "training/mine.txt").write_text("mine")
+    for more in ((), ("--restart",)):
+        told = run("train", "clip", recipe, "--out", theirs, *more, code=2)
+        assert "holds files that no training made" in told.stderr
+    assert (theirs / "training/mine.txt").read_text() == "mine"
+    assert [path.name for path in theirs.iterdir()] == ["training"]
+
+
+def test_a_restart_that_cannot_begin_leaves_the_model(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    weights = (tmp_path / "m/open_clip_model.safetensors").read_bytes()
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+    assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    recipe = write_recipe(tmp_path)
+    with run_folder(tmp_path / "m", restart=False):
+        told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6)
+    assert "another process is training into it" in told.stderr
+
+
+@pytest.mark.parametrize("change", ["moved", "repainted"])
+def test_other_data_does_not_go_on_with_a_run(tmp_path, change):
+    """A picture that went from train to val, or that shows something else now."""
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()  # as if it had been killed at the end
+    if change == "moved":
+        rows = (tmp_path / "metadata.jsonl").read_text()
+        turned = rows.replace('"split": "train"', '"split": "val"', 1)
+        (tmp_path / "metadata.jsonl").write_text(turned)
+    else:
+        Image.new("RGB", (40, 32), "white").save(tmp_path / "0.png")
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6)
+    assert "other settings or data" in told.stderr
 
 
 @pytest.mark.parametrize("name", ["tiny", "base", "auto", "-x", "a b"])

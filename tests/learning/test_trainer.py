@@ -136,10 +136,39 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path):
         if progress.done == 7:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="at step 7 of 24"):
+    with pytest.raises(Interrupted, match=r"at step 7 of 24: .* from step 4"):
         heads_trainer(tmp_path / "a", on_progress=stop).fit()
     resumed = heads_trainer(tmp_path / "a").fit()
     assert equal(resumed.state, heads_trainer(tmp_path / "b").fit().state)
+
+
+@pytest.mark.parametrize("place", ["_validate", "_learn", "_save"])
+def test_ctrl_c_at_any_point_changes_nothing(tmp_path, place):
+    """Right after a step was learned, in the middle of a validation, before a checkpoint."""
+    setting = Setting(ema=0.9, checkpoint_seconds=0)
+    trainer = heads_trainer(tmp_path / "a", setting=setting)
+    done, calls = getattr(trainer, place), []
+
+    def interrupted(*arguments):
+        calls.append(place)
+        if place == "_learn":
+            done(*arguments)
+        if trainer.step >= 8:
+            raise KeyboardInterrupt
+        if place != "_learn":
+            done(*arguments)
+
+    setattr(trainer, place, interrupted)
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert calls
+    undisturbed = heads_trainer(tmp_path / "b", setting=setting)
+    resumed = heads_trainer(tmp_path / "a", setting=setting)
+    assert equal(resumed.fit().state, undisturbed.fit().state)
+    epochs = [[entry["epoch"] for entry in t.history.entries] for t in (resumed, undisturbed)]
+    assert epochs[0] == epochs[1]
+    last, first = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in "ab")
+    assert equal(last["network"], first["network"])
 
 
 def test_another_run_s_checkpoint_is_refused(tmp_path):
@@ -176,8 +205,54 @@ def test_a_loss_that_grows_beyond_its_beginning_stops(tmp_path):
     trainer = heads_trainer(tmp_path, schedule=schedule)
     loss = trainer._loss
     trainer._loss = lambda *arguments: loss(*arguments) + 0.4 * trainer.step
-    with pytest.raises(TrainingError, match=r"diverges: .* where it began with"):
+    with pytest.raises(TrainingError, match=r"diverges to .* where it began with"):
         trainer.fit()
+
+
+def test_a_rising_loss_does_not_replace_the_last_good_checkpoint(tmp_path):
+    schedule = Schedule(epochs=30, batch=16, rate=1e-3, warmup=2)
+    trainer = heads_trainer(tmp_path, schedule=schedule, setting=Setting(checkpoint_seconds=0))
+    loss = trainer._loss
+    trainer._loss = lambda *arguments: loss(*arguments) + max(0, trainer.step - 10)
+    with pytest.raises(TrainingError, match="diverges") as caught:
+        trainer.fit()
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert f"(step {kept['step']})" in str(caught.value)
+    assert 10 <= kept["step"] < trainer.step - 1
+    _, mean, lowest = kept["losses"]
+    assert mean <= lowest + 0.5
+
+
+def test_a_loss_that_is_no_number_at_once_leaves_where_it_began(tmp_path):
+    trainer = heads_trainer(tmp_path)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer._loss = lambda own, *_: own.image.sum() * math.nan
+    with pytest.raises(TrainingError, match=r"at step 1 .*\(step 0\)"):
+        trainer.fit()
+    assert equal(load_checkpoint(tmp_path / "checkpoint.pt")["network"], before)
+
+
+def test_a_start_that_nothing_beats_is_kept_and_said(tmp_path):
+    trainer = heads_trainer(tmp_path, setting=Setting())
+    told = []
+    trainer._notify = told.append
+    trained = heads_trainer(tmp_path / "first").fit()
+    trainer.network.load_state_dict(trained.state)
+    trainer._loss = lambda own, network, _: (own.image * own.text).sum()  # apart, not together
+    outcome = trainer.fit()
+    assert outcome.step == 0
+    assert equal(outcome.state, trained.state)
+    assert any("than the start" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("freeze", ("imge",)), ("keep_eval", ("imge",)), ("rates", {"imge": 0.1}),
+     ("input_dropout", {"imge": 0.1})],
+)  # fmt: skip
+def test_a_module_that_there_is_not_is_named(tmp_path, field, value):
+    with pytest.raises(UsageError, match=f"{field}: .* no module 'imge'; 'image' perhaps"):
+        heads_trainer(tmp_path, schedule=Schedule(batch=16, **{field: value}))
 
 
 def test_frozen_modules_stay_as_they_are(tmp_path):
@@ -246,6 +321,15 @@ def test_chunks_learn_what_whole_batches_learn(tmp_path):
         torch.testing.assert_close(one.state[name], other.state[name], atol=1e-4, rtol=1e-3)
 
 
+def test_chunks_go_with_a_frozen_tower(tmp_path):
+    plain = Schedule(epochs=2, batch=16, rate=1e-2, warmup=2, freeze=("image",))
+    chunked = Schedule(epochs=2, batch=16, rate=1e-2, warmup=2, freeze=("image",), chunk=5)
+    one = heads_trainer(tmp_path / "a", head="linear", schedule=plain).fit()
+    other = heads_trainer(tmp_path / "b", head="linear", schedule=chunked).fit()
+    for name in one.state:
+        torch.testing.assert_close(one.state[name], other.state[name], atol=1e-4, rtol=1e-3)
+
+
 def test_nothing_left_to_learn_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="freezes everything"):
         heads_trainer(tmp_path, schedule=Schedule(batch=8, freeze=("image", "text", "logit_scale")))
@@ -292,3 +376,54 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     one, two = (load_checkpoint(tmp_path / str(n) / "checkpoint.pt") for n in (1, 2))
     for name in one["network"]:
         torch.testing.assert_close(one["network"][name], two["network"][name], atol=1e-4, rtol=1e-3)
+
+
+NORMED = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import torch
+from toys import heads_trainer
+from mmsearch.learning.distributed import processes
+from mmsearch.learning.losses import ContrastiveLoss
+from mmsearch.learning.recipe import Schedule
+from mmsearch.learning.trainer import Setting
+
+class Normed(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.norm, self.inner = torch.nn.BatchNorm1d(6), inner
+        self.unused = torch.nn.Linear(2, 2)
+    def forward(self, rows):
+        return self.inner(self.norm(rows))
+
+with processes("cpu") as own:
+    trainer = heads_trainer(
+        Path({folder!r}), head="linear", wrap=Normed,
+        schedule=Schedule(epochs=2, batch=16, rate=1e-2, warmup=2),
+        setting=Setting(rank=own.rank, world=own.world),
+    )
+    trainer._loss = ContrastiveLoss(rank=own.rank, world=own.world)
+    unused = trainer.network.image.unused.weight.clone()
+    if own.rank:  # as if the processes had not begun alike
+        with torch.no_grad():
+            trainer.network.image.norm.weight.add_(0.5)
+    outcome = trainer.fit()
+    assert torch.equal(trainer.network.image.unused.weight, unused)
+    torch.save(vars(outcome), f"{folder}/outcome-{{own.rank}}.pt")
+"""
+
+
+def test_processes_go_on_from_the_same_best_weights(tmp_path):
+    """Each process has its own batch statistics; the next stage needs one network."""
+    script = tmp_path / "normed.py"
+    script.write_text(NORMED.format(here=str(HERE), folder=str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
+         "--nproc-per-node=2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    one, two = (torch.load(tmp_path / f"outcome-{n}.pt", weights_only=True) for n in (0, 1))
+    assert one["score"] == two["score"]
+    assert equal(one["state"], two["state"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
+
 import numpy as np
 import open_clip
 import pytest
@@ -151,3 +154,46 @@ def test_loading_leaves_torch_s_random_numbers_alone(network, files):
     torch.manual_seed(3)
     Pictures(files, transform, 32).load(0, 9)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_seed_decides_all_of_an_augmentation(network, files):
+    """open_clip's jitter draws from Python, timm's from NumPy: neither is disturbed by it."""
+    how = preprocess_of(network)
+    for augment in (
+        {"scale": [0.4, 1.0], "color_jitter": [0.4, 0.4, 0.4, 0.1], "color_jitter_prob": 0.5,
+         "gray_scale_prob": 0.3},
+        {"use_timm": True, "scale": [0.4, 1.0], "color_jitter": 0.4, "re_prob": 0.5},
+    ):  # fmt: skip
+        pictures = Pictures(files, training_transform(how, augment, flip=True), 32)
+        random.seed(1), np.random.seed(1)  # noqa: NPY002
+        drawn = (random.random(), np.random.random())  # noqa: NPY002
+        first = [pictures.load(0, seed) for seed in range(12)]
+        for _ in range(3):
+            again = [pictures.load(0, seed) for seed in range(12)]
+            assert all(map(torch.equal, first, again))
+        assert len({picture.sum().item() for picture in first}) > 6
+        random.seed(1), np.random.seed(1)  # noqa: NPY002
+        pictures.load(0, 5)
+        assert (random.random(), np.random.random()) == drawn  # noqa: NPY002
+
+
+def test_a_mark_that_a_crash_left_half_written_costs_the_views_only(network, files, tmp_path):
+    prefix, _ = split_network(network, FIRST)
+    pictures = Pictures(files, plain_transform(preprocess_of(network)), 32)
+
+    def views_of():
+        return compute_views(prefix, pictures, 2, 0, tmp_path / "v", "toy", lambda p: None)
+
+    whole = views_of().load(3, 1)
+    done = next((tmp_path / "v").glob("*.npy"))
+    done.rename(done.with_suffix(".part"))
+    done.with_suffix(".done").write_text("")
+    assert torch.equal(views_of().load(3, 1), whole)
+
+
+def test_a_full_disk_is_said_before_views_are_computed(network, files, tmp_path, monkeypatch):
+    prefix, _ = split_network(network, FIRST)
+    pictures = Pictures(files, plain_transform(preprocess_of(network)), 32)
+    monkeypatch.setattr(views.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(UsageError, match="GB are needed for the views of toy"):
+        compute_views(prefix, pictures, 2, 0, tmp_path / "v", "toy", lambda p: None)

@@ -57,11 +57,15 @@ def paired_vectors(images=64, captions=2, widths=(6, 8), seed=0, dtype=torch.flo
     return image, [unit((hidden[i] @ to_text).expand(captions, -1)) for i in range(images)]
 
 
-def heads_trainer(folder, *, images=64, head="residual", schedule=None, setting=None, **more):
-    """A run over paired vectors, to be fitted."""
+def heads_trainer(
+    folder, *, images=64, head="residual", schedule=None, setting=None, wrap=None, **more
+):
+    """A run over paired vectors, to be fitted; `wrap` is put around the image head."""
     image, texts = paired_vectors(images)
     torch.manual_seed(0)
     network = AlignedHeads(HeadsConfig(6, 8, 5, head, 0.1))
+    if wrap is not None:
+        network.image = wrap(network.image)
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
         network,
@@ -107,6 +111,9 @@ labels = "metadata.jsonl"
 split = "test"
 [augment]
 scale = [0.8, 1.0]
+color_jitter = [0.2, 0.2, 0.2, 0.0]
+color_jitter_prob = 0.5
+gray_scale_prob = 0.2
 [[stage]]
 name = "first"
 epochs = 2
