@@ -208,7 +208,7 @@ def clip(
     models = ModelChoice(settings, say, None)
     with processes(pick_device(settings.device)) as own, progress_bar() as bar:
         place = Place(
-            data=data or recipe.parent,
+            data=(data or recipe.parent).absolute(),  # what is kept is found again by it
             folder=folder,
             cache=settings.cache / "views",
             home=settings.home,

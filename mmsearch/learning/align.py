@@ -133,53 +133,16 @@ def embed_set(
     Returns the features and the files that could not be used.
     """
     images = [image for image in images if image.captions]
-    usable, vectors, bad = _embed_images(encoder, folder, images, cache, on_progress)
+    files = [folder / image.file for image in images]
+    vectors, good = embed_pictures(encoder, files, cache, "embedding pictures", on_progress)
+    usable = [image for image, fine in zip(images, good, strict=True) if fine]
+    bad = [image.file for image, fine in zip(images, good, strict=True) if not fine]
     if not usable:
         raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
     texts = [text for image in usable for text in image.captions]
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
-    found = _embed_captions(encoder, texts, cache, on_progress)
+    found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
     return Features(vectors, found, owner, _splits([i.split for i in usable], seed)), bad
-
-
-def _embed_images(
-    encoder: Encoder,
-    folder: Path,
-    images: Sequence[LabelledImage],
-    cache: Path,
-    on_progress: OnProgress,
-) -> tuple[list[LabelledImage], Vectors, list[str]]:
-    files = [folder / image.file for image in images]
-    stamps = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else str(f)
-              for f in files]  # fmt: skip
-    about = json.dumps([encoder.spec.space, encoder.precision, stamps])
-    kept = cache / f"features-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
-    if kept.is_file():
-        stored = load_weights(kept)
-        vectors, good = stored["images"].numpy(), stored["good"].numpy().astype(bool)
-    else:
-        vectors, bad = embed_pictures(encoder, files, "embedding pictures", on_progress)
-        good = np.array([place not in bad for place in range(len(files))])
-        cache.mkdir(parents=True, exist_ok=True)
-        save_weights(
-            kept, {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
-        )
-    usable = [image for image, fine in zip(images, good, strict=True) if fine]
-    unusable = [image.file for image, fine in zip(images, good, strict=True) if not fine]
-    return usable, vectors, unusable
-
-
-def _embed_captions(
-    encoder: Encoder, texts: Sequence[str], cache: Path, on_progress: OnProgress
-) -> Vectors:
-    about = json.dumps([encoder.spec.space, encoder.precision, texts])
-    kept = cache / f"captions-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
-    if kept.is_file():
-        stored: Vectors = load_weights(kept)["texts"].numpy()
-        return stored
-    vectors = embed_texts(encoder, texts, "embedding captions", on_progress)
-    save_weights(kept, {"texts": torch.from_numpy(vectors)})
-    return vectors
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:

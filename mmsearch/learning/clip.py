@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 import torch.distributed as dist
@@ -154,7 +155,7 @@ def train_clip(
     with nullcontext() if place.rank else run_folder(place.folder, restart=restart):
         if place.world > 1:
             dist.barrier()  # until the folder is the run's
-        taught = _teach(sets, teacher, on_progress)
+        taught = _teach(sets, teacher, place.cache, on_progress)
         return _train(
             recipe, network, sets, held_out, test_set, taught, place, run, on_progress, notify
         )
@@ -173,7 +174,6 @@ def _train(
     notify: Notify,
 ) -> ClipReport:
     """All stages, and what comes of them."""
-    outcome = Outcome(0, {}, 0.0, {})
     for stage in recipe.stage:
         trained = place.run / f"stage-{stage.name}.safetensors"
         outcome, network = _earlier(trained, run, network) or _learn(
@@ -183,8 +183,10 @@ def _train(
         if place.rank == 0:
             save_weights(trained, network.state_dict(), _remarks(run, outcome))
         notify(f"stage {stage.name} is done: validation {recall_line(outcome.recall)}")
+    if recipe.model.half:
+        network.half().float()  # what is measured is what is kept
     test = _measure(test_set, network, place) if test_set else None
-    report = ClipReport(place.folder, outcome.recall, test)
+    report = ClipReport(place.folder, _measure(held_out, network, place), test)
     if place.rank == 0:
         write_card(place.folder, _card(recipe, report, sets, held_out))
         save_model(network, recipe.model, place)  # last: by it the folder is a model
@@ -430,7 +432,7 @@ def _inputs(
 
 
 def _teach(
-    sets: Sequence[_Set], encoder: Encoder | None, on_progress: OnProgress
+    sets: Sequence[_Set], encoder: Encoder | None, cache: Path, on_progress: OnProgress
 ) -> list[Taught | None]:
     """What the teacher makes of every picture, as it is, and of every caption."""
     if encoder is None:
@@ -438,11 +440,12 @@ def _teach(
     found: list[Taught | None] = []
     for one in sets:
         job = f"teacher on {one.name}"
-        vectors, bad = embed_pictures(encoder, one.files, job, on_progress)
-        for error in bad.values():
-            raise error
+        vectors, good = embed_pictures(encoder, one.files, cache, job, on_progress)
+        if not good.all():
+            file = one.files[int(np.argmin(good))]
+            raise LabelsError(f"{file}: cannot be learned from: it is damaged")
         captions = [text for image in one.images for text in image.captions]
-        texts = torch.from_numpy(embed_texts(encoder, captions, job, on_progress))
+        texts = torch.from_numpy(embed_texts(encoder, captions, cache, job, on_progress))
         by_image = texts.split([len(image.captions) for image in one.images])
         found.append(Taught(torch.from_numpy(vectors), list(by_image)))
     return found
