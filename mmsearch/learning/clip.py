@@ -49,7 +49,7 @@ from mmsearch.learning.views import (
     split_network,
     training_transform,
 )
-from mmsearch.learning.words import give_meanings
+from mmsearch.learning.words import carry_meanings, give_meanings
 from mmsearch.store.files import write_durably
 from mmsearch.types import Progress
 
@@ -183,6 +183,9 @@ def _train(
         if place.rank == 0:
             save_weights(trained, network.state_dict(), _remarks(run, outcome))
         notify(f"stage {stage.name} is done: validation {recall_line(outcome.recall)}")
+    if recipe.model.words:
+        seen = torch.cat([text.flatten() for one in sets for text in one.tokens])
+        carry_meanings(network, place.data / recipe.model.words, seen)
     if recipe.model.half:
         network.half().float()  # what is measured is what is kept
     test = _measure(test_set, network, place) if test_set else None

@@ -36,7 +36,8 @@ class ModelTable(_Table):
     parts: dict[str, str] = field(default_factory=dict)
     """Files of weights (a state dict) for modules of the network, by the module's name."""
     words: str | None = None
-    """A folder of static word vectors (model2vec) that give each token a meaning."""
+    """A folder of static word vectors (model2vec) that give each token a meaning: where it
+    begins, and if no caption holds it where its like have gone in the end."""
     half: bool = False
     """Whether the weights are kept in fp16."""
 

@@ -16,6 +16,9 @@ from mmsearch.errors import UsageError
 
 #: The spread of open_clip's own token embeddings at the start.
 _SPREAD = 0.02
+#: How often captions hold a token whose way others follow, how many it follows, and how closely
+#: the nearest is preferred: chosen by leaving well-known words out, one by one.
+_WELL_KNOWN, _NEAREST, _TEMPERATURE = 100, 10, 0.05
 
 
 def give_meanings(network: nn.Module, folder: Path) -> None:
@@ -28,19 +31,57 @@ def give_meanings(network: nn.Module, folder: Path) -> None:
     Raises:
         UsageError: no such model there, or a tower without CLIP's tokens.
     """
+    table = _token_table(network)
+    found = _starting_table(folder, table.embedding_dim)
+    with torch.no_grad():
+        table.weight[:, : found.shape[1]] = found
+
+
+def carry_meanings(network: nn.Module, folder: Path, seen: torch.Tensor) -> None:
+    """Moves the tokens that no caption held as the tokens nearest in meaning have moved.
+
+    Learning changes what it sees: "dog" goes to where pictures of dogs are, and "canine", which
+    no caption holds, would stay behind where both began.
+
+    Args:
+        network: trained from where `give_meanings` put its tokens.
+        folder: the word vectors that it began with.
+        seen: the tokens of all captions, (n,), as often as they came.
+    """
+    table = _token_table(network)
+    start = _starting_table(folder, table.embedding_dim).to(table.weight.device)
+    counts = torch.bincount(seen, minlength=len(start)).to(table.weight.device)
+    known = torch.nonzero(counts >= _WELL_KNOWN).flatten()
+    unseen = torch.nonzero(counts == 0).flatten()
+    if len(known) < _NEAREST:
+        return
+    width = start.shape[1]
+    directions = nn.functional.normalize(start, dim=1)
+    with torch.no_grad():
+        moved = table.weight[known, :width] - start[known]
+        for part in unseen.split(4096):
+            near, which = (directions[part] @ directions[known].T).topk(_NEAREST)
+            shares = (near / _TEMPERATURE).softmax(dim=1)
+            table.weight[part, :width] += torch.einsum("nk,nkd->nd", shares, moved[which])
+
+
+def _token_table(network: nn.Module) -> nn.Embedding:
     table: Any = getattr(network, "token_embedding", None)
     vocabulary = open_clip.SimpleTokenizer().decoder
     if not isinstance(table, nn.Embedding) or table.num_embeddings != len(vocabulary):
         raise UsageError("model.words: this text tower does not use CLIP's byte-pair tokens")
+    return table
+
+
+def _starting_table(folder: Path, width: int) -> torch.Tensor:
+    """Where the tokens begin, (tokens, at most `width`)."""
     try:
         pieces = load_file(folder / "model.safetensors")["embeddings"].float().numpy()
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
         raise UsageError(f"{folder}: no static word vectors there: {error}") from error
-    found = torch.from_numpy(_token_meanings(pieces, tokenizer))
-    found = _fitted(found, table.embedding_dim)
-    with torch.no_grad():
-        table.weight[:, : found.shape[1]] = found / found.std() * _SPREAD
+    found = _fitted(torch.from_numpy(_token_meanings(pieces, tokenizer)), width)
+    return found / found.std() * _SPREAD
 
 
 def _token_meanings(pieces: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

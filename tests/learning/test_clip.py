@@ -28,6 +28,7 @@ from mmsearch.learning.clip import Place, start_network, train_clip
 from mmsearch.learning.recipe import ModelTable, read_recipe
 from mmsearch.learning.runs import run_folder
 from mmsearch.learning.views import plain_transform, preprocess_of
+from mmsearch.learning.words import carry_meanings
 
 
 def run(*arguments, code=0):
@@ -152,6 +153,34 @@ def test_word_meanings_bring_words_near_each_other(data, tmp_path):
 
     assert vector("dog") @ vector("dogs") > vector("dog") @ vector("bicycle")
     assert vector("ocean") @ vector("sea") > vector("ocean") @ vector("kitchen")
+
+
+def test_words_that_no_caption_holds_move_with_their_like(data, tmp_path):
+    """As far as the words near them in meaning, which captions hold; those stay where they are."""
+    write_recipe(tmp_path)
+    words = data / "weights/potion-base-4m-int8"
+    table = ModelTable(config=str(tmp_path / "architecture"), words=str(words))
+    network = start_network(table, "clip", place_in(tmp_path))
+    tokens = network.token_embedding.weight
+
+    def of(*named):
+        return open_clip.tokenize(list(named))[:, 1]
+
+    animals = of("dog", "cat", "puppy", "horse", "bird", "cow", "sheep", "pony", "kitten", "dogs")
+    things = of("car", "truck", "bus", "train", "boat", "ship", "bicycle", "van", "taxi", "plane")
+    start = tokens.detach().clone()
+    with torch.no_grad():
+        tokens[animals, 0] += 1.0
+        tokens[things, 1] += 1.0
+    learned = tokens.detach().clone()
+    seen = torch.cat([animals, things]).repeat(150)
+    carry_meanings(network, words, seen)
+    assert torch.equal(tokens[seen], learned[seen])
+    moved = (tokens.detach() - start)[of("canine", "pig", "automobile", "vehicle")]
+    assert (moved[:2, 0] > 0.8).all()
+    assert (moved[2:, 1] > 0.8).all()
+    torch.testing.assert_close(moved[:, 0] + moved[:, 1], torch.ones(4))
+    assert moved[:, 2:].abs().max() < 1e-6
 
 
 class Backwards(FakeEncoder):
