@@ -254,13 +254,18 @@ def other_relation(scene, _rng):
     return dataclasses.replace(scene, detail=turned[scene.detail])
 
 
-def synonyms(measured, data):
-    """Whether a word that was never seen lands near one that means nearly the same."""
+def learned_texts(data):
+    """All captions that the bundled model learns from, as often as they come."""
     texts = [t for i in flickr_images(data) if i.split in ("train", "restval") for t in i.captions]
     images, held_out = tiny_data.split_objects(data)
     texts += [t for i in images if i.file not in held_out for t in tiny_data.captions_of(i)]
-    texts += [t for s in range(tiny_data.SCENES)
-              for t in scenes.captions(scenes.scene(tiny_data.SCENE_SEED + s))]  # fmt: skip
+    return texts + [t for s in range(tiny_data.SCENES)
+                    for t in scenes.captions(scenes.scene(tiny_data.SCENE_SEED + s))]  # fmt: skip
+
+
+def synonyms(measured, data):
+    """Whether a word that was never seen lands near one that means nearly the same."""
+    texts = learned_texts(data)
     seen = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
     pairs = [(new, old) for new, old in SYNONYMS if new not in seen and seen[old] > 20]
     common = [word for word, _ in seen.most_common(1000) if len(word) > 2]
