@@ -101,7 +101,7 @@ def align(
 ) -> None:
     """Fit small heads on a frozen model to your captioned pictures: minutes, no GPU."""
     from mmsearch.config import load_settings
-    from mmsearch.encoders.registry import model_folder
+    from mmsearch.encoders.registry import model_folder, name_of
     from mmsearch.learning import align as job
     from mmsearch.learning.runs import check_room
 
@@ -125,13 +125,13 @@ def align(
             assert dataset is not None
             found, encoder, about = _embedded(dataset, images, base, settings, seed, bar)
         report = job.align(
-            found, how, folder, base=encoder, name=out, data=about, keep=keep, restart=restart,
-            files=features, on_progress=bar, notify=say,
+            found, how, folder, base=encoder, name=name_of(folder, settings.home), data=about,
+            keep=keep, restart=restart, files=features, on_progress=bar, notify=say,
         )  # fmt: skip
     if json_:
         print(json.dumps(dataclasses.asdict(report), default=str))
     else:
-        _show(report, folder, out, usable=encoder is not None)
+        _show(report, folder, name_of(folder, settings.home), usable=encoder is not None)
 
 
 def _embedded(
@@ -153,7 +153,7 @@ def _embedded(
     return found, encoder, labelled.name
 
 
-def _show(report: AlignReport, folder: Path, out: str, *, usable: bool) -> None:
+def _show(report: AlignReport, folder: Path, name: str, *, usable: bool) -> None:
     from mmsearch.evaluation.ranking import CUTOFFS
     from mmsearch.learning.align import gain_line
 
@@ -163,19 +163,19 @@ def _show(report: AlignReport, folder: Path, out: str, *, usable: bool) -> None:
         f"{counts['test']} held-out ones (percent; in brackets: 95% paired bootstrap over images)"
     )
     rows = []
-    for way, name in (("t2i", "text -> image"), ("i2t", "image -> text")):
+    for way, what in (("t2i", "text -> image"), ("i2t", "image -> text")):
         for k in CUTOFFS:
             key = f"{way}_R@{k}"
             before = f"{report.before[key]:.1f}" if report.before else "-"
             gain = gain_line(report.gains[key]) if report.gains else "-"
-            rows.append([before, f"{report.after[key]:.1f}", f"{name} R@{k}", gain])
+            rows.append([before, f"{report.after[key]:.1f}", f"{what} R@{k}", gain])
     print_table(["before", "after", "", "gain"], rows, right=2)
     if report.overall is not None:
         print(f"mean of the six: {gain_line(report.overall)}")
     if report.folder is None:
         print("the heads do not help, so they were not kept (--keep keeps them anyway)")
     elif usable:
-        _tell(folder, out)
+        _tell(folder, name)
     else:
         print(f"heads and aligned vectors (text.npy, image.npy): {shown_path(folder)}")
 
@@ -196,7 +196,7 @@ def clip(
     from mmsearch.config import load_settings
     from mmsearch.encoders.choice import ModelChoice
     from mmsearch.encoders.loading import pick_device
-    from mmsearch.encoders.registry import model_folder
+    from mmsearch.encoders.registry import model_folder, name_of
     from mmsearch.learning.clip import Place, train_clip
     from mmsearch.learning.distributed import processes
     from mmsearch.learning.recipe import read_recipe
@@ -230,14 +230,13 @@ def clip(
     print(f"validation: {recall_line(report.validation)}")
     if report.test:
         print(f"test: {recall_line(report.test)}")
-    _tell(folder, out)
+    _tell(folder, name_of(folder, settings.home))
 
 
 def _ignore(_what: Any) -> None:
     return None
 
 
-def _tell(folder: Path, out: str) -> None:
+def _tell(folder: Path, name: str) -> None:
     print(f"model: {shown_path(folder)} (its card: README.md, its log and plot: training)")
-    name = f"local-dir:{folder}" if "/" in out else out
     print(f"use it: mmsearch index FOLDER --model {name}")

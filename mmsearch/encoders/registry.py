@@ -103,6 +103,11 @@ def model_folder(name: str, home: Path) -> Path:
     return home / "models" / name
 
 
+def name_of(folder: Path, home: Path) -> str:
+    """How `--model` takes a model that was trained into a folder: `model_folder` the other way."""
+    return folder.name if folder.parent == home / "models" else f"local-dir:{folder}"
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -330,6 +330,7 @@ def align(
     Args:
         folder: the model's folder.
         base: the frozen model; None where the vectors come from elsewhere.
+        name: what `--model` takes it by, for its card.
         data: what was learned from, in words.
         restart: forget what an earlier run left in the folder.
         files: the texts' and the images' vectors as files, to be written into the folder
@@ -351,7 +352,7 @@ def align(
             return report
         report = dataclasses.replace(report, folder=folder)
         save_weights(folder / HEADS, heads.state_dict())
-        write_card(folder, _card(report, base, name, data, settings))
+        write_card(folder, _card(report, base, folder, name, data, settings))
         if files is not None:
             _write_aligned(heads, folder, *files)
         manifest: dict[str, Any] = {
@@ -366,7 +367,12 @@ def align(
 
 
 def _card(
-    report: AlignReport, base: Encoder | None, name: str, data: str, settings: AlignSettings
+    report: AlignReport,
+    base: Encoder | None,
+    folder: Path,
+    name: str,
+    data: str,
+    settings: AlignSettings,
 ) -> Card:
     counts = report.images
     held_out = f"held-out pictures ({counts['test']})"
@@ -378,7 +384,7 @@ def _card(
         notes = [f"The mean of the six changes by {gain} (paired bootstrap over pictures)."]
     licence = base.spec.licence if base is not None else "that of the vectors"
     return Card(
-        name=name,
+        name=folder.name,
         what=f"Projection heads ({settings.head}) that bring pictures and captions closer together "
         "than the model below them does, on data like this.",
         base=f"`{base.spec.model}`, frozen" if base is not None else "vectors from elsewhere",

@@ -23,7 +23,7 @@ from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
-from mmsearch.encoders.registry import ModelSource, full_name, parse_model, tower_source
+from mmsearch.encoders.registry import ModelSource, full_name, name_of, parse_model, tower_source
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Source, Taught
 from mmsearch.learning.card import Card, write_card
@@ -191,7 +191,9 @@ def _train(
     test = _measure(test_set, network, place) if test_set else None
     report = ClipReport(place.folder, _measure(held_out, network, place), test)
     if place.rank == 0:
-        write_card(place.folder, _card(recipe, report, sets, held_out))
+        write_card(
+            place.folder, _card(recipe, report, sets, held_out, name_of(place.folder, place.home))
+        )
         save_model(network, recipe.model, place)  # last: by it the folder is a model
     return report
 
@@ -538,21 +540,22 @@ def save_model(network: nn.Module, table: ModelTable, place: Place) -> None:
     )
 
 
-def _card(recipe: Recipe, report: ClipReport, sets: Sequence[_Set], held_out: _Set) -> Card:
+def _card(
+    recipe: Recipe, report: ClipReport, sets: Sequence[_Set], held_out: _Set, name: str
+) -> Card:
     start = (
         recipe.model.weights
         or f"the architecture {Path(recipe.model.config or '').name}, not trained"
     )
-    parts = [f"{name} from {Path(file).name}" for name, file in recipe.model.parts.items()]
+    parts = [f"{part} from {Path(file).name}" for part, file in recipe.model.parts.items()]
     if recipe.model.words:
         parts.append(f"token meanings from {Path(recipe.model.words).name}")
-    name = report.folder.name
     chosen_by = f"{held_out.name}, validation ({len(held_out.files)} pictures), which chose them"
     figures = [(chosen_by, report.validation)]
     if report.test and recipe.test:
         figures.append((f"{recipe.test.labels}, {recipe.test.split}", report.test))
     return Card(
-        name=name,
+        name=report.folder.name,
         what="An open_clip model for mmsearch, trained by contrast of pictures and captions.",
         base="; ".join([start, *parts]),
         data=[

@@ -8,7 +8,15 @@ import time
 import pytest
 
 from mmsearch.encoders import registry
-from mmsearch.encoders.registry import cached_files, hub_reachable, parse_model, require_weights
+from mmsearch.encoders.registry import (
+    cached_files,
+    full_name,
+    hub_reachable,
+    model_folder,
+    name_of,
+    parse_model,
+    require_weights,
+)
 from mmsearch.errors import ModelNotFound, UsageError
 
 
@@ -82,3 +90,13 @@ def test_a_hub_that_never_answers_is_given_up_in_seconds(monkeypatch):
         started = time.monotonic()
         assert not hub_reachable()
         assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("out", ["mine", "./mine", "somewhere/mine"])
+def test_a_trained_model_s_card_says_a_name_that_model_takes(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "home"
+    folder = model_folder(out, home)
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text("{}")
+    assert full_name(name_of(folder, home), home) == f"local-dir:{folder}"

@@ -300,7 +300,9 @@ def test_a_damaged_picture_is_left_out_and_said(tmp_path):
     (tmp_path / "0.png").write_bytes(b"not a picture")
     told = run("train", "clip", recipe, "--out", tmp_path / "m")
     assert "1 pictures are damaged and left out: 0.png" in told.stderr
-    assert "23 pictures" in (tmp_path / "m/README.md").read_text()
+    card = (tmp_path / "m/README.md").read_text()
+    assert "23 pictures" in card
+    assert f"mmsearch index FOLDER --model local-dir:{tmp_path}/m\n" in card
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
