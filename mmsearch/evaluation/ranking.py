@@ -28,7 +28,8 @@ def rank_of_best(scores: NDArray[np.floating], true: NDArray[np.bool_]) -> Ranks
         true: shape (queries, items); every row has a true item.
     """
     best = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
-    ahead = (scores > best - TIE) & ~true
+    # Put so that a score that is no number counts against us: no comparison with it is true.
+    ahead = ~(scores <= best - TIE) & ~true
     ranks: Ranks = 1 + ahead.sum(axis=1, dtype=np.int64)
     return ranks
 

@@ -25,7 +25,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
 from mmsearch.encoders.registry import ModelSource, full_name, name_of, parse_model, tower_source
 from mmsearch.errors import LabelsError, UsageError
-from mmsearch.learning.batches import ImageInputs, Source, Taught
+from mmsearch.learning.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import State, load_weights, save_weights, weights_remarks
 from mmsearch.learning.embedding import embed_pictures, embed_texts, unusable
@@ -37,7 +37,7 @@ from mmsearch.learning.losses import (
 )
 from mmsearch.learning.recipe import DataTable, HeldOutTable, ModelTable, Recipe, Stage
 from mmsearch.learning.runs import check_room, run_folder
-from mmsearch.learning.trainer import Outcome, Setting, Trainer
+from mmsearch.learning.trainer import Outcome, Setting, Trainer, check_schedule
 from mmsearch.learning.validation import Validation, recall_line, validate
 from mmsearch.learning.views import (
     Pictures,
@@ -150,6 +150,7 @@ def train_clip(
             f"validation: {len(held_out.files)} pictures cannot choose between weights; at least "
             f"{_LEAST} are needed"
         )
+    _check_stages(recipe, network, sets, place)
     teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
     run = _run_id(recipe, network, sets, held_out, teacher, place.world)
     with nullcontext() if place.rank else run_folder(place.folder, restart=restart):
@@ -159,6 +160,27 @@ def train_clip(
         return _train(
             recipe, network, sets, held_out, test_set, taught, place, run, on_progress, notify
         )
+
+
+def _check_stages(recipe: Recipe, network: nn.Module, sets: Sequence[_Set], place: Place) -> None:
+    """Finds in all stages what would fail once earlier work was removed, or done in vain."""
+    plain = plain_transform(preprocess_of(network))
+    for one in sets:
+        _augmentation(recipe, one, network)
+    sources = [
+        Source(one.name, Pictures(one.files, plain, 1), one.tokens, one.table.weight)
+        for one in sets if isinstance(one.table, DataTable)
+    ]  # fmt: skip
+    for stage in recipe.stage:
+        learner = split_network(network, stage.cache)[1] if stage.cache else network
+        check_schedule(learner, stage, place.world)
+        Plan(sources, stage.batch, recipe.seed)
+
+
+def _augmentation(recipe: Recipe, one: _Set, network: nn.Module) -> Transform:
+    assert isinstance(one.table, DataTable)
+    augment = recipe.augment if one.table.augment is None else one.table.augment
+    return training_transform(preprocess_of(network), augment, flip=one.table.flip)
 
 
 def _train(
@@ -329,7 +351,9 @@ def _read_set(
         wanted = ", ".join(table.splits)
         chosen = [
             image for image in labelled.images
-            if (image.split in table.splits if table.splits else image.split not in _NOT_LEARNED)
+            if (image.split in table.splits) or not (
+                table.splits or image.split.lower() in _NOT_LEARNED
+            )
         ]  # fmt: skip
     chosen = [image for image in chosen if image.captions]
     if not chosen:
@@ -400,15 +424,12 @@ def _sources(
     place: Place,
     on_progress: OnProgress,
 ) -> list[Source]:
-    how = preprocess_of(network)
     found = []
     for one, teacher in zip(sets, taught, strict=True):
         assert isinstance(one.table, DataTable)
-        augment = recipe.augment if one.table.augment is None else one.table.augment
-        transform = training_transform(how, augment, flip=one.table.flip)
         images = _inputs(
-            one, transform, prefix, one.table.views or stage.views, network, recipe, place,
-            on_progress,
+            one, _augmentation(recipe, one, network), prefix, one.table.views or stage.views,
+            network, recipe, place, on_progress,
         )  # fmt: skip
         found.append(Source(one.name, images, one.tokens, one.table.weight, teacher))
     return found

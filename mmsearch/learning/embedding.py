@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from mmsearch.encoders.base import Encoder
@@ -66,9 +67,10 @@ def _remembered(
 ) -> State:
     about = json.dumps([encoder.spec.space, encoder.precision, what])
     kept = cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
-    if not kept.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        save_weights(kept, embed())
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):  # another process may be at the same
+        if not kept.is_file():
+            save_weights(kept, embed())
     return load_weights(kept)
 
 
@@ -113,9 +115,14 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
     """The places of the pictures that cannot be decoded; `cache` remembers what was looked at."""
     key = hashlib.sha256(json.dumps(_stamps(files)).encode()).hexdigest()[:16]
     kept = cache / f"damaged-{key}.json"
-    if kept.is_file():
-        return set(json.loads(kept.read_text()))
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.is_file():
+            write_durably(kept, json.dumps(_damaged(files, job, on_progress)).encode())
+    return set(json.loads(kept.read_text()))
 
+
+def _damaged(files: Sequence[Path], job: str, on_progress: OnProgress) -> list[int]:
     def damaged(file: Path) -> bool:
         try:
             open_picture(file, 1)
@@ -123,13 +130,11 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
             return True
         return False
 
-    found = set()
+    found = []
     with ThreadPoolExecutor() as pool:
         for place, bad in enumerate(pool.map(damaged, files)):
             if bad:
-                found.add(place)
+                found.append(place)
             if place % _PICTURES == 0:
                 on_progress(Progress(job, place, len(files)))
-    cache.mkdir(parents=True, exist_ok=True)
-    write_durably(kept, json.dumps(sorted(found)).encode())
     return found

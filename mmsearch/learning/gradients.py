@@ -51,14 +51,13 @@ def cached_backward(
     return loss.item()
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    """Of the CPU too, wherever the network is: open_clip's patch dropout draws there."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
 
 
-def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
+def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+        torch.cuda.set_rng_state(state[1], device)

@@ -99,17 +99,12 @@ class Trainer:
         self.network: Any = network.to(self._device)
         if self._device.type == "cuda":
             self.network = self.network.to(memory_format=torch.channels_last)
-        if schedule.batch % setting.world:
-            raise UsageError(
-                f"stage '{schedule.name}': a batch of {schedule.batch} cannot be split evenly "
-                f"between {setting.world} processes"
-            )
+        check_schedule(self.network, schedule, setting.world)
         self._validation = validation
         self._examples = Examples(sources, setting.word_drop)
         self._plan = Plan(sources, schedule.batch, setting.seed)
         self.total = max(1, round(schedule.epochs * self._plan.steps_per_epoch))
         self._every = max(1, round(schedule.validate_every * self._plan.steps_per_epoch))
-        self._check_names()
         self._drop_inputs()
         self._freeze()
         self._optimizer = torch.optim.AdamW(
@@ -289,22 +284,6 @@ class Trainer:
     def _learning(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _check_names(self) -> None:
-        known = {name for name, _ in self.network.named_modules()}
-        known |= {name for name, _ in self.network.named_parameters()}
-        named = {
-            "freeze": self.schedule.freeze, "keep_eval": self.schedule.keep_eval,
-            "rates": self.schedule.rates, "input_dropout": self.schedule.input_dropout,
-        }  # fmt: skip
-        for field, names in named.items():
-            for name in names:
-                if name not in known:
-                    near = get_close_matches(name, known, 1)
-                    raise UsageError(
-                        f"stage '{self.schedule.name}': {field}: the model has no module '{name}'"
-                        + (f"; '{near[0]}' perhaps" if near else "")
-                    )
-
     def _freeze(self) -> None:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad = not is_below(name, self.schedule.freeze)
@@ -352,7 +331,12 @@ class Trainer:
         """Measures where the run stands: in the first process, which alone keeps the best."""
         recall = None
         if not self.setting.rank:
-            recall = validate(self._shown, self._validation, self._device)
+            try:
+                recall = validate(self._shown, self._validation, self._device)
+            except ArithmeticError:
+                raise self._stopped(
+                    "a validation vector is not a finite number", "a lower rate, or fp32"
+                ) from None
         recall = self._of_first(recall)
         if self.setting.rank:
             return
@@ -434,6 +418,33 @@ class Trainer:
         self.seconds = float(state["seconds"])
         self._notify(f"going on at step {self.step} of {self.total}")
         return True
+
+
+def check_schedule(network: nn.Module, schedule: Schedule, world: int) -> None:
+    """Makes sure that a stage fits a network and the number of processes.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if schedule.batch % world:
+        raise UsageError(
+            f"stage '{schedule.name}': a batch of {schedule.batch} cannot be split evenly "
+            f"between {world} processes"
+        )
+    known = {name for name, _ in network.named_modules()}
+    known |= {name for name, _ in network.named_parameters()}
+    named = {
+        "freeze": schedule.freeze, "keep_eval": schedule.keep_eval,
+        "rates": schedule.rates, "input_dropout": schedule.input_dropout,
+    }  # fmt: skip
+    for field, names in named.items():
+        for name in names:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                raise UsageError(
+                    f"stage '{schedule.name}': {field}: the model has no module '{name}'"
+                    + (f"; '{near[0]}' perhaps" if near else "")
+                )
 
 
 def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:

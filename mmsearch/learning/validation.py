@@ -49,8 +49,14 @@ def embed_all(
 
 
 def validate(network: Any, validation: Validation, device: torch.device) -> dict[str, float]:
-    """Recall@1/5/10 both ways, in percent, by names such as "t2i_R@1"."""
+    """Recall@1/5/10 both ways, in percent, by names such as "t2i_R@1".
+
+    Raises:
+        ArithmeticError: the network gives vectors that are no numbers.
+    """
     found = embed_all(network, validation.images, validation.texts, device)
+    if not (found.image.isfinite().all() and found.text.isfinite().all()):
+        raise ArithmeticError("vectors that are not finite")
     return recall_of(found.image.numpy(), found.text.numpy(), validation.owner)
 
 

@@ -83,3 +83,9 @@ def test_the_rank_is_that_of_a_sorted_list(queries, items, seed):
         ahead = [i for i in worst_case if row[i] >= best and not own[i]]
         expected.append(1 + len(ahead))
     assert rank_of_best(scores, true).tolist() == expected
+
+
+def test_a_score_that_is_no_number_counts_against_us():
+    scores = np.array([[np.nan, np.nan, np.nan], [0.5, np.nan, 0.1]])
+    true = np.array([[True, False, False], [True, False, False]])
+    assert rank_of_best(scores, true).tolist() == [3, 2]

@@ -196,6 +196,18 @@ def test_files_that_no_training_made_are_left_alone(tmp_path):
     assert (model / "mmsearch_model.json").is_file()
 
 
+def test_heads_that_give_no_numbers_are_an_error(tmp_path):
+    """Even where no loss has seen them yet: they are neither the best nor the last good ones."""
+    features = turned_apart()
+    np.save(tmp_path / "i.npy", features.images[features.owner])
+    np.save(tmp_path / "t.npy", features.texts)
+    files = ("--features", tmp_path / "t.npy", tmp_path / "i.npy", "--out", tmp_path / "m")
+    far = ("--head", "residual", "--epochs", 3, "--rate", 1e10)
+    told = run("train", "align", *files, *far, code=6)
+    assert "not a finite number" in told.stderr
+    assert not (tmp_path / "m/mmsearch_model.json").exists()
+
+
 def test_a_pickle_is_not_loaded(tmp_path):
     np.save(tmp_path / "t.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UsageError, match="not an array"):

@@ -253,8 +253,11 @@ def test_a_recipe_that_learns_from_its_validation_split_is_refused(tmp_path):
 
 
 def test_splits_that_are_measured_on_are_not_learned_from_unasked(tmp_path):
-    """Without `splits`, val and test stay out."""
-    recipe = write_recipe(tmp_path, RECIPE.replace('splits = ["train"]\n', ""))
+    """Without `splits`, val and test stay out, however they are written."""
+    text = RECIPE.replace('splits = ["train"]\n', "").replace('split = "test"', 'split = "Test"')
+    recipe = write_recipe(tmp_path, text)
+    rows = (tmp_path / "metadata.jsonl").read_text()
+    (tmp_path / "metadata.jsonl").write_text(rows.replace('"split": "test"', '"split": "Test"'))
     run("train", "clip", recipe, "--out", tmp_path / "m")
     assert "24 pictures" in (tmp_path / "m/README.md").read_text()
 
@@ -322,6 +325,15 @@ def test_a_restart_that_cannot_begin_leaves_the_model(tmp_path):
     recipe = write_recipe(tmp_path)
     run("train", "clip", recipe, "--out", tmp_path / "m")
     weights = (tmp_path / "m/open_clip_model.safetensors").read_bytes()
+    for text in (
+        TWO_STAGES + 'freeze = ["visuel"]\n',
+        TWO_STAGES + 'cache = ["transformer"]\n',
+        TWO_STAGES.replace("batch = 8", "batch = 800"),
+        TWO_STAGES.replace("scale = [0.8, 1.0]", 'scale = "big"'),
+    ):
+        write_recipe(tmp_path, text)
+        run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+        assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
     (tmp_path / "metadata.jsonl").rename(tmp_path / "elsewhere.jsonl")
     run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
     assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
