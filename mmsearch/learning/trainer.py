@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _DIVERGED = 1.0  # nats above what the beginning and what guessing cost
 _RISING = 0.5  # nats above its lowest: such weights do not replace the last good ones
+_COLLAPSED = 2.0  # nats above its lowest: what was learned before is gone
+_FORGET = 0.002  # nats a step by which the lowest is forgotten: a loss may settle a little higher
 _SMOOTH = 0.95
 _DRAW_SECONDS = 20.0  # drawing takes as long as many steps of a small model
 
@@ -131,8 +133,8 @@ class Trainer:
         """Learns until the last step; returns the best weights.
 
         Raises:
-            TrainingError: the loss is no number any more, or a nat above both where it began
-                and what guessing costs.
+            TrainingError: the loss is no number any more, a nat above both where it began and
+                what guessing costs, or two above the lowest that it has been at lately.
             Interrupted: by Ctrl-C; the same run goes on from the last checkpoint.
         """
         self._share_network()
@@ -261,8 +263,9 @@ class Trainer:
             raise self._stopped(f"the {what} is not a finite number", "a lower rate, or fp32")
         first, mean, lowest = self._losses or [loss, loss, loss]
         mean = _SMOOTH * mean + (1 - _SMOOTH) * loss
-        self._losses = [first, mean, min(lowest, mean)]
-        if mean > max(first, math.log(self.schedule.batch)) + _DIVERGED:
+        self._losses = [first, mean, min(lowest + _FORGET, mean)]
+        guessing = max(first, math.log(self.schedule.batch))
+        if mean > guessing + _DIVERGED or mean > lowest + _COLLAPSED:
             raise self._stopped(
                 f"the loss diverges to {mean:.2f}, where it began with {first:.2f},", "a lower rate"
             )

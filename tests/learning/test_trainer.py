@@ -209,6 +209,26 @@ def test_a_loss_that_grows_beyond_its_beginning_stops(tmp_path):
         trainer.fit()
 
 
+def test_a_good_start_that_collapses_is_stopped(tmp_path):
+    """Into what guessing costs, which for a start from nothing would be no bad loss."""
+    schedule = Schedule(epochs=60, batch=16, rate=1e-3, warmup=2)
+    trainer = heads_trainer(tmp_path, schedule=schedule)
+    loss = trainer._loss
+    trainer._loss = lambda *arguments: loss(*arguments) * 0.0 + min(0.3 + 0.2 * trainer.step, 3.2)
+    with pytest.raises(TrainingError, match=r"diverges to 2\..*where it began with 0.30"):
+        trainer.fit()
+
+
+def test_a_loss_that_settles_higher_than_it_began_is_saved(tmp_path):
+    """A trained start under stronger augmentation, say."""
+    schedule = Schedule(epochs=60, batch=16, rate=1e-3, warmup=2)
+    trainer = heads_trainer(tmp_path, schedule=schedule, setting=Setting(checkpoint_seconds=0))
+    loss = trainer._loss
+    trainer._loss = lambda *arguments: loss(*arguments) * 0.0 + (1.0 if trainer.step else 0.3)
+    trainer.fit()
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == trainer.total
+
+
 def test_a_rising_loss_does_not_replace_the_last_good_checkpoint(tmp_path):
     schedule = Schedule(epochs=30, batch=16, rate=1e-3, warmup=2)
     trainer = heads_trainer(tmp_path, schedule=schedule, setting=Setting(checkpoint_seconds=0))
