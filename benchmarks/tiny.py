@@ -213,6 +213,15 @@ def drawn(measured):
     kinds = np.array([scene.kind for scene in gallery])
     shown = ", ".join(f"{k} {recall_at(ranks[kinds == k], 1):.0f}" for k in scenes.KINDS)
     print(f"  150 drawn scenes of unseen seeds: R@1 {recall_at(ranks, 1):.1f} ({shown})")
+    learned = {
+        dataclasses.replace(scenes.scene(tiny_data.SCENE_SEED + number), seed=0)
+        for number in range(tiny_data.SCENES)
+    }
+    twin = np.array([dataclasses.replace(scene, seed=0) in learned for scene in gallery])
+    print(
+        f"    {twin.sum()} of them differ from a scene that was learned from by the seed alone: "
+        f"R@1 {recall_at(ranks[twin], 1):.1f}, the others {recall_at(ranks[~twin], 1):.1f}"
+    )
     rng = random.Random(0)
     seeds = iter(range(UNSEEN_SEED + 10_000, UNSEEN_SEED + 60_000))
     for what, kinds_of, change in (
