@@ -264,8 +264,10 @@ class Trainer:
         first, mean, lowest = self._losses or [loss, loss, loss]
         mean = _SMOOTH * mean + (1 - _SMOOTH) * loss
         self._losses = [first, mean, min(lowest + _FORGET, mean)]
-        guessing = max(first, math.log(self.schedule.batch))
-        if mean > guessing + _DIVERGED or mean > lowest + _COLLAPSED:
+        guess = math.log(self.schedule.batch)
+        # A teacher with a large weight makes losses that vary by more than two nats.
+        collapsed = lowest + _COLLAPSED * max(1.0, lowest / guess)
+        if mean > max(first, guess) + _DIVERGED or mean > collapsed:
             raise self._stopped(
                 f"the loss diverges to {mean:.2f}, where it began with {first:.2f},", "a lower rate"
             )
