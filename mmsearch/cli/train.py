@@ -113,9 +113,7 @@ def align(
         raise UsageError("--base and --images go with a DATASET")
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home)
-    check_room(folder, restart=restart)
-    if features is not None and any(file.resolve().parent == folder.resolve() for file in features):
-        raise UsageError(f"{folder} would get files of the same names; take another --out")
+    check_room(folder, restart=restart, uses=features or ())
     how = job.AlignSettings(head.value, dim, epochs, batch, rate, seed=seed)
     with progress_bar() as bar:
         if features is not None:

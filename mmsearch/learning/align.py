@@ -18,7 +18,7 @@ import torch
 
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.registry import ALIGNED, HEADS, read_aligned
+from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
 from mmsearch.errors import LabelsError, ModelNotFound, UsageError
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
 from mmsearch.learning.batches import Source
@@ -341,7 +341,8 @@ def align(
         TrainingError: a run that diverged, or another run's state in the folder.
         Interrupted: by Ctrl-C.
     """
-    with run_folder(folder, restart=restart):
+    uses = cached_files(parse_model(base.spec.model)) if base is not None else files
+    with run_folder(folder, restart=restart, uses=uses or ()):
         run = base.spec.space if base is not None else "features"
         heads = learn_heads(
             features, settings, folder / RUN, run=run, on_progress=on_progress, notify=notify

@@ -23,7 +23,14 @@ from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
-from mmsearch.encoders.registry import ModelSource, full_name, name_of, parse_model, tower_source
+from mmsearch.encoders.registry import (
+    ModelSource,
+    cached_files,
+    full_name,
+    name_of,
+    parse_model,
+    tower_source,
+)
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.learning.card import Card, write_card
@@ -133,8 +140,9 @@ def train_clip(
         TrainingError: a run that diverged, or another run's state in the folder.
         Interrupted: by Ctrl-C.
     """
+    uses = _starts_from(recipe, place)
     if not place.rank:
-        check_room(place.folder, restart=restart)
+        check_room(place.folder, restart=restart, uses=uses)
     torch.manual_seed(recipe.seed)  # what is not loaded starts at random
     network = start_network(recipe.model, recipe.loss, place)
     tokenize = _tokenizer(recipe, place, network)
@@ -153,13 +161,23 @@ def train_clip(
     _check_stages(recipe, network, sets, place)
     teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
     run = _run_id(recipe, network, sets, held_out, teacher, place.world)
-    with nullcontext() if place.rank else run_folder(place.folder, restart=restart):
+    with nullcontext() if place.rank else run_folder(place.folder, restart=restart, uses=uses):
         if place.world > 1:
             dist.barrier()  # until the folder is the run's
         taught = _teach(sets, teacher, place.cache, on_progress)
         return _train(
             recipe, network, sets, held_out, test_set, taught, place, run, on_progress, notify
         )
+
+
+def _starts_from(recipe: Recipe, place: Place) -> list[Path]:
+    """The files of all models that a recipe names."""
+    named = [recipe.model.weights, recipe.teacher.model if recipe.teacher else None]
+    found = [place.data / file for file in recipe.model.parts.values()]
+    for name in named:
+        if name is not None and name != "auto":
+            found += cached_files(place.model(name)) or []
+    return found
 
 
 def _check_stages(recipe: Recipe, network: nn.Module, sets: Sequence[_Set], place: Place) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +21,14 @@ _RESULTS = (*_FINISHED, "open_clip_model.safetensors", "heads.safetensors", "REA
             "text.npy", "image.npy")  # fmt: skip
 
 
-def check_room(folder: Path, *, restart: bool) -> None:
+def check_room(folder: Path, *, restart: bool, uses: Iterable[Path] = ()) -> None:
     """Makes sure that a run may write into a folder; changes nothing.
 
+    Args:
+        uses: the files that the run starts from.
+
     Raises:
-        UsageError: it holds files that no run made, or a finished model.
+        UsageError: it holds files that no run made, a finished model, or what the run needs.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out takes a model's name or a folder")
@@ -38,20 +41,26 @@ def check_room(folder: Path, *, restart: bool) -> None:
         raise UsageError(
             f"{folder} holds a trained model; take another --out, or --restart to train it anew"
         )
+    for path in uses:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{path} is what the run starts from, and would be replaced; take another --out"
+            )
 
 
 @contextmanager
-def run_folder(folder: Path, *, restart: bool) -> Iterator[None]:
+def run_folder(folder: Path, *, restart: bool, uses: Iterable[Path] = ()) -> Iterator[None]:
     """Marks a folder as a run's own and keeps other processes out of it meanwhile.
 
     Args:
         restart: removes what an earlier run left: call this when all else is known to be fine.
+        uses: the files that the run starts from.
 
     Raises:
         UsageError: as `check_room`.
         TrainingError: another process trains into the folder.
     """
-    check_room(folder, restart=restart)
+    check_room(folder, restart=restart, uses=uses)
     (folder / RUN).mkdir(parents=True, exist_ok=True)
     write_durably(folder / RUN / _MARK, b"mmsearch train keeps its state here\n")
     lock = FileLock(folder / RUN / "lock")

@@ -430,26 +430,35 @@ def check_schedule(network: nn.Module, schedule: Schedule, world: int) -> None:
 
     Raises:
         UsageError: it does not.
+        TrainingError: it leaves nothing to learn.
     """
     if schedule.batch % world:
         raise UsageError(
             f"stage '{schedule.name}': a batch of {schedule.batch} cannot be split evenly "
             f"between {world} processes"
         )
-    known = {name for name, _ in network.named_modules()}
-    known |= {name for name, _ in network.named_parameters()}
+    modules = {name: module for name, module in network.named_modules() if name}
+    parameters = [name for name, _ in network.named_parameters()]
     named = {
-        "freeze": schedule.freeze, "keep_eval": schedule.keep_eval,
-        "rates": schedule.rates, "input_dropout": schedule.input_dropout,
+        "freeze": (schedule.freeze, {*modules, *parameters}),
+        "rates": (schedule.rates, {*modules, *parameters}),
+        "keep_eval": (schedule.keep_eval, {*modules}),
+        "input_dropout": (
+            schedule.input_dropout,
+            {name for name, module in modules.items() if not isinstance(module, nn.Embedding)},
+        ),
     }  # fmt: skip
-    for field, names in named.items():
+    for field, (names, known) in named.items():
         for name in names:
             if name not in known:
                 near = get_close_matches(name, known, 1)
                 raise UsageError(
                     f"stage '{schedule.name}': {field}: the model has no module '{name}'"
+                    + (" that takes it" if name in modules or name in parameters else "")
                     + (f"; '{near[0]}' perhaps" if near else "")
                 )
+    if all(is_below(name, schedule.freeze) for name in parameters):
+        raise TrainingError(f"stage '{schedule.name}' freezes everything: nothing is left to learn")
 
 
 def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
@@ -462,8 +471,6 @@ def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, A
         rate = schedule.rates[longest] if longest is not None else schedule.rate
         decays = parameter.ndim > 1 and "embedding" not in name
         groups.setdefault((rate, schedule.decay if decays else 0.0), []).append(parameter)
-    if not groups:
-        raise TrainingError(f"stage '{schedule.name}' freezes everything: nothing is left to learn")
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()

@@ -19,6 +19,8 @@ _SPREAD = 0.02
 #: How often captions hold a token whose way others follow, how many it follows, and how closely
 #: the nearest is preferred: chosen by leaving well-known words out, one by one.
 _WELL_KNOWN, _NEAREST, _TEMPERATURE = 100, 10, 0.05
+_PADDING = 0
+_NEITHER = 1  # a count: neither unseen nor well known
 
 
 def give_meanings(network: nn.Module, folder: Path) -> None:
@@ -51,6 +53,8 @@ def carry_meanings(network: nn.Module, folder: Path, seen: torch.Tensor) -> None
     table = _token_table(network)
     start = _starting_table(folder, table.embedding_dim).to(table.weight.device)
     counts = torch.bincount(seen, minlength=len(start)).to(table.weight.device)
+    # Every caption has them, or is filled up with them: they move for other reasons than meaning.
+    counts[[_PADDING, *open_clip.SimpleTokenizer().all_special_ids]] = _NEITHER
     known = torch.nonzero(counts >= _WELL_KNOWN).flatten()
     unseen = torch.nonzero(counts == 0).flatten()
     if len(known) < _NEAREST:

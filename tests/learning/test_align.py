@@ -196,6 +196,21 @@ def test_files_that_no_training_made_are_left_alone(tmp_path):
     assert (model / "mmsearch_model.json").is_file()
 
 
+def test_heads_are_not_put_where_their_base_is(tmp_path):
+    """They would be their own base."""
+    features = turned_apart()
+    folder = tmp_path / "m"
+    align(features, QUICK, folder, base=None, name="x", data="toys", keep=True)
+    before = (folder / "heads.safetensors").read_bytes()
+    (folder / "mmsearch_model.json").write_text(
+        json.dumps({"version": 1, "base": "tiny", "space": "x", "heads": {}})
+    )
+    base = FakeEncoder(f"local-dir:{folder}")
+    with pytest.raises(UsageError, match="take another --out"):
+        align(features, QUICK, folder, base=base, name="x", data="toys", restart=True)
+    assert (folder / "heads.safetensors").read_bytes() == before
+
+
 def test_heads_that_give_no_numbers_are_an_error(tmp_path):
     """Even where no loss has seen them yet: they are neither the best nor the last good ones."""
     features = turned_apart()

@@ -172,8 +172,12 @@ def test_words_that_no_caption_holds_move_with_their_like(data, tmp_path):
     with torch.no_grad():
         tokens[animals, 0] += 1.0
         tokens[things, 1] += 1.0
+    captions = open_clip.tokenize(["text"] * 500).flatten()  # start, end and padding tokens
+    special = torch.tensor([0, 49406, 49407])
+    with torch.no_grad():
+        tokens[special, 3] += 5.0
     learned = tokens.detach().clone()
-    seen = torch.cat([animals, things]).repeat(150)
+    seen = torch.cat([torch.cat([animals, things]).repeat(150), captions])
     carry_meanings(network, words, seen)
     assert torch.equal(tokens[seen], learned[seen])
     moved = (tokens.detach() - start)[of("canine", "pig", "automobile", "vehicle")]
@@ -181,6 +185,7 @@ def test_words_that_no_caption_holds_move_with_their_like(data, tmp_path):
     assert (moved[2:, 1] > 0.8).all()
     torch.testing.assert_close(moved[:, 0] + moved[:, 1], torch.ones(4))
     assert moved[:, 2:].abs().max() < 1e-6
+    assert (tokens.detach() - start)[of("english", "lyrics"), 3].abs().max() < 1e-6
 
 
 class Backwards(FakeEncoder):
@@ -325,18 +330,41 @@ def test_a_restart_that_cannot_begin_leaves_the_model(tmp_path):
     recipe = write_recipe(tmp_path)
     run("train", "clip", recipe, "--out", tmp_path / "m")
     weights = (tmp_path / "m/open_clip_model.safetensors").read_bytes()
+    everything = '"visual", "transformer", "token_embedding", "positional_embedding", '
+    everything += '"ln_final", "text_projection", "logit_scale"'
     for text in (
+        TWO_STAGES.replace("chunk = 3", f"chunk = 3\nfreeze = [{everything}]"),
+        TWO_STAGES + "input_dropout = { logit_scale = 0.1 }\n",
+        TWO_STAGES + "input_dropout = { token_embedding = 0.1 }\n",
+        TWO_STAGES + 'keep_eval = [""]\n',
         TWO_STAGES + 'freeze = ["visuel"]\n',
         TWO_STAGES + 'cache = ["transformer"]\n',
         TWO_STAGES.replace("batch = 8", "batch = 800"),
         TWO_STAGES.replace("scale = [0.8, 1.0]", 'scale = "big"'),
     ):
         write_recipe(tmp_path, text)
-        run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+        code = 6 if everything in text else 2
+        run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=code)
         assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
     (tmp_path / "metadata.jsonl").rename(tmp_path / "elsewhere.jsonl")
     run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
     assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
+
+
+def test_a_model_is_not_trained_into_itself(tmp_path):
+    """A restart would remove what it starts from, or what teaches it."""
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir() if path.is_file()}
+    own = f"local-dir:{tmp_path / 'm'}"
+    for text in (
+        RECIPE.replace('config = "architecture"', f'weights = "{own}"'),
+        RECIPE.replace("[augment]", f'[teacher]\nmodel = "{own}"\n[augment]'),
+    ):
+        write_recipe(tmp_path, text)
+        told = run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+        assert "take another --out" in told.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
