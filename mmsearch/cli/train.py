@@ -25,7 +25,8 @@ from mmsearch.errors import UsageError
 if TYPE_CHECKING:
     from mmsearch.config import Settings
     from mmsearch.encoders.base import Encoder
-    from mmsearch.learning.align import AlignReport, Features
+    from mmsearch.learning.align import AlignReport
+    from mmsearch.learning.features import Features
 
 
 class Head(StrEnum):
@@ -103,6 +104,7 @@ def align(
     from mmsearch.config import load_settings
     from mmsearch.encoders.registry import model_folder, name_of
     from mmsearch.learning import align as job
+    from mmsearch.learning.features import read_features
     from mmsearch.learning.runs import check_room
 
     if not out:
@@ -117,7 +119,7 @@ def align(
     how = job.AlignSettings(head.value, dim, epochs, batch, rate, seed=seed)
     with progress_bar() as bar:
         if features is not None:
-            found, encoder = job.read_features(*features, seed), None
+            found, encoder = read_features(*features, seed), None
             about = f"{features[0].name} and {features[1].name}"
         else:
             assert dataset is not None
@@ -138,7 +140,7 @@ def _embedded(
     from mmsearch.datasets.formats import find_images, read_labelled
     from mmsearch.encoders.choice import ModelChoice
     from mmsearch.encoders.loading import pick_device
-    from mmsearch.learning.align import embed_set
+    from mmsearch.learning.features import embed_set
 
     labelled = read_labelled(dataset)
     folder = images or find_images(dataset, list(labelled.images))
@@ -195,9 +197,10 @@ def clip(
     from mmsearch.encoders.choice import ModelChoice
     from mmsearch.encoders.loading import pick_device
     from mmsearch.encoders.registry import model_folder, name_of
-    from mmsearch.learning.clip import Place, train_clip
+    from mmsearch.learning.clip import train_clip
     from mmsearch.learning.distributed import processes
     from mmsearch.learning.recipe import read_recipe
+    from mmsearch.learning.runs import Place
     from mmsearch.learning.validation import recall_line
 
     found = read_recipe(recipe)

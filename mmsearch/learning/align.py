@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
-from mmsearch.errors import LabelsError, ModelNotFound, UsageError
+from mmsearch.errors import ModelNotFound
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
 from mmsearch.learning.batches import Source
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import load_weights, save_weights
-from mmsearch.learning.embedding import embed_pictures, embed_texts
+from mmsearch.learning.features import Features, read_array, unit
 from mmsearch.learning.losses import ContrastiveLoss
 from mmsearch.learning.recipe import Schedule
 from mmsearch.learning.runs import RUN, run_folder
@@ -39,36 +37,6 @@ log = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
 Notify = Callable[[str], None]
-
-_HELD_OUT = 0.1
-_LEAST = 10  # images of a split: fewer measure nothing
-
-
-@dataclass(frozen=True)
-class Features:
-    """Vectors of images (n, a) and of texts (c, b), each of length 1; widths may differ."""
-
-    images: Vectors
-    texts: Vectors
-    owner: np.ndarray
-    """For each text, the row of its image, (c,), ascending."""
-    splits: tuple[str, ...]
-    """The split of each image: "train", "val" or "test"."""
-
-    def of(self, split: str) -> Features:
-        """The images of one split with their texts."""
-        rows = np.array([place for place, name in enumerate(self.splits) if name == split], int)
-        place_of = np.full(len(self.images), -1)
-        place_of[rows] = np.arange(len(rows))
-        kept = place_of[self.owner] >= 0
-        return Features(
-            self.images[rows], self.texts[kept], place_of[self.owner[kept]], (split,) * len(rows)
-        )
-
-    def texts_by_image(self) -> list[torch.Tensor]:
-        """For each image its texts, (texts, b)."""
-        counts = np.bincount(self.owner, minlength=len(self.images))
-        return list(torch.from_numpy(self.texts).split(counts.tolist()))
 
 
 @dataclass(frozen=True)
@@ -115,110 +83,6 @@ class _Rows:
 
     def load(self, place: int, seed: int) -> torch.Tensor:  # noqa: ARG002 - vectors have no views
         return self._vectors[place]
-
-
-# -- where the vectors come from -------------------------------------------------------------
-
-
-def embed_set(
-    encoder: Encoder,
-    folder: Path,
-    images: Sequence[LabelledImage],
-    cache: Path,
-    seed: int,
-    on_progress: OnProgress = lambda progress: None,
-) -> tuple[Features, list[str]]:
-    """The frozen model's vectors of a labelled set, from `cache` where they were kept.
-
-    Returns the features and the files that could not be used.
-    """
-    images = [image for image in images if image.captions]
-    files = [folder / image.file for image in images]
-    vectors, good = embed_pictures(encoder, files, cache, "embedding pictures", on_progress)
-    usable = [image for image, fine in zip(images, good, strict=True) if fine]
-    bad = [image.file for image, fine in zip(images, good, strict=True) if not fine]
-    if not usable:
-        raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
-    texts = [text for image in usable for text in image.captions]
-    owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
-    found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
-    return Features(vectors, found, owner, _splits([i.split for i in usable], seed)), bad
-
-
-def read_features(text: Path, image: Path, seed: int) -> Features:
-    """Two files of vectors that come from elsewhere: row i of one belongs to row i of the other.
-
-    Image rows that are equal are one image with several texts, so that no image is both
-    learned from and measured on.
-
-    Raises:
-        UsageError: not two arrays (n, a) and (n, b) of finite numbers.
-    """
-    texts, images = _read_array(text), _read_array(image)
-    if len(texts) != len(images):
-        raise UsageError(
-            f"{text} has {len(texts)} rows and {image} {len(images)}: row i of one must belong to "
-            "row i of the other"
-        )
-    _, first, which = np.unique(images, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(which.reshape(-1), kind="stable")
-    owner = which.reshape(-1)[order]
-    splits = _splits([""] * len(first), seed)
-    return Features(_unit(images[first]), _unit(texts[order]), owner, splits)
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path}: not an array that NumPy can load: {error}") from error
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "fiu":
-        raise UsageError(f"{path}: not an array of numbers with two dimensions (rows, width)")
-    found = found.astype(np.float32)
-    if not np.isfinite(found).all():
-        raise UsageError(f"{path}: holds values that are no finite numbers")
-    zeros = np.flatnonzero(~found.any(axis=1))
-    if len(zeros):
-        raise UsageError(
-            f"{path}: {len(zeros)} rows hold only zeros, which point nowhere (the first is row "
-            f"{zeros[0]}); leave them out of both files"
-        )
-    return found
-
-
-def _unit(vectors: np.ndarray) -> Vectors:
-    # Squares of very small and of very large numbers do not fit into float32.
-    rows = vectors.astype(np.float64)
-    found: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return found
-
-
-def _splits(names: Sequence[str], seed: int) -> tuple[str, ...]:
-    """The set's own splits; a tenth of its other pictures for each of val and test that it lacks.
-
-    What the set holds out is never learned from: its figures would be worth nothing any more.
-    """
-    known = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
-    found = [known.get(name.lower(), "train") for name in names]
-    learnable = [place for place, split in enumerate(found) if split == "train"]
-    order = iter(np.random.default_rng(seed).permutation(learnable))
-    size = int(_HELD_OUT * len(learnable))
-    for split in ("val", "test"):
-        own = found.count(split)
-        for place in itertools.islice(order, 0 if own else size):
-            found[place] = split
-        if found.count(split) < _LEAST:
-            held = f"the set's own split has {own}" if own else "a tenth is held out for it"
-            raise UsageError(
-                f"{len(found)} captioned pictures are too few for '{split}' ({held}): fewer than "
-                f"{_LEAST} pictures measure nothing"
-            )
-    if "train" not in found:
-        raise UsageError(f"all {len(found)} captioned pictures are held out: none to learn from")
-    return tuple(found)
-
-
-# -- learning --------------------------------------------------------------------------------
 
 
 def learn_heads(
@@ -425,7 +289,7 @@ def _write_aligned(heads: AlignedHeads, folder: Path, text: Path, image: Path) -
         for name, path, encode in (
             ("text.npy", text, heads.encode_text), ("image.npy", image, heads.encode_image),
         ):  # fmt: skip
-            rows = torch.from_numpy(_unit(_read_array(path)))
+            rows = torch.from_numpy(unit(read_array(path)))
             content = io.BytesIO()
             np.save(content, encode(rows, normalize=True).numpy())
             write_durably(folder / name, content.getvalue())

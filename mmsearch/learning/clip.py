@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
 import json
 import logging
@@ -11,41 +10,33 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from mmsearch.datasets.formats import find_images, read_labelled
-from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
 from mmsearch.encoders.registry import (
-    ModelSource,
     cached_files,
-    full_name,
     name_of,
-    parse_model,
-    tower_source,
 )
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.learning.card import Card, write_card
-from mmsearch.learning.checkpoint import State, load_weights, save_weights, weights_remarks
-from mmsearch.learning.embedding import embed_pictures, embed_texts, unusable
+from mmsearch.learning.checkpoint import load_weights, save_weights, weights_remarks
+from mmsearch.learning.embedding import embed_pictures, embed_texts
 from mmsearch.learning.losses import (
-    SIGLIP_BIAS,
-    SIGLIP_SCALE,
     ContrastiveLoss,
     Teacher,
 )
-from mmsearch.learning.recipe import DataTable, HeldOutTable, ModelTable, Recipe, Stage
-from mmsearch.learning.runs import check_room, run_folder
-from mmsearch.learning.trainer import Outcome, Setting, Trainer, check_schedule
-from mmsearch.learning.validation import Validation, recall_line, validate
+from mmsearch.learning.network import merge_state, save_model, start_network, tokenizer_of
+from mmsearch.learning.recipe import DataTable, HeldOutTable, Recipe, Stage
+from mmsearch.learning.runs import Place, check_room, run_folder
+from mmsearch.learning.schedule import check_schedule
+from mmsearch.learning.sets import LabelledFiles, Notify, OnProgress, keep_apart, read_set
+from mmsearch.learning.trainer import Outcome, Setting, Trainer
+from mmsearch.learning.validation import LEAST, Validation, recall_line, validate
 from mmsearch.learning.views import (
     Pictures,
     Prefix,
@@ -56,47 +47,9 @@ from mmsearch.learning.views import (
     split_network,
     training_transform,
 )
-from mmsearch.learning.words import carry_meanings, give_meanings
-from mmsearch.store.files import write_durably
-from mmsearch.types import Progress
+from mmsearch.learning.words import carry_meanings
 
 log = logging.getLogger(__name__)
-
-_LEAST = 10  # validation pictures: the recalls of fewer are all alike
-_NOT_LEARNED = ("val", "dev", "valid", "validation", "test")
-
-OnProgress = Callable[[Progress], None]
-Tokenize = Callable[[Sequence[str]], torch.Tensor]
-Notify = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run reads and writes, and on what it computes. None of it decides the weights."""
-
-    data: Path
-    """What the recipe's paths are relative to."""
-    folder: Path
-    """The model's folder; the run keeps its state in `training` below it."""
-    cache: Path
-    """Where computed views are kept."""
-    home: Path
-    """Where the models lie that were trained here and go by a name."""
-    device: str = "cpu"
-    workers: int = 0
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "training"
-
-    def model(self, name: str) -> ModelSource:
-        """A model that a recipe names; a path starts at the data, as all of a recipe's do."""
-        kind, colon, path = name.partition(":")
-        if colon and kind != "hf-hub":
-            return parse_model(f"{kind}:{self.data / Path(path).expanduser()}")
-        return parse_model(full_name(name, self.home))
 
 
 @dataclass(frozen=True)
@@ -106,17 +59,6 @@ class ClipReport:
     folder: Path
     validation: dict[str, float]
     test: dict[str, float] | None
-
-
-@dataclass(frozen=True)
-class _Set:
-    """A labelled set whose files were found."""
-
-    name: str
-    table: DataTable | HeldOutTable
-    files: list[Path]
-    images: list[LabelledImage]
-    tokens: list[torch.Tensor]
 
 
 def train_clip(
@@ -145,18 +87,20 @@ def train_clip(
         check_room(place.folder, restart=restart, uses=uses)
     torch.manual_seed(recipe.seed)  # what is not loaded starts at random
     network = start_network(recipe.model, recipe.loss, place)
-    tokenize = _tokenizer(recipe, place, network)
-    sets = [_read_set(table, tokenize, place, on_progress, notify) for table in recipe.data]
-    held_out = _read_set(recipe.validation, tokenize, place, on_progress, notify)
-    test_set = None
-    if recipe.test:
-        test_set = _read_set(recipe.test, tokenize, place, on_progress, notify)
-    _keep_apart([*sets, held_out], test_set)
-    _keep_apart(sets, held_out)
-    if len(held_out.files) < _LEAST:
+    tokenize = tokenizer_of(recipe, place, network)
+
+    def read(table: DataTable | HeldOutTable) -> LabelledFiles:
+        return read_set(table, tokenize, place.data, place.cache, on_progress, notify)
+
+    sets = [read(table) for table in recipe.data]
+    held_out = read(recipe.validation)
+    test_set = read(recipe.test) if recipe.test else None
+    keep_apart([*sets, held_out], test_set)
+    keep_apart(sets, held_out)
+    if len(held_out.files) < LEAST:
         raise UsageError(
             f"validation: {len(held_out.files)} pictures cannot choose between weights; at least "
-            f"{_LEAST} are needed"
+            f"{LEAST} are needed"
         )
     _check_stages(recipe, network, sets, place)
     teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
@@ -180,7 +124,9 @@ def _starts_from(recipe: Recipe, place: Place) -> list[Path]:
     return found
 
 
-def _check_stages(recipe: Recipe, network: nn.Module, sets: Sequence[_Set], place: Place) -> None:
+def _check_stages(
+    recipe: Recipe, network: nn.Module, sets: Sequence[LabelledFiles], place: Place
+) -> None:
     """Finds in all stages what would fail once earlier work was removed, or done in vain."""
     plain = plain_transform(preprocess_of(network))
     for one in sets:
@@ -195,7 +141,7 @@ def _check_stages(recipe: Recipe, network: nn.Module, sets: Sequence[_Set], plac
         Plan(sources, stage.batch, recipe.seed)
 
 
-def _augmentation(recipe: Recipe, one: _Set, network: nn.Module) -> Transform:
+def _augmentation(recipe: Recipe, one: LabelledFiles, network: nn.Module) -> Transform:
     assert isinstance(one.table, DataTable)
     augment = recipe.augment if one.table.augment is None else one.table.augment
     return training_transform(preprocess_of(network), augment, flip=one.table.flip)
@@ -204,9 +150,9 @@ def _augmentation(recipe: Recipe, one: _Set, network: nn.Module) -> Transform:
 def _train(
     recipe: Recipe,
     network: nn.Module,
-    sets: Sequence[_Set],
-    held_out: _Set,
-    test_set: _Set | None,
+    sets: Sequence[LabelledFiles],
+    held_out: LabelledFiles,
+    test_set: LabelledFiles | None,
     taught: Sequence[Taught | None],
     place: Place,
     run: str,
@@ -255,164 +201,14 @@ def _earlier(path: Path, run: str, network: nn.Module) -> tuple[Outcome, nn.Modu
     return found, network
 
 
-# -- the network -----------------------------------------------------------------------------
-
-
-def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
-    """The network as it is before the first step.
-
-    Raises:
-        UsageError: no such architecture, or weights that do not fit.
-        ModelNotFound: the model to start from is not at hand.
-    """
-    bias = {"init_logit_scale": _log(SIGLIP_SCALE), "init_logit_bias": SIGLIP_BIAS}
-    if table.weights is not None:
-        source = place.model(table.weights)
-        if tower_source(source) != source:
-            raise UsageError(
-                f"model.weights: '{table.weights}' is heads on a frozen model; start from that one"
-            )
-        network = load_model(source).network
-        if loss == "siglip" and getattr(network, "logit_bias", None) is None:
-            raise UsageError("model.weights: the loss 'siglip' needs a model with a logit bias")
-    else:
-        assert table.config is not None
-        try:
-            with quiet_open_clip():  # it warns of the weights that are not asked for
-                network = open_clip.create_model(
-                    _config_name(table.config),
-                    load_weights=False,
-                    precision="fp32",
-                    **(bias if loss == "siglip" else {}),
-                )
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UsageError(f"model.config: '{table.config}' cannot be made: {reason}") from error
-    for name, file in table.parts.items():
-        _load_part(network, name, place.data / file)
-    if table.words is not None:
-        give_meanings(network, place.data / table.words)
-    return network
-
-
-def _log(value: float) -> float:
-    return float(torch.tensor(value).log())
-
-
-def _config_name(name: str) -> str:
-    return f"local-dir:{name}" if Path(name).is_dir() else name
-
-
-def _load_part(network: nn.Module, name: str, file: Path) -> None:
-    try:
-        part = network.get_submodule(name)
-    except AttributeError as error:
-        raise UsageError(f"model.parts: the model has no module '{name}'") from error
-    try:
-        if file.suffix == ".safetensors":
-            state = load_weights(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        missing, unexpected = part.load_state_dict(state, strict=False)
-    except Exception as error:
-        raise UsageError(f"{file}: weights that do not fit '{name}': {error}") from error
-    # Folded batch norms lack the counter that only training would use.
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        odd = ", ".join([*missing, *unexpected][:5])
-        raise UsageError(f"{file}: weights that do not fit '{name}': {odd}")
-
-
-def merge_state(network: nn.Module, state: State) -> None:
-    """Puts what a stage learned into the whole network; what it did not hold stays."""
-    network.load_state_dict({**network.state_dict(), **state})
-
-
 # -- the data --------------------------------------------------------------------------------
-
-
-def _tokenizer(recipe: Recipe, place: Place, network: nn.Module) -> Tokenize:
-    """The model's own tokenizer, as open_clip picks it."""
-    table = recipe.model
-    if table.weights is not None:
-        name = place.model(table.weights).open_clip_name
-    else:
-        assert table.config is not None
-        name = _config_name(table.config)
-    try:
-        tokenizer: Any = open_clip.get_tokenizer(name)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"the tokenizer of '{Path(name).name}' cannot be loaded: {reason}; models with one of "
-            "their own need the hf extra: pip install 'mmsearch[hf]'"
-        ) from error
-    if recipe.word_drop and not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        raise UsageError("word_drop: only for models with CLIP's byte-pair tokenizer")
-    length = int(getattr(network, "context_length", 77))
-    return lambda texts: tokenizer(list(texts), context_length=length)
-
-
-def _read_set(
-    table: DataTable | HeldOutTable,
-    tokenize: Tokenize,
-    place: Place,
-    on_progress: OnProgress,
-    notify: Notify,
-) -> _Set:
-    labels = place.data / table.labels
-    labelled = read_labelled(labels)
-    if isinstance(table, HeldOutTable):
-        chosen = list(labelled.of_split(table.split))
-        wanted = table.split
-    else:
-        wanted = ", ".join(table.splits)
-        chosen = [
-            image for image in labelled.images
-            if (image.split in table.splits) or not (
-                table.splits or image.split.lower() in _NOT_LEARNED
-            )
-        ]  # fmt: skip
-    chosen = [image for image in chosen if image.captions]
-    if not chosen:
-        raise UsageError(f"{labels}: no captioned picture in the split '{wanted}'")
-    images = place.data / table.images if table.images else find_images(labels, chosen)
-    files = [images / image.file for image in chosen]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise LabelsError(f"{missing}: named in {labels}, but not there")
-    name = (table.name if isinstance(table, DataTable) else "") or labelled.name
-    bad = unusable(files, place.cache, f"looking through {name}", on_progress)
-    if len(bad) == len(files):
-        raise LabelsError(f"{images}: none of the {len(files)} pictures of {labels} is usable")
-    if bad:
-        first = ", ".join(chosen[row].file for row in sorted(bad)[:5])
-        notify(f"{name}: {len(bad)} pictures are damaged and left out: {first}")
-    good = [row for row in range(len(files)) if row not in bad]
-    chosen = [chosen[row] for row in good]
-    tokens = [tokenize(image.captions) for image in chosen]
-    return _Set(name, table, [files[row] for row in good], chosen, tokens)
-
-
-def _keep_apart(sets: Sequence[_Set], held_out: _Set | None) -> None:
-    """Stops a recipe that learns from what it is measured on."""
-    if held_out is None:
-        return
-    measured = {file.resolve() for file in held_out.files}
-    for one in sets:
-        both = sum(file.resolve() in measured for file in one.files)
-        if both:
-            raise UsageError(
-                f"{one.name}: {both} of its pictures are in a split that is measured on; name "
-                "other splits"
-            )
 
 
 def _run_id(
     recipe: Recipe,
     network: nn.Module,
-    sets: Sequence[_Set],
-    held_out: _Set,
+    sets: Sequence[LabelledFiles],
+    held_out: LabelledFiles,
     teacher: Encoder | None,
     world: int,
 ) -> str:
@@ -437,7 +233,7 @@ def _sources(
     stage: Stage,
     prefix: Prefix | None,
     network: nn.Module,
-    sets: Sequence[_Set],
+    sets: Sequence[LabelledFiles],
     taught: Sequence[Taught | None],
     place: Place,
     on_progress: OnProgress,
@@ -454,7 +250,7 @@ def _sources(
 
 
 def _inputs(
-    one: _Set,
+    one: LabelledFiles,
     transform: Transform,
     prefix: Prefix | None,
     views: int,
@@ -476,7 +272,7 @@ def _inputs(
 
 
 def _teach(
-    sets: Sequence[_Set], encoder: Encoder | None, cache: Path, on_progress: OnProgress
+    sets: Sequence[LabelledFiles], encoder: Encoder | None, cache: Path, on_progress: OnProgress
 ) -> list[Taught | None]:
     """What the teacher makes of every picture, as it is, and of every caption."""
     if encoder is None:
@@ -502,8 +298,8 @@ def _learn(
     recipe: Recipe,
     stage: Stage,
     network: nn.Module,
-    sets: Sequence[_Set],
-    held_out: _Set,
+    sets: Sequence[LabelledFiles],
+    held_out: LabelledFiles,
     taught: Sequence[Taught | None],
     place: Place,
     run: str,
@@ -542,7 +338,7 @@ def _learn(
     return trainer.fit(), network
 
 
-def _measure(one: _Set, network: nn.Module, place: Place) -> dict[str, float]:
+def _measure(one: LabelledFiles, network: nn.Module, place: Place) -> dict[str, float]:
     how = preprocess_of(network)
     side = how.size if isinstance(how.size, int) else max(how.size)
     pictures = Pictures(one.files, plain_transform(how), side)
@@ -553,34 +349,12 @@ def _measure(one: _Set, network: nn.Module, place: Place) -> dict[str, float]:
 # -- the result ------------------------------------------------------------------------------
 
 
-def save_model(network: nn.Module, table: ModelTable, place: Place) -> None:
-    """Writes an open_clip `local-dir:` folder; its config, without which it is none, last."""
-    state = {
-        name: value.half() if table.half and value.is_floating_point() else value
-        for name, value in network.state_dict().items()
-    }
-    save_weights(place.folder / "open_clip_model.safetensors", state)
-    if table.weights is not None:
-        config = model_config(place.model(table.weights))
-    else:
-        assert table.config is not None
-        config = dict(open_clip.get_model_config(_config_name(table.config)))
-    for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
-        if key in config[part]:  # or open_clip would fetch weights only to replace them
-            config[part] = {**config[part], key: False}
-    if getattr(network, "logit_bias", None) is not None:
-        config["init_logit_bias"] = SIGLIP_BIAS
-    document = {
-        "model_cfg": config,
-        "preprocess_cfg": dataclasses.asdict(preprocess_of(network)),
-    }
-    write_durably(
-        place.folder / "open_clip_config.json", (json.dumps(document, indent=2) + "\n").encode()
-    )
-
-
 def _card(
-    recipe: Recipe, report: ClipReport, sets: Sequence[_Set], held_out: _Set, name: str
+    recipe: Recipe,
+    report: ClipReport,
+    sets: Sequence[LabelledFiles],
+    held_out: LabelledFiles,
+    name: str,
 ) -> Card:
     start = (
         recipe.model.weights

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError
 from mmsearch.learning.checkpoint import State, load_weights, save_weights
-from mmsearch.learning.views import open_picture
+from mmsearch.learning.views import open_picture, stamps
 from mmsearch.media.image import fit
 from mmsearch.store.files import write_durably
 from mmsearch.types import Progress, Vectors
@@ -40,7 +40,7 @@ def embed_pictures(
         vectors, good = _embed(encoder, files, job, on_progress)
         return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
 
-    found = _remembered(cache, "features", encoder, _stamps(files), embed)
+    found = _remembered(cache, "features", encoder, stamps(files), embed)
     return found["images"].numpy(), found["good"].numpy().astype(bool)
 
 
@@ -72,13 +72,6 @@ def _remembered(
         if not kept.is_file():
             save_weights(kept, embed())
     return load_weights(kept)
-
-
-def _stamps(files: Sequence[Path]) -> list[Any]:
-    return [
-        (str(file), file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else str(file)
-        for file in files
-    ]
 
 
 def _embed(
@@ -113,7 +106,7 @@ def _embed(
 
 def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress) -> set[int]:
     """The places of the pictures that cannot be decoded; `cache` remembers what was looked at."""
-    key = hashlib.sha256(json.dumps(_stamps(files)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()[:16]
     kept = cache / f"damaged-{key}.json"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.with_suffix(".lock")):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mmsearch.encoders.registry import ModelSource, full_name, parse_model
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.store.files import write_durably
 
@@ -19,6 +21,35 @@ _MARK = "mmsearch-run"
 _FINISHED = ("open_clip_config.json", "mmsearch_model.json")
 _RESULTS = (*_FINISHED, "open_clip_model.safetensors", "heads.safetensors", "README.md",
             "text.npy", "image.npy")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run reads and writes, and on what it computes. None of it decides the weights."""
+
+    data: Path
+    """What the recipe's paths are relative to."""
+    folder: Path
+    """The model's folder; the run keeps its state in `training` below it."""
+    cache: Path
+    """Where computed views are kept."""
+    home: Path
+    """Where the models lie that were trained here and go by a name."""
+    device: str = "cpu"
+    workers: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def run(self) -> Path:
+        return self.folder / RUN
+
+    def model(self, name: str) -> ModelSource:
+        """A model that a recipe names; a path starts at the data, as all of a recipe's do."""
+        kind, colon, path = name.partition(":")
+        if colon and kind != "hf-hub":
+            return parse_model(f"{kind}:{self.data / Path(path).expanduser()}")
+        return parse_model(full_name(name, self.home))
 
 
 def check_room(folder: Path, *, restart: bool, uses: Iterable[Path] = ()) -> None:

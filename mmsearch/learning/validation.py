@@ -13,6 +13,9 @@ from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recall_at
 from mmsearch.learning.batches import ImageInputs
 from mmsearch.learning.losses import Embeddings
 
+#: Pictures that a split needs: the recalls of fewer measure nothing.
+LEAST = 10
+
 
 @dataclass(frozen=True)
 class Validation:

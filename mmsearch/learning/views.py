@@ -130,6 +130,18 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpys)  # noqa: NPY002
 
 
+def stamps(files: Sequence[Path]) -> list[Any]:
+    """What tells whether files are the same as before: path, size and mtime where they exist."""
+    found: list[Any] = []
+    for file in files:
+        try:
+            stat = file.stat()
+            found.append((str(file), stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            found.append(str(file))
+    return found
+
+
 def open_picture(file: Path, side: int) -> Image.Image:
     """A labelled picture, upright and RGB.
 
@@ -260,8 +272,8 @@ def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
     for name in prefix.modules_used:
         for weight in prefix.network.get_submodule(name).state_dict().values():
             found.update(weight.cpu().numpy().tobytes())
-    stamps = [(str(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in pictures.files]
-    about = [_VIEWS_VERSION, prefix.modules_used, pictures.transform.name, views, seed, stamps]
+    about = [_VIEWS_VERSION, prefix.modules_used, pictures.transform.name, views, seed,
+             stamps(pictures.files)]  # fmt: skip
     found.update(json.dumps(about).encode())
     return found.hexdigest()[:16]
 

@@ -18,14 +18,8 @@ from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model, tower_source
 from mmsearch.errors import ModelNotFound, TrainingError, UsageError
-from mmsearch.learning.align import (
-    AlignSettings,
-    Features,
-    align,
-    embed_set,
-    load_heads,
-    read_features,
-)
+from mmsearch.learning.align import AlignSettings, align, load_heads
+from mmsearch.learning.features import Features, embed_set, read_features
 
 
 def run(*arguments, code=0):

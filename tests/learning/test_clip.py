@@ -24,9 +24,10 @@ from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import UsageError
 from mmsearch.learning.checkpoint import load_checkpoint
-from mmsearch.learning.clip import Place, start_network, train_clip
+from mmsearch.learning.clip import train_clip
+from mmsearch.learning.network import start_network
 from mmsearch.learning.recipe import ModelTable, read_recipe
-from mmsearch.learning.runs import run_folder
+from mmsearch.learning.runs import Place, run_folder
 from mmsearch.learning.views import plain_transform, preprocess_of
 from mmsearch.learning.words import carry_meanings
 

@@ -21,7 +21,8 @@ from mmsearch.errors import Interrupted, TrainingError, UsageError
 from mmsearch.learning.checkpoint import load_checkpoint
 from mmsearch.learning.losses import Embeddings
 from mmsearch.learning.recipe import Schedule
-from mmsearch.learning.trainer import Setting, parameter_groups
+from mmsearch.learning.schedule import parameter_groups
+from mmsearch.learning.trainer import Setting
 
 HERE = Path(__file__).parent
 
