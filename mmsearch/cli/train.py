@@ -15,7 +15,6 @@ from mmsearch.cli.common import (
     DeviceOption,
     JsonOption,
     print_table,
-    printable,
     progress_bar,
     say,
     shown_path,
@@ -90,7 +89,7 @@ def align(
         int, typer.Option("--batch", min=2, metavar="N", help="Pairs in a step.")
     ] = 512,
     rate: Annotated[
-        float, typer.Option("--rate", min=1e-9, metavar="R", help="Learning rate.")
+        float, typer.Option("--rate", min=1e-9, max=100, metavar="R", help="Learning rate.")
     ] = 1e-3,
     seed: Annotated[
         int, typer.Option("--seed", min=0, metavar="N", help="Of all that is random.")
@@ -146,10 +145,7 @@ def _embedded(
     folder = images or find_images(dataset, list(labelled.images))
     models = ModelChoice(settings, say, None)
     encoder = models.for_new_index(base or settings.model, pick_device(settings.device))
-    found, bad = embed_set(encoder, folder, labelled.images, settings.cache / "views", seed, bar)
-    if bad:
-        names = ", ".join(printable(name) for name in bad[:5])
-        say(f"{len(bad)} pictures could not be used: {names}")
+    found = embed_set(encoder, folder, labelled.images, settings.cache / "views", seed, bar, say)
     return found, encoder, labelled.name
 
 
@@ -214,7 +210,7 @@ def clip(
             cache=settings.cache / "views",
             home=settings.home,
             device=own.device,
-            workers=settings.workers if sys.platform == "linux" else 0,
+            workers=settings.workers // own.beside if sys.platform == "linux" else 0,
             rank=own.rank,
             world=own.world,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -127,9 +128,11 @@ def _column(head: list[str], names: Iterable[str]) -> int | None:
 def _gathered(rows: Iterable[tuple[str, str, str]], path: Path) -> LabelledSet:
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
-    for file, caption, split in rows:
+    for name, caption, split in rows:
+        file = posixpath.normpath(name)  # one picture, whether it is called a.jpg or ./a.jpg
         captions.setdefault(file, []).append(caption)
-        splits.setdefault(file, split)
+        if splits.setdefault(file, split) != split:
+            raise LabelsError(f"{path}: {file} is in two splits, '{splits[file]}' and '{split}'")
     images = tuple(
         LabelledImage(file, tuple(texts), splits[file]) for file, texts in captions.items()
     )

@@ -22,6 +22,7 @@ from mmsearch.encoders.registry import (
     LICENCES,
     AlignedFolder,
     ModelSource,
+    base_source,
     cached_files,
     read_aligned,
     require_weights,
@@ -77,7 +78,7 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
     """A frozen model with the heads that `mmsearch train align` put on top."""
-    base = load_model(tower_source(source))
+    base = load_model(base_source(source))
     if base.spec.space != aligned.space:
         raise ModelNotFound(
             f"the weights of '{aligned.base}' are not those that the heads of '{source.name}' were "

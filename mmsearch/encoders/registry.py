@@ -195,7 +195,17 @@ def read_aligned(folder: Path) -> AlignedFolder | None:
 
 
 def tower_source(source: ModelSource) -> ModelSource:
-    """Where the towers and the tokenizer of a model come from: its base's, where it has one.
+    """Where the towers and the tokenizer of a model come from: below all heads.
+
+    Raises:
+        ModelNotFound: the model is heads for vectors from elsewhere, without towers.
+    """
+    base = base_source(source)
+    return source if base == source else tower_source(base)
+
+
+def base_source(source: ModelSource) -> ModelSource:
+    """The model that a model's heads stand on; itself where it has no heads.
 
     Raises:
         ModelNotFound: the model is heads for vectors from elsewhere, without towers.
@@ -213,7 +223,7 @@ def tower_source(source: ModelSource) -> ModelSource:
 def _local_files(folder: Path) -> list[Path] | None:
     if (folder / ALIGNED).is_file():
         source = ModelSource(f"local-dir:{folder}", "local-dir", "", str(folder))
-        base = cached_files(tower_source(source))
+        base = cached_files(base_source(source))
         return [folder / ALIGNED, folder / HEADS, *base] if base is not None else None
     config = folder / "open_clip_config.json"
     if not config.is_file():

@@ -74,14 +74,21 @@ def bootstrap_interval(
         values: one for each query.
         clusters: which cluster (image) each query belongs to.
     """
+    low, high = np.percentile(_resampled(values, clusters, samples, seed), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled(
+    values: NDArray[np.floating], clusters: NDArray[np.int64], samples: int, seed: int
+) -> NDArray[np.float64]:
+    """The means of `samples` draws, (samples,)."""
     _, cluster = np.unique(clusters, return_inverse=True)
     sums = np.bincount(cluster, weights=values)
     sizes = np.bincount(cluster).astype(np.float64)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=samples)
-    means = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    means: NDArray[np.float64] = (drawn @ sums) / (drawn @ sizes)
+    return means
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Difference:
 
 
 def paired_difference(
-    before: NDArray[np.floating], after: NDArray[np.floating], clusters: NDArray[np.int64]
+    *changes: tuple[NDArray[np.floating], NDArray[np.int64]], samples: int = 2000, seed: int = 0
 ) -> Difference:
     """The mean of after - before, with its bootstrap interval over clusters (Efron 1979).
 
@@ -108,12 +115,16 @@ def paired_difference(
     comparing two separate intervals.
 
     Args:
-        before: one value for each query, and `after` for the same queries.
-        clusters: which cluster (image) each query belongs to.
+        changes: after - before of each query, and the cluster (image) of each query. Of several
+            measures over the same clusters the mean is taken: the mean of their means.
     """
-    change = after - before
-    low, high = bootstrap_interval(change, clusters)
-    return Difference(float(change.mean()), low, high)
+    sets = [np.unique(clusters) for _, clusters in changes]
+    assert all(np.array_equal(sets[0], other) for other in sets[1:])
+    # One seed and one number of clusters: every measure sees the same draws.
+    drawn = [_resampled(values, clusters, samples, seed) for values, clusters in changes]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    mean = np.mean([values.mean() for values, _ in changes])
+    return Difference(float(mean), float(low), float(high))
 
 
 @dataclass(frozen=True)

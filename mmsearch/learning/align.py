@@ -17,7 +17,7 @@ import torch
 
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
-from mmsearch.errors import ModelNotFound
+from mmsearch.errors import ModelNotFound, TrainingError
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
 from mmsearch.learning.batches import Source
 from mmsearch.learning.card import Card, write_card
@@ -149,27 +149,13 @@ def compare(heads: AlignedHeads, held_out: Features) -> AlignReport:
     old = ranks_of(held_out.images, held_out.texts, held_out.owner)
     before = recalls(old)
     clusters = {"t2i": held_out.owner, "i2t": np.arange(len(held_out.images))}
-    gains = {
-        f"{way}_R@{k}": paired_difference(
-            100.0 * (old[way] <= k), 100.0 * (new[way] <= k), clusters[way]
-        )
+    changes = {
+        f"{way}_R@{k}": (100.0 * (new[way] <= k) - 100.0 * (old[way] <= k), clusters[way])
         for way in ("t2i", "i2t")
         for k in CUTOFFS
     }
-    overall = paired_difference(
-        _by_image(old, held_out.owner), _by_image(new, held_out.owner), clusters["i2t"]
-    )
-    return AlignReport(None, before, after, gains, overall, {})
-
-
-def _by_image(ranks: dict[str, np.ndarray], owner: np.ndarray) -> np.ndarray:
-    """For each image the mean of its six recalls, its texts' first averaged."""
-    found = np.zeros(len(ranks["i2t"]))
-    counts = np.bincount(owner, minlength=len(found))
-    for k in CUTOFFS:
-        texts = np.bincount(owner, weights=100.0 * (ranks["t2i"] <= k), minlength=len(found))
-        found += texts / np.maximum(counts, 1) + 100.0 * (ranks["i2t"] <= k)
-    return found / (2 * len(CUTOFFS))
+    gains = {name: paired_difference(change) for name, change in changes.items()}
+    return AlignReport(None, before, after, gains, paired_difference(*changes.values()), {})
 
 
 def align(
@@ -279,8 +265,12 @@ def load_heads(folder: Path) -> AlignedHeads:
     aligned = read_aligned(folder)
     if aligned is None:
         raise ModelNotFound(f"{folder}: no {ALIGNED} there, so it holds no heads")
-    heads = AlignedHeads(HeadsConfig.from_json(aligned.heads))
-    heads.load_state_dict(load_weights(folder / HEADS))
+    try:
+        heads = AlignedHeads(HeadsConfig.from_json(aligned.heads))
+        heads.load_state_dict(load_weights(folder / HEADS))
+    except (OSError, TrainingError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelNotFound(f"{folder / HEADS}: heads that cannot be loaded: {reason}") from error
     return heads.eval()
 
 

@@ -7,15 +7,15 @@ what a run without a break would have seen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from mmsearch.errors import UsageError
+from mmsearch.errors import MmsearchError, UsageError
 
 
 class ImageInputs(Protocol):
@@ -121,12 +121,15 @@ def _shares(weights: Sequence[float], batch: int) -> list[int]:
     return rows
 
 
-class Examples(Dataset[Example]):
+class Examples:
     """The pairs of all sources, by row."""
 
     def __init__(self, sources: Sequence[Source], word_drop: float = 0.0) -> None:
         self._sources = sources
         self._word_drop = word_drop
+
+    def __len__(self) -> int:
+        return sum(len(source.images) for source in self._sources)
 
     def __getitem__(self, row: Row) -> Example:
         source = self._sources[row.source]
@@ -189,9 +192,53 @@ def load_batches(
 ) -> Iterator[Example]:
     """The batches of some steps, loaded ahead by `workers` processes where there are any."""
     loader = DataLoader(
-        examples,
+        _Carrying(examples.__getitem__, len(examples)),
         batch_sampler=_Batches(plan, steps, rank, world),
         num_workers=workers,
         pin_memory=pin,
+        collate_fn=_collated,
     )
-    return iter(loader)
+    return _raising(loader)
+
+
+def load_images(images: ImageInputs, block: int, workers: int = 0) -> Iterator[torch.Tensor]:
+    """All images in order, a block at a time, as they are without augmentation."""
+    found = DataLoader(
+        _Carrying(functools.partial(_plain, images), len(images)),
+        batch_size=block,
+        num_workers=workers,
+        collate_fn=_collated,
+    )
+    return _raising(found)
+
+
+def _plain(images: ImageInputs, place: int) -> torch.Tensor:
+    return images.load(place, 0)
+
+
+class _Carrying(Dataset[Any]):
+    """A dataset whose own errors are items: a worker process would wrap them in a traceback."""
+
+    def __init__(self, load: Callable[[Any], Any], count: int) -> None:
+        self._load, self._count = load, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._load(key)
+        except MmsearchError as error:
+            return error
+
+
+def _collated(items: list[Any]) -> Any:
+    wrong = next((item for item in items if isinstance(item, MmsearchError)), None)
+    return wrong if wrong is not None else default_collate(items)
+
+
+def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, MmsearchError):
+            raise batch
+        yield batch

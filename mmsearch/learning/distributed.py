@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from mmsearch.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Process:
@@ -19,6 +21,8 @@ class Process:
     rank: int
     world: int
     device: str
+    beside: int = 1
+    """How many of them share this machine."""
 
 
 @contextmanager
@@ -26,20 +30,38 @@ def processes(device: str) -> Iterator[Process]:
     """Joins the processes that torchrun started, each on a device of its own.
 
     Args:
-        device: "cpu" or "cuda".
+        device: "cpu" or a torch device; of several processes each takes a card of its own.
+
+    Raises:
+        UsageError: there is no such device.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise UsageError(
+                f"device '{device}': of several processes each takes a card of its own; say "
+                "--device cuda, and CUDA_VISIBLE_DEVICES=0,1 for which"
+            )
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    _check(device)
     if world == 1:
         yield Process(0, 1, device)
         return
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)  # where barriers and exchanged objects go
     # The others wait while the first computes views of every picture, which may take hours.
     dist.init_process_group(
         "nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=24)
     )
     try:
-        yield Process(rank, world, device)
+        yield Process(rank, world, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     finally:
         dist.destroy_process_group()
+
+
+def _check(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise UsageError(f"device '{device}' cannot be used: {reason}") from error

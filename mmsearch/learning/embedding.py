@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,15 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.errors import LabelsError
+from mmsearch.errors import DecodeError, TrainingError
 from mmsearch.learning.checkpoint import State, load_weights, save_weights
-from mmsearch.learning.views import open_picture, stamps
+from mmsearch.learning.views import decode_picture, stamps
 from mmsearch.media.image import fit
-from mmsearch.store.files import write_durably
 from mmsearch.types import Progress, Vectors
 
 _PICTURES = 64
 _TEXTS = 256
+_PORTION = 32 * _PICTURES  # what is kept at once: a run that is stopped loses no more
 
 OnProgress = Callable[[Progress], None]
 
@@ -33,101 +35,139 @@ def embed_pictures(
 ) -> tuple[Vectors, NDArray[np.bool_]]:
     """The vectors of the pictures that can be used, (m, dim), and which of them can, (n,).
 
-    Both come from `cache` where the same files were embedded before.
+    Both come from `cache` where the same files were embedded before, which is kept portion by
+    portion. A file that cannot be read is not used, and tried anew the next time.
     """
 
-    def embed() -> State:
-        vectors, good = _embed(encoder, files, job, on_progress)
-        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
+    def embed(part: Sequence[Path], start: int) -> _Made:
+        vectors, good, is_lasting = _embed(
+            encoder, part, lambda done: on_progress(Progress(job, start + done, len(files)))
+        )
+        state = {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
+        return _Made(state, is_lasting)
 
-    found = _remembered(cache, "features", encoder, stamps(files), embed)
-    return found["images"].numpy(), found["good"].numpy().astype(bool)
+    found = []
+    for portion in _portions(len(files)):
+        part = files[portion]
+        about = [encoder.spec.space, encoder.precision, stamps(part)]
+        made = functools.partial(embed, part, portion.start)
+        found.append(_remembered(cache, "features", about, made))
+    vectors = [np.empty((0, encoder.spec.dim), np.float32)]
+    vectors += [part["images"].numpy() for part in found]
+    good = [np.empty(0, bool), *(part["good"].numpy().astype(bool) for part in found)]
+    return np.concatenate(vectors), np.concatenate(good)
 
 
 def embed_texts(
     encoder: Encoder, texts: Sequence[str], cache: Path, job: str, on_progress: OnProgress
 ) -> Vectors:
     """The vectors of texts, (n, dim), from `cache` where they were embedded before."""
+    each = list(dict.fromkeys(texts))  # captions that are made from names come again and again
 
-    def embed() -> State:
-        each = list(dict.fromkeys(texts))  # captions that are made from names come again and again
-        found = [np.empty((0, encoder.spec.dim), np.float32)]
-        for start in range(0, len(each), _TEXTS):
-            found.append(encoder.encode_texts(each[start : start + _TEXTS]))
-            on_progress(Progress(job, min(start + _TEXTS, len(each)), len(each)))
-        rows = {text: row for row, text in enumerate(each)}
-        return {"texts": torch.from_numpy(np.concatenate(found)[[rows[text] for text in texts]])}
+    def embed(part: Sequence[str], first: int) -> _Made:
+        found = []
+        for start in range(0, len(part), _TEXTS):
+            found.append(encoder.encode_texts(part[start : start + _TEXTS]))
+            done = first + min(start + _TEXTS, len(part))
+            on_progress(Progress(job, done, len(each)))
+        return _Made({"texts": torch.from_numpy(np.concatenate(found))}, is_lasting=True)
 
-    vectors: Vectors = _remembered(cache, "captions", encoder, texts, embed)["texts"].numpy()
+    found = [np.empty((0, encoder.spec.dim), np.float32)]
+    for portion in _portions(len(each)):
+        part = each[portion]
+        about = [encoder.spec.space, encoder.precision, part]
+        made = functools.partial(embed, part, portion.start)
+        found.append(_remembered(cache, "captions", about, made)["texts"].numpy())
+    rows = {text: row for row, text in enumerate(each)}
+    vectors: Vectors = np.concatenate(found)[[rows[text] for text in texts]]
     return vectors
 
 
-def _remembered(
-    cache: Path, kind: str, encoder: Encoder, what: Any, embed: Callable[[], State]
-) -> State:
-    about = json.dumps([encoder.spec.space, encoder.precision, what])
-    kept = cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress) -> set[int]:
+    """The places of the pictures that cannot be used; `cache` remembers what was looked at."""
+    found: set[int] = set()
+    with ThreadPoolExecutor() as pool:
+
+        def look(part: Sequence[Path]) -> _Made:
+            states = list(pool.map(lambda file: _decoded(file, 1)[0], part))
+            good = np.array([state == _GOOD for state in states], "u1")
+            return _Made({"good": torch.from_numpy(good)}, _UNREAD not in states)
+
+        for portion in _portions(len(files)):
+            part = files[portion]
+            made = functools.partial(look, part)
+            good = _remembered(cache, "looked", stamps(part), made)["good"].numpy()
+            found |= {portion.start + int(place) for place in np.flatnonzero(good == 0)}
+            on_progress(Progress(job, portion.start + len(part), len(files)))
+    return found
+
+
+# -- what is kept ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    state: State
+    is_lasting: bool
+    """Whether it would come out the same the next time."""
+
+
+def _portions(count: int) -> list[slice]:
+    return [slice(start, start + _PORTION) for start in range(0, count, _PORTION)]
+
+
+def _remembered(cache: Path, kind: str, about: Any, make: Callable[[], _Made]) -> State:
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    kept = cache / f"{kind}-{key}.safetensors"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.with_suffix(".lock")):  # another process may be at the same
-        if not kept.is_file():
-            save_weights(kept, embed())
-    return load_weights(kept)
+        try:
+            return load_weights(kept)
+        except (FileNotFoundError, TrainingError):  # nothing yet, or damaged: made anew
+            made = make()
+            if made.is_lasting:
+                save_weights(kept, made.state)
+            return made.state
+
+
+# -- the pictures ----------------------------------------------------------------------------
+
+_GOOD, _DAMAGED, _UNREAD = range(3)
+
+
+def _decoded(file: Path, side: int) -> tuple[int, Any]:
+    try:
+        return _GOOD, decode_picture(file, side)
+    except DecodeError:
+        return _DAMAGED, None
+    except OSError:  # permissions, a network disk: the file may be fine
+        return _UNREAD, None
 
 
 def _embed(
-    encoder: Encoder, files: Sequence[Path], job: str, on_progress: OnProgress
-) -> tuple[Vectors, NDArray[np.bool_]]:
+    encoder: Encoder, files: Sequence[Path], told: Callable[[int], None]
+) -> tuple[Vectors, NDArray[np.bool_], bool]:
     how = encoder.spec.preprocess
 
-    def opened(file: Path) -> NDArray[np.uint8] | None:
-        try:
-            return fit(open_picture(file, max(how.size)), how)
-        except LabelsError:
-            return None
+    def opened(file: Path) -> tuple[int, NDArray[np.uint8] | None]:
+        state, image = _decoded(file, max(how.size))
+        return state, fit(image, how) if image is not None else None
 
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
-    good: list[bool] = []
+    states: list[int] = []
     with ThreadPoolExecutor() as pool:
 
-        def portion(start: int) -> list[Future[NDArray[np.uint8] | None]]:
+        def block(start: int) -> list[Future[tuple[int, NDArray[np.uint8] | None]]]:
             return [pool.submit(opened, file) for file in files[start : start + _PICTURES]]
 
-        coming = portion(0)
+        coming = block(0)
         for start in range(0, len(files), _PICTURES):
-            # The next portion is decoded while this one is embedded.
-            found, coming = [one.result() for one in coming], portion(start + _PICTURES)
-            good += [pixels is not None for pixels in found]
-            usable = [pixels for pixels in found if pixels is not None]
+            # The next block is decoded while this one is embedded.
+            found, coming = [one.result() for one in coming], block(start + _PICTURES)
+            states += [state for state, _ in found]
+            usable = [pixels for _, pixels in found if pixels is not None]
             if usable:
                 vectors.append(encoder.encode_images(np.stack(usable)))
-            on_progress(Progress(job, start + len(found), len(files)))
-    return np.concatenate(vectors), np.array(good, bool)
-
-
-def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress) -> set[int]:
-    """The places of the pictures that cannot be decoded; `cache` remembers what was looked at."""
-    key = hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()[:16]
-    kept = cache / f"damaged-{key}.json"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(kept.with_suffix(".lock")):
-        if not kept.is_file():
-            write_durably(kept, json.dumps(_damaged(files, job, on_progress)).encode())
-    return set(json.loads(kept.read_text()))
-
-
-def _damaged(files: Sequence[Path], job: str, on_progress: OnProgress) -> list[int]:
-    def damaged(file: Path) -> bool:
-        try:
-            open_picture(file, 1)
-        except LabelsError:
-            return True
-        return False
-
-    found = []
-    with ThreadPoolExecutor() as pool:
-        for place, bad in enumerate(pool.map(damaged, files)):
-            if bad:
-                found.append(place)
-            if place % _PICTURES == 0:
-                on_progress(Progress(job, place, len(files)))
-    return found
+            told(start + len(found))
+    good = np.array([state == _GOOD for state in states], bool)
+    return np.concatenate(vectors), good, _UNREAD not in states

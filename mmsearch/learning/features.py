@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.embedding import embed_pictures, embed_texts
+from mmsearch.learning.sets import Notify, OnProgress, first_copies
 from mmsearch.learning.validation import LEAST
-from mmsearch.types import Progress, Vectors
+from mmsearch.types import Vectors
 
-OnProgress = Callable[[Progress], None]
+log = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
 
@@ -56,22 +58,55 @@ def embed_set(
     cache: Path,
     seed: int,
     on_progress: OnProgress = lambda progress: None,
-) -> tuple[Features, list[str]]:
+    notify: Notify = log.info,
+) -> Features:
     """The frozen model's vectors of a labelled set, from `cache` where they were kept.
 
-    Returns the features and the files that could not be used.
+    Copies of a picture are one picture with all of their captions; pictures that cannot be
+    used are left out; `notify` is told of both.
     """
-    images = [image for image in images if image.captions]
+    images = _without_copies(folder, [image for image in images if image.captions], notify)
     files = [folder / image.file for image in images]
     vectors, good = embed_pictures(encoder, files, cache, "embedding pictures", on_progress)
     usable = [image for image, fine in zip(images, good, strict=True) if fine]
     bad = [image.file for image, fine in zip(images, good, strict=True) if not fine]
+    if bad:
+        notify(f"{len(bad)} pictures could not be used: {', '.join(bad[:5])}")
     if not usable:
         raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
     texts = [text for image in usable for text in image.captions]
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
     found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
-    return Features(vectors, found, owner, _splits([i.split for i in usable], seed)), bad
+    return Features(vectors, found, owner, _splits([i.split for i in usable], seed))
+
+
+def _without_copies(
+    folder: Path, images: Sequence[LabelledImage], notify: Notify
+) -> list[LabelledImage]:
+    """Or one picture would be in two splits, and a false answer to its copy's captions."""
+    together: dict[int, list[LabelledImage]] = {}
+    first = first_copies([folder / image.file for image in images])
+    for image, place in zip(images, first, strict=True):
+        together.setdefault(place, []).append(image)
+    if len(together) < len(images):
+        notify(f"{len(images) - len(together)} pictures are copies of others: their captions are "
+               "taken for those of one picture")  # fmt: skip
+    return [_joined(copies) for copies in together.values()]
+
+
+def _joined(copies: Sequence[LabelledImage]) -> LabelledImage:
+    captions = tuple(text for image in copies for text in image.captions)
+    # The split that is held out furthest: what is measured on is not learned from.
+    held = max((image.split for image in copies), key=lambda split: _RANK[_known(split)])
+    return replace(copies[0], captions=captions, split=held)
+
+
+_KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
+_RANK = {"train": 0, "val": 1, "test": 2}
+
+
+def _known(split: str) -> str:
+    return _KNOWN.get(split.lower(), "train")
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:
@@ -133,8 +168,7 @@ def _splits(names: Sequence[str], seed: int) -> tuple[str, ...]:
 
     What the set holds out is never learned from: its figures would be worth nothing any more.
     """
-    known = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
-    found = [known.get(name.lower(), "train") for name in names]
+    found = [_known(name) for name in names]
     learnable = [place for place, split in enumerate(found) if split == "train"]
     order = iter(np.random.default_rng(seed).permutation(learnable))
     size = int(_HELD_OUT * len(learnable))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ Entry = dict[str, float | str]
 class History:
     """What was measured at each validation, in order."""
 
-    def __init__(self, entries: list[Entry] | None = None) -> None:
-        self.entries: list[Entry] = list(entries or [])
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.entries: list[Entry] = list(entries)
 
     def add(self, **values: float | str) -> None:
         self.entries.append({name: values[name] for name in FIELDS if name in values})

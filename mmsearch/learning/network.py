@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from mmsearch.learning.checkpoint import State, load_weights, save_weights
 from mmsearch.learning.losses import SIGLIP_BIAS, SIGLIP_SCALE
 from mmsearch.learning.recipe import ModelTable, Recipe
 from mmsearch.learning.runs import Place
-from mmsearch.learning.sets import Tokenize
 from mmsearch.learning.views import preprocess_of
 from mmsearch.learning.words import give_meanings
 from mmsearch.store.files import write_durably
@@ -81,7 +81,8 @@ def _load_part(network: nn.Module, name: str, file: Path) -> None:
             state = torch.load(file, map_location="cpu", weights_only=True)
         missing, unexpected = part.load_state_dict(state, strict=False)
     except Exception as error:
-        raise UsageError(f"{file}: weights that do not fit '{name}': {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{file}: weights that do not fit '{name}': {reason}") from error
     # Folded batch norms lack the counter that only training would use.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
@@ -94,8 +95,28 @@ def merge_state(network: nn.Module, state: State) -> None:
     network.load_state_dict({**network.state_dict(), **state})
 
 
-def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> Tokenize:
-    """The model's own tokenizer, as open_clip picks it."""
+class ModelTokenizer:
+    """The model's own tokenizer, as open_clip picks it: texts to token ids (n, length)."""
+
+    def __init__(self, found: Any, length: int) -> None:
+        self._tokenizer, self._length = found, length
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        ids: torch.Tensor = self._tokenizer(list(texts), context_length=self._length)
+        return ids
+
+    def save(self, folder: Path) -> None:
+        """Puts it beside a model, where open_clip looks for it, if it is not open_clip's own."""
+        if isinstance(self._tokenizer, open_clip.tokenizer.HFTokenizer):
+            self._tokenizer.save_pretrained(str(folder))
+
+
+def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> ModelTokenizer:
+    """The tokenizer that captions go through.
+
+    Raises:
+        UsageError: it cannot be loaded, or the recipe does something that it cannot.
+    """
     table = recipe.model
     if table.weights is not None:
         name = place.model(table.weights).open_clip_name
@@ -112,12 +133,14 @@ def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> Tokenize:
         ) from error
     if recipe.word_drop and not isinstance(tokenizer, open_clip.SimpleTokenizer):
         raise UsageError("word_drop: only for models with CLIP's byte-pair tokenizer")
-    length = int(getattr(network, "context_length", 77))
-    return lambda texts: tokenizer(list(texts), context_length=length)
+    return ModelTokenizer(tokenizer, int(getattr(network, "context_length", 77)))
 
 
-def save_model(network: nn.Module, table: ModelTable, place: Place) -> None:
+def save_model(
+    network: nn.Module, table: ModelTable, tokenizer: ModelTokenizer, place: Place
+) -> None:
     """Writes an open_clip `local-dir:` folder; its config, without which it is none, last."""
+    tokenizer.save(place.folder)
     state = {
         name: value.half() if table.half and value.is_floating_point() else value
         for name, value in network.state_dict().items()

@@ -13,6 +13,7 @@ from mmsearch.errors import UsageError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -98,8 +99,8 @@ class Schedule(_Table):
     """Pairs in a batch, over all processes."""
     chunk: Count | None = None
     """Pairs that go through the network at once: fewer than the batch is gradient caching."""
-    rate: Positive = 1e-3
-    rates: dict[str, Positive] = field(default_factory=dict)
+    rate: Rate = 1e-3
+    rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rates of some modules; the longest name counts."""
     freeze: tuple[str, ...] = ()
     """Modules that do not learn."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.embedding import unusable
 from mmsearch.learning.recipe import DataTable, HeldOutTable
+from mmsearch.media.fingerprint import content_hash
 from mmsearch.types import Progress
 
 _NOT_LEARNED = ("val", "dev", "valid", "validation", "test")
@@ -31,6 +33,15 @@ class LabelledFiles:
     files: list[Path]
     images: list[LabelledImage]
     tokens: list[torch.Tensor]
+
+    def only(self, rows: Sequence[int]) -> LabelledFiles:
+        """Some of its pictures."""
+        return replace(
+            self,
+            files=[self.files[row] for row in rows],
+            images=[self.images[row] for row in rows],
+            tokens=[self.tokens[row] for row in rows],
+        )
 
 
 def read_set(
@@ -69,22 +80,32 @@ def read_set(
         raise LabelsError(f"{images}: none of the {len(files)} pictures of {labels} is usable")
     if bad:
         first = ", ".join(chosen[row].file for row in sorted(bad)[:5])
-        notify(f"{name}: {len(bad)} pictures are damaged and left out: {first}")
-    good = [row for row in range(len(files)) if row not in bad]
-    chosen = [chosen[row] for row in good]
+        notify(f"{name}: pictures that are damaged or cannot be read are left out ({len(bad)}): "
+               f"{first}")  # fmt: skip
     tokens = [tokenize(image.captions) for image in chosen]
-    return LabelledFiles(name, table, [files[row] for row in good], chosen, tokens)
+    found = LabelledFiles(name, table, files, chosen, tokens)
+    return found.only([row for row in range(len(files)) if row not in bad])
 
 
 def _is_wanted(table: DataTable, split: str) -> bool:
     return split in table.splits if table.splits else split.lower() not in _NOT_LEARNED
 
 
-def keep_apart(sets: Sequence[LabelledFiles], held_out: LabelledFiles | None) -> None:
-    """Stops a recipe that learns from what it is measured on."""
+def keep_apart(
+    sets: Sequence[LabelledFiles], held_out: LabelledFiles | None, notify: Notify
+) -> list[LabelledFiles]:
+    """Keeps what is measured on out of what is learned from.
+
+    A file that is in both is a mistake in the recipe; another file with the same picture is
+    left out of the learning, and told.
+
+    Raises:
+        UsageError: a file is in both.
+    """
     if held_out is None:
-        return
+        return list(sets)
     measured = {file.resolve() for file in held_out.files}
+    found = []
     for one in sets:
         both = sum(file.resolve() in measured for file in one.files)
         if both:
@@ -92,3 +113,27 @@ def keep_apart(sets: Sequence[LabelledFiles], held_out: LabelledFiles | None) ->
                 f"{one.name}: {both} of its pictures are in a split that is measured on; name "
                 "other splits"
             )
+        first = first_copies([*held_out.files, *one.files])[len(held_out.files) :]
+        rows = [row for row, place in enumerate(first) if place >= len(held_out.files)]
+        if len(rows) < len(one.files):
+            notify(f"{one.name}: {len(one.files) - len(rows)} of its pictures are left out: a "
+                   "split that is measured on holds copies of them")  # fmt: skip
+        found.append(one.only(rows) if len(rows) < len(one.files) else one)
+    return found
+
+
+def first_copies(files: Sequence[Path]) -> list[int]:
+    """For each file the place of the first with the same content: its own where there is none."""
+    found = list(range(len(files)))
+    of_size: dict[int, list[int]] = {}
+    for place, file in enumerate(files):
+        with suppress(OSError):
+            of_size.setdefault(file.stat().st_size, []).append(place)
+    for places in of_size.values():
+        if len(places) == 1:  # nothing can be the same: need not be read
+            continue
+        first: dict[bytes, int] = {}
+        for place in places:
+            with suppress(OSError):
+                found[place] = first.setdefault(content_hash(files[place].read_bytes()), place)
+    return found

@@ -6,8 +6,8 @@ import ctypes
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mmsearch.errors import Interrupted, TrainingError
 from mmsearch.learning.batches import Example, Examples, Plan, Source, load_batches
 from mmsearch.learning.checkpoint import State, load_checkpoint, save_checkpoint, save_weights
 from mmsearch.learning.gradients import cached_backward
-from mmsearch.learning.history import History
+from mmsearch.learning.history import Entry, History
 from mmsearch.learning.losses import ContrastiveLoss, Embeddings, clamp_scale
 from mmsearch.learning.recipe import Schedule
 from mmsearch.learning.schedule import check_schedule, is_below, parameter_groups
@@ -31,12 +31,15 @@ from mmsearch.types import Progress
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.pt"
+
 _DIVERGED = 1.0  # nats above what the beginning and what guessing cost
 _RISING = 0.5  # nats above its lowest: such weights do not replace the last good ones
 _COLLAPSED = 2.0  # nats above its lowest: what was learned before is gone
 _FORGET = 0.002  # nats a step by which the lowest is forgotten: a loss may settle a little higher
 _SMOOTH = 0.95
 _DRAW_SECONDS = 20.0  # drawing takes as long as many steps of a small model
+_SAVE_SHARE = 0.05  # of the time, at most, for checkpoints between validations
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Trainer:
         folder: Path,
         *,
         run: str = "",
+        before: Collection[str] = (),
+        history: Sequence[Entry] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
         notify: Callable[[str], None] = log.info,
     ) -> None:
@@ -88,14 +93,16 @@ class Trainer:
         Args:
             folder: where checkpoint, log and plot are kept.
             run: a name for everything that the weights depend on; a checkpoint of another run
-                is refused.
+                is refused,
+            before: but for those of the stages that led here.
+            history: what those measured, for the log.
 
         Raises:
             UsageError: a batch that processes cannot share, or a module that there is not.
             TrainingError: nothing is left to learn.
         """
         self.schedule, self.setting, self._loss = schedule, setting, loss
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._before = folder, run, before
         self._progress, self._notify = on_progress, notify
         self._device = torch.device(setting.device)
         self.network: Any = network.to(self._device)
@@ -120,11 +127,12 @@ class Trainer:
         )
         self.step = 0
         self._saved_step = 0
+        self._save_after = 0.0
         self._losses: list[float] = []
         self._sum = self._counted = 0.0
         self.seconds = 0.0
         self._best: Outcome | None = None
-        self.history = History()
+        self.history = History(history)
         self._drawn = -math.inf
 
     # -- the loop --------------------------------------------------------------------------
@@ -140,7 +148,8 @@ class Trainer:
         self._share_network()
         resumed = self._resume()
         try:
-            self._loop(resumed)
+            with _enough_memory(self.schedule):
+                self._loop(resumed)
         except KeyboardInterrupt:
             # What a step has half done is not saved: it would not be what an undisturbed run has.
             raise Interrupted(
@@ -148,7 +157,8 @@ class Trainer:
                 f"step {self._saved_step}"
             ) from None
         finally:
-            self._show(last=True)
+            with suppress(OSError, TrainingError):  # what stopped the run is what must be told
+                self._show(last=True)
         best: Outcome | None = self._of_first(self._best)
         assert best is not None
         if not best.step:
@@ -168,7 +178,7 @@ class Trainer:
             rank=self.setting.rank,
             world=self.setting.world,
         )
-        saved = started = time.monotonic()
+        started = time.monotonic()
         before = self.seconds
         if not resumed:
             self._validate()  # where it starts from may be the best there is
@@ -181,11 +191,9 @@ class Trainer:
             if self.step % self._every == 0 or self.step == self.total:
                 self._validate()
                 self._save()
-                saved = time.monotonic()
                 self._show()
-            elif time.monotonic() - saved > self.setting.checkpoint_seconds:
+            elif time.monotonic() > self._save_after:
                 self._save()
-                saved = time.monotonic()
 
     def _learn(self, batch: Example) -> None:
         self._mode()
@@ -336,13 +344,13 @@ class Trainer:
         """Measures where the run stands: in the first process, which alone keeps the best."""
         recall = None
         if not self.setting.rank:
-            try:
-                recall = validate(self._shown, self._validation, self._device)
-            except ArithmeticError:
-                raise self._stopped(
-                    "a validation vector is not a finite number", "a lower rate, or fp32"
-                ) from None
+            with suppress(ArithmeticError):
+                recall = validate(self._shown, self._validation, self._device, self.setting.workers)
         recall = self._of_first(recall)
+        if recall is None:
+            raise self._stopped(
+                "a validation vector is not a finite number", "a lower rate, or fp32"
+            )
         if self.setting.rank:
             return
         score = sum(recall.values()) / len(recall)
@@ -382,8 +390,11 @@ class Trainer:
             "best": vars(self._best) if self._best is not None else None,
             "history": self.history.entries,
         }
-        save_checkpoint(self._folder / "checkpoint.pt", state)
+        began = time.monotonic()
+        save_checkpoint(self._folder / CHECKPOINT, state)
         self._saved_step = self.step
+        took = time.monotonic() - began
+        self._save_after = began + max(self.setting.checkpoint_seconds, took / _SAVE_SHARE)
 
     def _show(self, *, last: bool = False) -> None:
         """For people: the log, its plot now and then, and the best weights so far."""
@@ -398,19 +409,13 @@ class Trainer:
 
     def _resume(self) -> bool:
         """Takes up this stage's checkpoint; whether there was one."""
-        state = load_checkpoint(self._folder / "checkpoint.pt")
+        check_run(self._folder, {self._run, *self._before})
+        state = load_checkpoint(self._folder / CHECKPOINT)
         if self.setting.world > 1:
             dist.barrier()  # the first process replaces it soon
-        if state is None:
-            return False
-        if state["run"] != self._run:
-            raise TrainingError(
-                f"{self._folder}: holds a run with other settings or data; --restart begins anew, "
-                "another --out keeps both"
-            )
+        if state is None or state["run"] != self._run:
+            return False  # an earlier stage's: what came of it is here already
         self.history = History(state["history"])
-        if state["stage"] != self.schedule.name:
-            return False  # the stage before: its log goes on, its weights came with the network
         self.step = self._saved_step = int(state["step"])
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -423,6 +428,35 @@ class Trainer:
         self.seconds = float(state["seconds"])
         self._notify(f"going on at step {self.step} of {self.total}")
         return True
+
+
+def check_run(folder: Path, runs: Collection[str]) -> None:
+    """Makes sure that a checkpoint in a folder, where there is one, belongs to one of these runs.
+
+    Raises:
+        TrainingError: it does not, or is damaged.
+    """
+    state = load_checkpoint(folder / CHECKPOINT, mapped=True)
+    if state is not None and state["run"] not in runs:
+        raise TrainingError(
+            f"{folder}: stage '{state['stage']}' was begun there with other settings or data; "
+            f"delete {CHECKPOINT} in it to train what has changed anew, --restart begins all "
+            "anew, another --out keeps both"
+        )
+
+
+@contextmanager
+def _enough_memory(schedule: Schedule) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        through = schedule.chunk or schedule.batch
+        raise TrainingError(
+            f"stage '{schedule.name}': {through} pairs at once do not fit into memory; a smaller "
+            "chunk (gradient caching) learns the same from less"
+        ) from error
 
 
 def _mixed(*key: int) -> int:

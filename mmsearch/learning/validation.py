@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recall_at
-from mmsearch.learning.batches import ImageInputs
+from mmsearch.learning.batches import ImageInputs, load_images
 from mmsearch.learning.losses import Embeddings
 
 #: Pictures that a split needs: the recalls of fewer measure nothing.
@@ -34,16 +34,16 @@ def embed_all(
     images: ImageInputs,
     texts: Sequence[torch.Tensor],
     device: torch.device,
+    workers: int = 0,
     block: int = 128,
 ) -> Embeddings:
     """Unit vectors of all pictures (n, dim) and of all captions (c, dim), on the CPU."""
     network.eval()
-    found = []
     with torch.inference_mode():
-        for start in range(0, len(images), block):
-            rows = range(start, min(start + block, len(images)))
-            batch = torch.stack([images.load(row, 0) for row in rows]).to(device)
-            found.append(network.encode_image(batch, normalize=True).float().cpu())
+        found = [
+            network.encode_image(batch.to(device), normalize=True).float().cpu()
+            for batch in load_images(images, block, workers)
+        ]
         text = [
             network.encode_text(part.to(device), normalize=True).float().cpu()
             for part in torch.cat(list(texts)).split(4 * block)
@@ -51,13 +51,18 @@ def embed_all(
     return Embeddings(torch.cat(found), torch.cat(text))
 
 
-def validate(network: Any, validation: Validation, device: torch.device) -> dict[str, float]:
+def validate(
+    network: Any, validation: Validation, device: torch.device, workers: int = 0
+) -> dict[str, float]:
     """Recall@1/5/10 both ways, in percent, by names such as "t2i_R@1".
+
+    Args:
+        workers: processes that load pictures; 0 is this one.
 
     Raises:
         ArithmeticError: the network gives vectors that are no numbers.
     """
-    found = embed_all(network, validation.images, validation.texts, device)
+    found = embed_all(network, validation.images, validation.texts, device, workers)
     if not (found.image.isfinite().all() and found.text.isfinite().all()):
         raise ArithmeticError("vectors that are not finite")
     return recall_of(found.image.numpy(), found.text.numpy(), validation.owner)

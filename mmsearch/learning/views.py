@@ -142,14 +142,24 @@ def stamps(files: Sequence[Path]) -> list[Any]:
     return found
 
 
+def decode_picture(file: Path, side: int) -> Image.Image:
+    """A labelled picture, upright and RGB, at least twice `side` where it is that large.
+
+    Raises:
+        OSError: it cannot be read.
+        DecodeError: it is damaged.
+    """
+    return decode(file.read_bytes(), at_least=(2 * side, 2 * side)).image
+
+
 def open_picture(file: Path, side: int) -> Image.Image:
-    """A labelled picture, upright and RGB.
+    """The same, for who cannot do without it.
 
     Raises:
         LabelsError: it is missing or damaged.
     """
     try:
-        return decode(file.read_bytes(), at_least=(2 * side, 2 * side)).image
+        return decode_picture(file, side)
     except (OSError, DecodeError) as error:
         raise LabelsError(f"{file}: cannot be learned from: {error}") from error
 
@@ -262,9 +272,11 @@ def compute_views(
     key = _key(prefix, pictures, views, seed)
     file = folder / f"{name}-{key}.npy"
     with FileLock(file.with_suffix(".lock")):  # another run may be at the same
-        if not file.is_file():
+        try:
+            return CachedViews(np.load(file, mmap_mode="r"))
+        except (OSError, ValueError):  # nothing yet, or damaged: made anew
             _fill(prefix, pictures, views, seed, file, name, on_progress)
-    return CachedViews(np.load(file, mmap_mode="r"))
+            return CachedViews(np.load(file, mmap_mode="r"))
 
 
 def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:

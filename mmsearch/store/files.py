@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -31,9 +32,14 @@ def draft_of(path: Path) -> Path:
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file: after a crash it has the old content or the new, never a part."""
     draft = draft_of(path)
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):  # half a file of no use takes room on a full disk
+            draft.unlink(missing_ok=True)
+        raise
     os.replace(draft, path)
     sync_folder(path.parent)

@@ -7,19 +7,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeEncoder
 from PIL import Image
 from toys import RECIPE, write_recipe
 from typer.testing import CliRunner
 
 from mmsearch.cli.app import app
+from mmsearch.config import load_settings
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.datasets.labelled import LabelledImage
-from mmsearch.encoders.open_clip import load_model
-from mmsearch.encoders.registry import parse_model, tower_source
+from mmsearch.encoders.loading import ModelCache, open_encoder
+from mmsearch.encoders.open_clip import TorchEncoder, load_model
+from mmsearch.encoders.registry import base_source, full_name, parse_model, tower_source
 from mmsearch.errors import ModelNotFound, TrainingError, UsageError
-from mmsearch.learning.align import AlignSettings, align, load_heads
+from mmsearch.learning.align import AlignSettings, align, compare, load_heads
 from mmsearch.learning.features import Features, embed_set, read_features
+from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 
 
 def run(*arguments, code=0):
@@ -58,6 +62,19 @@ def test_heads_that_help_are_kept_with_their_gain(tmp_path):
         assert gain.mean == pytest.approx(report.after[key] - report.before[key])
         assert gain.low <= gain.mean <= gain.high
     assert report.images == {"train": 160, "val": 40, "test": 40}
+
+
+def test_the_decision_is_by_the_recalls_that_are_shown():
+    """Captions weigh alike in them, however many their picture has."""
+    features = turned_apart(captions=1)
+    counts = np.where(np.arange(len(features.images)) % 4 == 0, 9, 1)
+    owner = np.repeat(features.owner, counts)
+    uneven = Features(features.images, features.texts[owner], owner, features.splits)
+    torch.manual_seed(0)
+    report = compare(AlignedHeads(HeadsConfig(16, 16, 8, "linear", 0.0)), uneven.of("test"))
+    shown = [report.after[key] - report.before[key] for key in report.after]
+    assert report.overall.mean == pytest.approx(np.mean(shown))
+    assert report.overall.low <= report.overall.mean <= report.overall.high
 
 
 def test_heads_that_do_not_help_are_not_kept_unless_asked(tmp_path):
@@ -155,10 +172,37 @@ def test_what_a_set_holds_out_is_never_learned_from(tmp_path, held):
     gallery.mkdir()
     for place in range(120):
         Image.new("RGB", (8, 8), (place, 0, 0)).save(gallery / f"{place}.png")
-    found, _ = embed_set(FakeEncoder("x"), gallery, labelled(names), tmp_path / "cache", 0)
+    found = embed_set(FakeEncoder("x"), gallery, labelled(names), tmp_path / "cache", 0)
     kept = "test" if held == "test" else "val"
     assert set(found.splits[100:]) == {kept}
     assert found.splits[:100].count("train") == 90
+
+
+def test_copies_of_a_picture_are_one_picture(tmp_path):
+    """Under another name or spelling too: held out where one of them is."""
+    gallery = tmp_path / "set"
+    gallery.mkdir()
+    for place in range(120):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(gallery / f"{place}.png")
+    images = labelled(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    (gallery / "copy.png").write_bytes((gallery / "119.png").read_bytes())
+    images = [LabelledImage("copy.png", ("red", "more"), "train"),
+              LabelledImage("./7.png", ("words",), "val"), *images]  # fmt: skip
+    told = []
+    found = embed_set(FakeEncoder("x"), gallery, images, tmp_path / "cache", 0, notify=told.append)
+    assert [found.splits.count(split) for split in ("train", "val", "test")] == [79, 21, 20]
+    assert np.bincount(found.owner)[0] == 3
+    assert found.splits[:2] == ("test", "val")
+    assert "2 pictures are copies of others" in told[0]
+
+
+def test_damaged_heads_are_one_clear_error(tmp_path):
+    align(turned_apart(), QUICK, tmp_path / "m", base=None, name="x", data="toys", keep=True)
+    load_heads(tmp_path / "m")
+    content = (tmp_path / "m/heads.safetensors").read_bytes()
+    (tmp_path / "m/heads.safetensors").write_bytes(content[:100])
+    with pytest.raises(ModelNotFound, match=r"heads.safetensors: heads that cannot be loaded"):
+        load_heads(tmp_path / "m")
 
 
 def test_other_splits_do_not_go_on_with_a_run(tmp_path):
@@ -207,14 +251,13 @@ def test_heads_are_not_put_where_their_base_is(tmp_path):
 
 def test_heads_that_give_no_numbers_are_an_error(tmp_path):
     """Even where no loss has seen them yet: they are neither the best nor the last good ones."""
-    features = turned_apart()
-    np.save(tmp_path / "i.npy", features.images[features.owner])
-    np.save(tmp_path / "t.npy", features.texts)
-    files = ("--features", tmp_path / "t.npy", tmp_path / "i.npy", "--out", tmp_path / "m")
-    far = ("--head", "residual", "--epochs", 3, "--rate", 1e10)
-    told = run("train", "align", *files, *far, code=6)
-    assert "not a finite number" in told.stderr
+    far = AlignSettings(head="residual", epochs=3, rate=1e10)
+    with pytest.raises(TrainingError, match="not a finite number"):
+        align(turned_apart(), far, tmp_path / "m", base=None, name="x", data="toys")
     assert not (tmp_path / "m/mmsearch_model.json").exists()
+    told = CliRunner().invoke(app, ["train", "align", "x", "--out", "m", "--rate", "1e39"])
+    assert told.exit_code == 2
+    assert "Invalid value for '--rate'" in told.stderr
 
 
 def test_a_pickle_is_not_loaded(tmp_path):
@@ -257,13 +300,25 @@ def test_a_user_aligns_indexes_and_searches(gallery, tmp_path, monkeypatch, tiny
     assert "'mine' is heads on a frozen model" in refused.stderr
 
 
+def test_heads_stand_on_heads(gallery, tmp_path, monkeypatch):
+    """All the way down to the towers, by either runtime."""
+    monkeypatch.setenv("MMSEARCH_HOME", str(tmp_path / "home"))
+    for base, name in (("tiny", "one"), ("one", "two")):
+        run("train", "align", gallery, "--base", base, "--out", name, "--epochs", 2, "--keep")
+    source = parse_model(full_name("two", tmp_path / "home"))
+    assert tower_source(source).name == "tiny"
+    texts = ["a red circle", "two dogs"]
+    found = open_encoder(source, ModelCache(tmp_path / "cache"), precision="fp32")
+    one, two = TorchEncoder(load_model(source)), load_model(base_source(source)).spec.space
+    np.testing.assert_allclose(found.encode_texts(texts), one.encode_texts(texts), atol=1e-4)
+    assert len({found.spec.space, two}) == 2
+    run("index", gallery, "--index", tmp_path / "i", "--model", "two")
+    assert run("search", "two cats", "--index", tmp_path / "i", "--paths").stdout
+
+
 def test_openvino_serves_an_aligned_model_as_torch_does(gallery, tmp_path, tiny):
     run("train", "align", gallery, "--base", "tiny", "--out", tmp_path / "m", "--epochs", 2,
         "--head", "residual", "--dim", 64, "--keep")  # fmt: skip
-    from mmsearch.config import load_settings
-    from mmsearch.encoders.loading import ModelCache, open_encoder
-    from mmsearch.encoders.open_clip import TorchEncoder
-
     source = parse_model(f"local-dir:{tmp_path / 'm'}")
     assert tower_source(source).name == "tiny"
     torch_encoder = TorchEncoder(load_model(source))

@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import Rows, paired_vectors
 
-from mmsearch.errors import UsageError
-from mmsearch.learning.batches import Examples, Plan, Source, Taught, drop_words, load_batches
+from mmsearch.errors import LabelsError, UsageError
+from mmsearch.learning.batches import (
+    Examples,
+    Plan,
+    Source,
+    Taught,
+    drop_words,
+    load_batches,
+    load_images,
+)
 
 
 def sources(*sizes, weights=None):
@@ -75,6 +83,29 @@ def test_workers_load_what_one_process_loads():
     alone = list(load_batches(examples, plan, range(4)))
     helped = list(load_batches(examples, plan, range(4), workers=2))
     assert all(torch.equal(a.image, b.image) for a, b in zip(alone, helped, strict=True))
+
+
+class Vanishing(Rows):
+    def load(self, place, seed):
+        raise LabelsError(f"{place}.png: gone")
+
+
+def test_a_picture_that_vanishes_is_named_also_by_a_worker():
+    """In one line: torch would put a worker's whole traceback into the message."""
+    sets = [Source("x", Vanishing(torch.rand(8, 2)), [torch.ones(1, 3)] * 8)]
+    for workers in (0, 1):
+        batches = load_batches(Examples(sets), Plan(sets, 8, 0), range(1), workers=workers)
+        with pytest.raises(LabelsError, match=r"^\d+\.png: gone$"):
+            next(batches)
+        with pytest.raises(LabelsError, match=r"^0\.png: gone$"):
+            next(load_images(sets[0].images, 4, workers))
+
+
+def test_images_come_in_order_from_workers_too():
+    rows = Rows(torch.arange(10.0)[:, None])
+    for workers in (0, 2):
+        found = torch.cat(list(load_images(rows, 4, workers)))
+        assert found.flatten().tolist() == list(range(10))
 
 
 def test_a_teacher_s_vectors_belong_to_the_same_picture_and_caption():

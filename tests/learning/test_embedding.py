@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from fakes import FakeEncoder
 from PIL import Image
 
-from mmsearch.learning.embedding import embed_pictures, embed_texts
+from mmsearch.learning import embedding
+from mmsearch.learning.embedding import embed_pictures, embed_texts, unusable
 
 
 class Listening(FakeEncoder):
@@ -17,6 +21,15 @@ class Listening(FakeEncoder):
     def encode_texts(self, texts):
         self.seen = (*self.seen, *texts)
         return super().encode_texts(texts)
+
+
+class Stopping(FakeEncoder):
+    """Is stopped after some pictures."""
+
+    def encode_images(self, pixels):
+        if self.images_encoded >= 3:
+            raise KeyboardInterrupt
+        return super().encode_images(pixels)
 
 
 def quiet(_progress):
@@ -54,3 +67,61 @@ def test_vectors_are_kept_until_a_picture_or_the_model_changes(tmp_path):
     changed, encoded = embed("x")
     assert encoded == 2
     assert not np.array_equal(changed, first)
+
+
+def pictures(folder, count):
+    files = [folder / f"{place}.png" for place in range(count)]
+    for place, file in enumerate(files):
+        Image.new("RGB", (8, 8), (20 * place, 0, 0)).save(file)
+    return files
+
+
+def test_embedding_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "_PORTION", 3)
+    files = pictures(tmp_path, 8)
+    with pytest.raises(KeyboardInterrupt):
+        embed_pictures(Stopping("x"), files, tmp_path / "cache", "job", quiet)
+    told, encoder = [], FakeEncoder("x")
+    vectors, _ = embed_pictures(encoder, files, tmp_path / "cache", "job", told.append)
+    assert encoder.images_encoded == 5
+    assert told[-1].done == told[-1].total == 8
+    at_once, _ = embed_pictures(FakeEncoder("x"), files, tmp_path / "other", "job", quiet)
+    np.testing.assert_array_equal(vectors, at_once)
+    assert embed_pictures(encoder, [], tmp_path / "cache", "job", quiet)[0].shape[0] == 0
+
+
+def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch):
+    files = pictures(tmp_path, 3)
+    read = Path.read_bytes
+
+    def refused(path):
+        if path == files[1]:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        assert embed_pictures(FakeEncoder("x"), files, cache, "job", quiet)[1].sum() == 2
+        assert unusable(files, cache, "job", quiet) == {1}
+    assert embed_pictures(FakeEncoder("x"), files, cache, "job", quiet)[1].all()
+    assert unusable(files, cache, "job", quiet) == set()
+
+
+def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path):
+    files = pictures(tmp_path, 3)
+    files[2].write_bytes(b"damaged")
+    cache = tmp_path / "cache"
+
+    def made():
+        texts = embed_texts(FakeEncoder("x"), ["red", "green"], cache, "job", quiet)
+        return [*embed_pictures(FakeEncoder("x"), files, cache, "job", quiet), texts,
+                unusable(files, cache, "job", quiet)]  # fmt: skip
+
+    first = made()
+    kept = sorted(cache.glob("*.safetensors"))
+    assert len(kept) == 3
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:20])
+    for one, other in zip(first, made(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -351,6 +351,70 @@ def test_chunks_go_with_a_frozen_tower(tmp_path):
         torch.testing.assert_close(one.state[name], other.state[name], atol=1e-4, rtol=1e-3)
 
 
+def test_inputs_drop_out_in_training_alone(tmp_path):
+    """Of the share that is set; the rest is scaled up, as torch's dropout does."""
+    schedule = Schedule(batch=16, input_dropout={"text.projection": 0.25})
+    trainer = heads_trainer(tmp_path, head="linear", schedule=schedule)
+    head = trainer.network.text.projection
+    seen = []
+    head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    trainer._mode()
+    rows = torch.ones(1000, 8)
+    head(rows)
+    assert seen[-1].unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert (seen[-1] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    trainer.network.eval()
+    head(rows)
+    assert torch.equal(seen[-1], rows)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+              RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)  # fmt: skip
+def test_too_little_memory_is_one_clear_line(tmp_path, error):
+    trainer = heads_trainer(tmp_path)
+
+    def full(*_):
+        raise error
+
+    trainer._loss = full
+    with pytest.raises(TrainingError, match=r"^stage 'train': 16 pairs at once do not fit.*chunk"):
+        trainer.fit()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+def test_a_disk_that_fills_keeps_the_last_checkpoint(tmp_path):
+    resource = pytest.importorskip("resource")
+    schedule = Schedule(epochs=6, batch=16, rate=3e-2, warmup=2)
+    trainer = heads_trainer(tmp_path, schedule=schedule)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(progress):
+        if progress.done == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+
+    trainer._progress = fill
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint.pt: cannot be written .* goes on$"):
+            trainer.fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 4
+    assert not list(tmp_path.glob(".checkpoint*"))
+    undisturbed = heads_trainer(tmp_path / "b", schedule=schedule).fit()
+    assert equal(heads_trainer(tmp_path, schedule=schedule).fit().state, undisturbed.state)
+
+
+def test_an_earlier_stage_s_checkpoint_and_log_are_gone_on_from(tmp_path):
+    first = heads_trainer(tmp_path, run="one", schedule=Schedule(name="a", epochs=1, batch=16))
+    first.fit()
+    second = heads_trainer(tmp_path, run="two", before=["one"], history=first.history.entries,
+                           schedule=Schedule(name="b", epochs=1, batch=16))  # fmt: skip
+    second.fit()
+    assert [entry["stage"] for entry in second.history.entries] == ["a", "a", "b", "b"]
+
+
 def test_nothing_left_to_learn_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="freezes everything"):
         heads_trainer(tmp_path, schedule=Schedule(batch=8, freeze=("image", "text", "logit_scale")))
@@ -375,17 +439,18 @@ with processes("cpu") as own:
     trainer = heads_trainer(
         Path({folder!r}) / str(own.world), head="linear",
         schedule=Schedule(epochs=2, batch=16, rate=1e-2, warmup=2),
-        setting=Setting(rank=own.rank, world=own.world),
+        setting=Setting(rank=own.rank, world=own.world), bias={bias},
     )
-    trainer._loss = ContrastiveLoss(rank=own.rank, world=own.world)
+    trainer._loss = ContrastiveLoss({loss!r}, rank=own.rank, world=own.world)
     trainer.fit()
 """
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
+@pytest.mark.parametrize(("loss", "bias"), [("clip", None), ("siglip", -10.0)])
+def test_two_processes_learn_what_one_learns(tmp_path, loss, bias):
     """Through torchrun and gloo: the same global batches, so nearly the same weights."""
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(here=str(HERE), folder=str(tmp_path)))
+    script.write_text(TWO.format(here=str(HERE), folder=str(tmp_path), loss=loss, bias=bias))
     run = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for count in (1, 2):

@@ -58,7 +58,7 @@ def paired_vectors(images=64, captions=2, widths=(6, 8), seed=0, dtype=torch.flo
 
 
 def heads_trainer(
-    folder, *, images=64, head="residual", schedule=None, setting=None, wrap=None, **more
+    folder, *, images=64, head="residual", schedule=None, setting=None, wrap=None, bias=None, **more
 ):
     """A run over paired vectors, to be fitted; `wrap` is put around the image head."""
     image, texts = paired_vectors(images)
@@ -66,6 +66,8 @@ def heads_trainer(
     network = AlignedHeads(HeadsConfig(6, 8, 5, head, 0.1))
     if wrap is not None:
         network.image = wrap(network.image)
+    if bias is not None:
+        network.logit_bias = nn.Parameter(torch.tensor(bias))
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
         network,
