@@ -420,4 +420,12 @@ class Engine:
                 f"{self._folder} was made with '{space.spec.model}', and an index has one model; "
                 f"index with '{asked}' into another folder with --index DIR"
             )
+        if asked not in (None, "auto"):
+            encoder = self._models.for_new_index(asked, device)
+            if encoder.spec.space != space.spec.space:
+                raise UsageError(
+                    f"{self._folder} was made with '{asked}' as it was before its weights changed; "
+                    "index into another folder with --index DIR"
+                )
+            return encoder
         return self._models.for_space(space.spec, device)

@@ -42,7 +42,11 @@ OutOption = Annotated[
     ),
 ]
 RestartOption = Annotated[
-    bool, typer.Option("--restart", help="Forget what an earlier run with this --out left.")
+    bool,
+    typer.Option(
+        "--restart",
+        help="Begin anew: remove what an earlier run with this --out left, a model too.",
+    ),
 ]
 
 
@@ -78,6 +82,7 @@ def align(
         typer.Option(
             "--dim",
             min=2,
+            max=65536,
             metavar="N",
             help="Width of the shared space. Default: the smaller of the two.",
         ),
@@ -86,13 +91,17 @@ def align(
         int, typer.Option("--epochs", min=1, metavar="N", help="Passes over it.")
     ] = 30,
     batch: Annotated[
-        int, typer.Option("--batch", min=2, metavar="N", help="Pairs in a step.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--batch", min=2, metavar="N", help="Pairs in a step. Default: 512, fewer for few."
+        ),
+    ] = None,
     rate: Annotated[
         float, typer.Option("--rate", min=1e-9, max=100, metavar="R", help="Learning rate.")
     ] = 1e-3,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Of all that is random.")
+        int,
+        typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of all that is random."),
     ] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep heads that do not help.")] = False,
     json_: JsonOption = False,
@@ -100,18 +109,19 @@ def align(
     restart: RestartOption = False,
 ) -> None:
     """Fit small heads on a frozen model to your captioned pictures: minutes, no GPU."""
-    from mmsearch.config import load_settings
-    from mmsearch.encoders.registry import model_folder, name_of
-    from mmsearch.learning import align as job
-    from mmsearch.learning.features import read_features
-    from mmsearch.learning.runs import check_room
-
     if not out:
         raise UsageError("say what the model is to be called: --out NAME")
     if (dataset is None) == (features is None):
         raise UsageError("give a DATASET, or --features TEXT.npy IMAGE.npy")
     if features is not None and (base or images):
         raise UsageError("--base and --images go with a DATASET")
+
+    from mmsearch.config import load_settings
+    from mmsearch.encoders.registry import model_folder, name_of
+    from mmsearch.learning import align as job
+    from mmsearch.learning.features import read_features
+    from mmsearch.learning.runs import check_room
+
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home)
     check_room(folder, restart=restart, uses=features or ())
@@ -236,4 +246,4 @@ def _ignore(_what: Any) -> None:
 
 def _tell(folder: Path, name: str) -> None:
     print(f"model: {shown_path(folder)} (its card: README.md, its log and plot: training)")
-    print(f"use it: mmsearch index FOLDER --model {name}")
+    print(f"use it: mmsearch index FOLDER --model {name} --index {folder.name}.index")

@@ -71,7 +71,7 @@ class ModelChoice:
                 self._notify(str(error))
         self._notify(
             "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
-            f"({BASE_MEGABYTES} MB, fetched with --model base or --yes)"
+            f"({BASE_MEGABYTES} MB, fetched with --model base)"
         )
         return self._load(parse_model(TINY), device)
 

@@ -24,7 +24,7 @@ from mmsearch.encoders.registry import (
     require_weights,
     trained_names,
 )
-from mmsearch.errors import MmsearchError, ModelNotFound
+from mmsearch.errors import MmsearchError, UsageError
 from mmsearch.types import EncoderSpec
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
         return TorchEncoder(load_model(source), device, precision)
     except (RuntimeError, AssertionError) as error:  # torch without that device
         reason = str(error).splitlines()[0]
-        raise ModelNotFound(f"device '{device}' cannot be used: {reason}") from error
+        raise UsageError(f"device '{device}' cannot be used: {reason}") from error
 
 
 def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Notify) -> Encoder:

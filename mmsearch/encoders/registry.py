@@ -59,7 +59,8 @@ def parse_model(name: str) -> ModelSource:
     """The source that a model's name stands for; looks at no file.
 
     Names are `tiny` (bundled), `base`, open_clip's `ARCH/TAG`, `ARCH:/path/to/weights`,
-    `local-dir:/path` and `hf-hub:org/repository`.
+    `local-dir:/path` or the path alone if it begins like one (`./`, `/`, `~/`), and
+    `hf-hub:org/repository`.
 
     Raises:
         UsageError: the name has none of these forms.
@@ -73,6 +74,8 @@ def parse_model(name: str) -> ModelSource:
         if prefix == kind and rest:
             location = _absolute(rest) if kind == "local-dir" else rest
             return ModelSource(f"{kind}:{location}", kind, "", location)
+    if name.startswith(("./", "../", "/", "~/")):
+        return parse_model(f"local-dir:{name}")
     architecture, colon, path = name.partition(":")
     if colon and architecture and path:
         location = _absolute(path)
@@ -226,6 +229,10 @@ def _local_files(folder: Path) -> list[Path] | None:
         base = cached_files(base_source(source))
         return [folder / ALIGNED, folder / HEADS, *base] if base is not None else None
     config = folder / "open_clip_config.json"
+    if not config.is_file() and (folder / "training" / "mmsearch-run").is_file():
+        raise ModelNotFound(
+            f"{folder}: no finished model there: 'mmsearch train' was stopped, or kept no heads"
+        )
     if not config.is_file():
         raise ModelNotFound(f"{folder}: no open_clip_config.json there, so it is no model folder")
     weights = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)

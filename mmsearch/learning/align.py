@@ -47,7 +47,8 @@ class AlignSettings:
     dim: int | None = None
     """The width of the shared space; None is the smaller of the two."""
     epochs: int = 30
-    batch: int = 512
+    batch: int | None = None
+    """Pairs in a step; None is an eighth of the images, 32 to 512."""
     rate: float = 1e-3
     decay: float = 0.1
     dropout: float = 0.1
@@ -115,7 +116,7 @@ def learn_heads(
         [Source("train", _Rows(train.images), train.texts_by_image())],
         Validation(_Rows(val.images), val.texts_by_image()),
         Schedule(
-            name="heads", epochs=settings.epochs, batch=min(settings.batch, len(train.images)),
+            name="heads", epochs=settings.epochs, batch=_batch(settings, len(train.images)),
             rate=settings.rate, decay=settings.decay, warmup=20,
             input_dropout={"image": settings.dropout, "text": settings.dropout},
         ),
@@ -129,6 +130,11 @@ def learn_heads(
     outcome = trainer.fit()
     heads.load_state_dict(outcome.state)
     return heads.eval()
+
+
+def _batch(settings: AlignSettings, images: int) -> int:
+    wanted = settings.batch or min(512, max(32, images // 8))
+    return min(wanted, images)
 
 
 def project(heads: AlignedHeads, features: Features) -> tuple[Vectors, Vectors]:
@@ -236,8 +242,8 @@ def _card(
     licence = base.spec.licence if base is not None else "that of the vectors"
     return Card(
         name=folder.name,
-        what=f"Projection heads ({settings.head}) that bring pictures and captions closer together "
-        "than the model below them does, on data like this.",
+        what=f"Projection heads ({settings.head}) learned to bring pictures and captions closer "
+        "together than the model below them does, on data like this.",
         base=f"`{base.spec.model}`, frozen" if base is not None else "vectors from elsewhere",
         data=[f"{data}: {counts['train']} pictures; {counts['val']} more chose the epoch"],
         figures=figures,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -43,16 +42,13 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any] | Non
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its remarks on what a damaged file might be
-            found: dict[str, Any] = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=mapped
-            )
+            return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch answers damaged files with nearly any exception there is
         raise TrainingError(
             f"{path}: the checkpoint is damaged; --restart trains from the beginning"
         ) from error
-    return found
 
 
 def save_weights(path: Path, state: State, remarks: dict[str, str] | None = None) -> None:

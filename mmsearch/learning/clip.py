@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ import torch.distributed as dist
 from torch import nn
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.registry import cached_files, name_of
+from mmsearch.encoders.registry import LICENCES, cached_files, name_of
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import load_weights, save_weights, weights_remarks
+from mmsearch.learning.distributed import from_first, require_same
 from mmsearch.learning.embedding import embed_pictures, embed_texts
 from mmsearch.learning.history import Entry
 from mmsearch.learning.losses import ContrastiveLoss, Teacher
@@ -101,19 +103,23 @@ def train_clip(
     run.check_stages()
     teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
     names = run.names(teacher.spec.space if teacher is not None else None)
+    if place.world > 1:
+        require_same(names, "data or weights")
     if not restart:
         check_run(place.run, names)
     with nullcontext() if place.rank else run_folder(place.folder, restart=restart, uses=uses):
         if place.world > 1:
             dist.barrier()  # until the folder is the run's
-        run.train(names, run.teach(teacher))
-        report = ClipReport(
-            place.folder, run.measure(held_out), run.measure(test) if test else None
-        )
+        has_learned = run.train(names, run.teach(teacher))
+        report = None
         if place.rank == 0:
-            write_card(place.folder, _card(run, report))
+            report = ClipReport(
+                place.folder, run.measure(held_out), run.measure(test) if test else None
+            )
+            write_card(place.folder, _card(run, report, has_learned=has_learned))
             save_model(network, recipe.model, tokenizer, place)  # last: by it the folder is a model
-        return report
+        found: ClipReport = run.of_first(report)
+        return found
 
 
 def _starts_from(recipe: Recipe, place: Place) -> list[Path]:
@@ -121,9 +127,10 @@ def _starts_from(recipe: Recipe, place: Place) -> list[Path]:
     named = [recipe.model.weights, recipe.teacher.model if recipe.teacher else None]
     found = [place.data / file for file in recipe.model.parts.values()]
     for name in named:
-        if name is not None and name != "auto":
+        if name is not None:
             found += cached_files(place.model(name)) or []
-    return found
+    folders = [folder for folder in (recipe.model.config, recipe.model.words) if folder]
+    return found + [path for folder in folders for path in (place.data / folder).glob("*")]
 
 
 @dataclass(frozen=True)
@@ -192,14 +199,17 @@ class _Run:
             found.append(Taught(torch.from_numpy(vectors), list(by_image)))
         return found
 
-    def train(self, names: Sequence[str], taught: Sequence[Taught | None]) -> None:
-        """All stages, each as far as an earlier run came."""
+    def train(self, names: Sequence[str], taught: Sequence[Taught | None]) -> bool:
+        """All stages, but for those that an earlier run did; whether any came to something."""
         history: list[Entry] = []
+        has_learned = False
         for number, stage in enumerate(self.recipe.stage):
             trained = self.place.run / f"stage-{stage.name}.safetensors"
-            outcome, history = _earlier(trained, names[number]) or self._learn(
+            earlier = self.of_first(_earlier(trained, names[number]))
+            outcome, history = earlier or self._learn(
                 stage, names[number], names[:number], history, taught
             )
+            has_learned = has_learned or outcome.step > 0
             merge_state(self.network, outcome.state)
             if self.place.rank == 0:
                 save_weights(trained, self.network.state_dict(), {
@@ -212,6 +222,11 @@ class _Run:
             carry_meanings(self.network, self.place.data / self.recipe.model.words, seen)
         if self.recipe.model.half:
             self.network.half().float()  # what is measured is what is kept
+        return has_learned
+
+    def of_first(self, value: Any) -> Any:
+        """What the first process has."""
+        return from_first(value, self.place.device) if self.place.world > 1 else value
 
     def _learn(
         self,
@@ -309,15 +324,27 @@ def _side(network: nn.Module) -> int:
 def _earlier(path: Path, name: str) -> tuple[Outcome, list[Entry]] | None:
     """What a stage came to before the run was stopped, and the log until then."""
     remarks = weights_remarks(path)
-    if remarks is None or remarks["run"] != name:
+    if remarks is None or remarks.get("run") != name:
         return None
     recall = json.loads(remarks["recall"])
     outcome = Outcome(int(remarks["step"]), load_weights(path), float(remarks["score"]), recall)
     return outcome, json.loads(remarks["history"])
 
 
-def _card(run: _Run, report: ClipReport) -> Card:
+def _card(run: _Run, report: ClipReport, *, has_learned: bool) -> Card:
     recipe, held_out = run.recipe, run.held_out
+    notes = [recipe.card.notes] if recipe.card.notes else []
+    if not has_learned:
+        notes.insert(0, "Nothing that was learned did better on the validation pictures than the "
+                        "start, so these are the weights that it started from.")  # fmt: skip
+    licence = recipe.card.licence
+    if licence is None:
+        base = LICENCES.get(recipe.model.weights or "", "see its card")
+        licence = (
+            f"those of the base ({base}), and of the data"
+            if recipe.model.weights
+            else ("those of the data, and of the parts")
+        )
     start = (
         recipe.model.weights
         or f"the architecture {Path(recipe.model.config or '').name}, not trained"
@@ -339,8 +366,8 @@ def _card(run: _Run, report: ClipReport) -> Card:
             for one in run.sets
         ],
         figures=figures,
-        licence=recipe.card.licence,
+        licence=licence,
         made_by="`mmsearch train clip`; its log and plot are in `training`",
         use=f"mmsearch index FOLDER --model {name_of(report.folder, run.place.home)}",
-        notes=[recipe.card.notes] if recipe.card.notes else [],
+        notes=notes,
     )

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from mmsearch.errors import UsageError
+from mmsearch.errors import TrainingError, UsageError
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,41 @@ def processes(device: str) -> Iterator[Process]:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)  # where barriers and exchanged objects go
     # The others wait while the first computes views of every picture, which may take hours.
-    dist.init_process_group(
-        "nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=24)
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(hours=24)
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"RANK and WORLD_SIZE are set, but not what torchrun sets beside them: {error}"
+        ) from error
     try:
         yield Process(rank, world, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError("another of the processes stopped: its own message says why") from error
     finally:
         dist.destroy_process_group()
+
+
+def from_first(value: Any, device: torch.device | str) -> Any:
+    """What the first process has, in every process: the others wait for it."""
+    held = [value]
+    dist.broadcast_object_list(held, device=torch.device(device))
+    return held[0]
+
+
+def require_same(value: Any, what: str) -> None:
+    """Makes sure that all processes have the same value; all of them fail if they do not.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    if any(other != found[0] for other in found):
+        raise TrainingError(f"the processes see different {what}: are all files the same to all?")
 
 
 def _check(device: str) -> None:
@@ -64,4 +93,6 @@ def _check(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        if reason.startswith("Expected one of"):  # and then some twenty that nobody has
+            reason = "torch knows no such device; take cpu, or cuda"
         raise UsageError(f"device '{device}' cannot be used: {reason}") from error

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.errors import DecodeError, TrainingError
+from mmsearch.errors import DecodeError, LabelsError, TrainingError
 from mmsearch.learning.checkpoint import State, load_weights, save_weights
 from mmsearch.learning.views import decode_picture, stamps
 from mmsearch.media.image import fit
@@ -36,15 +36,17 @@ def embed_pictures(
     """The vectors of the pictures that can be used, (m, dim), and which of them can, (n,).
 
     Both come from `cache` where the same files were embedded before, which is kept portion by
-    portion. A file that cannot be read is not used, and tried anew the next time.
+    portion. Pictures that are damaged or missing are not used.
+
+    Raises:
+        LabelsError: a picture that is there and cannot be read.
     """
 
-    def embed(part: Sequence[Path], start: int) -> _Made:
-        vectors, good, is_lasting = _embed(
+    def embed(part: Sequence[Path], start: int) -> State:
+        vectors, good = _embed(
             encoder, part, lambda done: on_progress(Progress(job, start + done, len(files)))
         )
-        state = {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
-        return _Made(state, is_lasting)
+        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
 
     found = []
     for portion in _portions(len(files)):
@@ -64,13 +66,13 @@ def embed_texts(
     """The vectors of texts, (n, dim), from `cache` where they were embedded before."""
     each = list(dict.fromkeys(texts))  # captions that are made from names come again and again
 
-    def embed(part: Sequence[str], first: int) -> _Made:
+    def embed(part: Sequence[str], first: int) -> State:
         found = []
         for start in range(0, len(part), _TEXTS):
             found.append(encoder.encode_texts(part[start : start + _TEXTS]))
             done = first + min(start + _TEXTS, len(part))
             on_progress(Progress(job, done, len(each)))
-        return _Made({"texts": torch.from_numpy(np.concatenate(found))}, is_lasting=True)
+        return {"texts": torch.from_numpy(np.concatenate(found))}
 
     found = [np.empty((0, encoder.spec.dim), np.float32)]
     for portion in _portions(len(each)):
@@ -84,14 +86,17 @@ def embed_texts(
 
 
 def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress) -> set[int]:
-    """The places of the pictures that cannot be used; `cache` remembers what was looked at."""
+    """The places of the pictures that are damaged; `cache` remembers what was looked at.
+
+    Raises:
+        LabelsError: a picture that cannot be read.
+    """
     found: set[int] = set()
     with ThreadPoolExecutor() as pool:
 
-        def look(part: Sequence[Path]) -> _Made:
-            states = list(pool.map(lambda file: _decoded(file, 1)[0], part))
-            good = np.array([state == _GOOD for state in states], "u1")
-            return _Made({"good": torch.from_numpy(good)}, _UNREAD not in states)
+        def look(part: Sequence[Path]) -> State:
+            good = list(pool.map(lambda file: _decoded(file, 1) is not None, part))
+            return {"good": torch.from_numpy(np.array(good, "u1"))}
 
         for portion in _portions(len(files)):
             part = files[portion]
@@ -105,18 +110,11 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
 # -- what is kept ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Made:
-    state: State
-    is_lasting: bool
-    """Whether it would come out the same the next time."""
-
-
 def _portions(count: int) -> list[slice]:
     return [slice(start, start + _PORTION) for start in range(0, count, _PORTION)]
 
 
-def _remembered(cache: Path, kind: str, about: Any, make: Callable[[], _Made]) -> State:
+def _remembered(cache: Path, kind: str, about: Any, make: Callable[[], State]) -> State:
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     kept = cache / f"{kind}-{key}.safetensors"
     cache.mkdir(parents=True, exist_ok=True)
@@ -125,49 +123,47 @@ def _remembered(cache: Path, kind: str, about: Any, make: Callable[[], _Made]) -
             return load_weights(kept)
         except (FileNotFoundError, TrainingError):  # nothing yet, or damaged: made anew
             made = make()
-            if made.is_lasting:
-                save_weights(kept, made.state)
-            return made.state
+            save_weights(kept, made)
+            return made
 
 
 # -- the pictures ----------------------------------------------------------------------------
 
-_GOOD, _DAMAGED, _UNREAD = range(3)
 
-
-def _decoded(file: Path, side: int) -> tuple[int, Any]:
+def _decoded(file: Path, side: int) -> Image.Image | None:
     try:
-        return _GOOD, decode_picture(file, side)
-    except DecodeError:
-        return _DAMAGED, None
-    except OSError:  # permissions, a network disk: the file may be fine
-        return _UNREAD, None
+        return decode_picture(file, side)
+    except (DecodeError, FileNotFoundError):
+        return None
+    except OSError as error:  # permissions, a network disk: the file may be fine
+        raise LabelsError(
+            f"{file}: cannot be read: {error.strerror}; mend that, or leave it out of the labels"
+        ) from error
 
 
 def _embed(
     encoder: Encoder, files: Sequence[Path], told: Callable[[int], None]
-) -> tuple[Vectors, NDArray[np.bool_], bool]:
+) -> tuple[Vectors, NDArray[np.bool_]]:
     how = encoder.spec.preprocess
 
-    def opened(file: Path) -> tuple[int, NDArray[np.uint8] | None]:
-        state, image = _decoded(file, max(how.size))
-        return state, fit(image, how) if image is not None else None
+    def opened(file: Path) -> NDArray[np.uint8] | None:
+        image = _decoded(file, max(how.size))
+        return fit(image, how) if image is not None else None
 
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
-    states: list[int] = []
+    good: list[bool] = []
     with ThreadPoolExecutor() as pool:
 
-        def block(start: int) -> list[Future[tuple[int, NDArray[np.uint8] | None]]]:
+        def block(start: int) -> list[Future[NDArray[np.uint8] | None]]:
             return [pool.submit(opened, file) for file in files[start : start + _PICTURES]]
 
         coming = block(0)
         for start in range(0, len(files), _PICTURES):
             # The next block is decoded while this one is embedded.
             found, coming = [one.result() for one in coming], block(start + _PICTURES)
-            states += [state for state, _ in found]
-            usable = [pixels for _, pixels in found if pixels is not None]
+            good += [pixels is not None for pixels in found]
+            usable = [pixels for pixels in found if pixels is not None]
             if usable:
                 vectors.append(encoder.encode_images(np.stack(usable)))
             told(start + len(found))
-    good = np.array([state == _GOOD for state in states], bool)
-    return np.concatenate(vectors), good, _UNREAD not in states
+    return np.concatenate(vectors), np.array(good, bool)

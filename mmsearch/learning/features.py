@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.embedding import embed_pictures, embed_texts
-from mmsearch.learning.sets import Notify, OnProgress, first_copies
+from mmsearch.learning.sets import Notify, OnProgress, known_split, merge_copies
 from mmsearch.learning.validation import LEAST
 from mmsearch.types import Vectors
 
@@ -65,7 +66,7 @@ def embed_set(
     Copies of a picture are one picture with all of their captions; pictures that cannot be
     used are left out; `notify` is told of both.
     """
-    images = _without_copies(folder, [image for image in images if image.captions], notify)
+    images = merge_copies(folder, [image for image in images if image.captions], notify)
     files = [folder / image.file for image in images]
     vectors, good = embed_pictures(encoder, files, cache, "embedding pictures", on_progress)
     usable = [image for image, fine in zip(images, good, strict=True) if fine]
@@ -78,35 +79,6 @@ def embed_set(
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
     found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
     return Features(vectors, found, owner, _splits([i.split for i in usable], seed))
-
-
-def _without_copies(
-    folder: Path, images: Sequence[LabelledImage], notify: Notify
-) -> list[LabelledImage]:
-    """Or one picture would be in two splits, and a false answer to its copy's captions."""
-    together: dict[int, list[LabelledImage]] = {}
-    first = first_copies([folder / image.file for image in images])
-    for image, place in zip(images, first, strict=True):
-        together.setdefault(place, []).append(image)
-    if len(together) < len(images):
-        notify(f"{len(images) - len(together)} pictures are copies of others: their captions are "
-               "taken for those of one picture")  # fmt: skip
-    return [_joined(copies) for copies in together.values()]
-
-
-def _joined(copies: Sequence[LabelledImage]) -> LabelledImage:
-    captions = tuple(text for image in copies for text in image.captions)
-    # The split that is held out furthest: what is measured on is not learned from.
-    held = max((image.split for image in copies), key=lambda split: _RANK[_known(split)])
-    return replace(copies[0], captions=captions, split=held)
-
-
-_KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
-_RANK = {"train": 0, "val": 1, "test": 2}
-
-
-def _known(split: str) -> str:
-    return _KNOWN.get(split.lower(), "train")
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:
@@ -138,8 +110,11 @@ def read_array(path: Path) -> np.ndarray:
         UsageError: the file holds something else.
     """
     try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: not an array that NumPy can load: {error}") from error
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "fiu":
         raise UsageError(f"{path}: not an array of numbers with two dimensions (rows, width)")
@@ -168,7 +143,7 @@ def _splits(names: Sequence[str], seed: int) -> tuple[str, ...]:
 
     What the set holds out is never learned from: its figures would be worth nothing any more.
     """
-    found = [_known(name) for name in names]
+    found = [known_split(name) for name in names]
     learnable = [place for place, split in enumerate(found) if split == "train"]
     order = iter(np.random.default_rng(seed).permutation(learnable))
     size = int(_HELD_OUT * len(learnable))
@@ -180,8 +155,11 @@ def _splits(names: Sequence[str], seed: int) -> tuple[str, ...]:
             held = f"the set's own split has {own}" if own else "a tenth is held out for it"
             raise UsageError(
                 f"{len(found)} captioned pictures are too few for '{split}' ({held}): fewer than "
-                f"{LEAST} pictures measure nothing"
+                f"{LEAST} pictures measure nothing (a set without splits needs {10 * LEAST})"
             )
-    if "train" not in found:
-        raise UsageError(f"all {len(found)} captioned pictures are held out: none to learn from")
+    if found.count("train") < LEAST:
+        raise UsageError(
+            f"of {len(found)} captioned pictures {found.count('train')} are left to learn from, "
+            f"the others are held out; at least {LEAST} are needed"
+        )
     return tuple(found)

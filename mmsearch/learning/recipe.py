@@ -84,7 +84,8 @@ class TeacherTable(_Table):
 class CardTable(_Table):
     """What the model card says besides what was measured."""
 
-    licence: str = "see the terms of the data and of the base"
+    licence: str | None = None
+    """None names the base's terms, where there is one, and the data's."""
     notes: str = ""
 
 
@@ -109,7 +110,7 @@ class Schedule(_Table):
     input_dropout: dict[str, Share] = field(default_factory=dict)
     """The share of a module's inputs that is dropped."""
     warmup: Annotated[int, Field(ge=0)] = 100
-    """Steps until the rate is reached; it then falls as a cosine."""
+    """Steps until the rate is reached, a tenth of all at most; it then falls as a cosine."""
     decay: NotNegative = 0.1
     betas: tuple[Share, Share] = (0.9, 0.98)
     clip_norm: Positive = 1.0
@@ -137,7 +138,7 @@ class Recipe(_Table):
     stage: tuple[Stage, ...]
     test: HeldOutTable | None = None
     """Measured once, at the end, for the model card."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     loss: Literal["clip", "siglip"] = "clip"
     ema: Share | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from mmsearch.store.files import write_durably
 RUN = "training"
 #: By this file a folder is known as a run's own; it is there from before the first step.
 _MARK = "mmsearch-run"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FINISHED = ("open_clip_config.json", "mmsearch_model.json")
 _RESULTS = (*_FINISHED, "open_clip_model.safetensors", "heads.safetensors", "README.md",
             "text.npy", "image.npy")  # fmt: skip
@@ -89,20 +91,26 @@ def run_folder(folder: Path, *, restart: bool, uses: Iterable[Path] = ()) -> Ite
 
     Raises:
         UsageError: as `check_room`.
-        TrainingError: another process trains into the folder.
+        TrainingError: another process trains into the folder, or its disk is full.
     """
     check_room(folder, restart=restart, uses=uses)
-    (folder / RUN).mkdir(parents=True, exist_ok=True)
-    write_durably(folder / RUN / _MARK, b"mmsearch train keeps its state here\n")
     lock = FileLock(folder / RUN / "lock")
     try:
+        (folder / RUN).mkdir(parents=True, exist_ok=True)
+        write_durably(folder / RUN / _MARK, b"mmsearch train keeps its state here\n")
         lock.acquire(timeout=0)
-    except Timeout:
-        raise TrainingError(f"{folder}: another process is training into it") from None
-    try:
         if restart:
             _forget(folder)
         yield
+    except Timeout:
+        raise TrainingError(f"{folder}: another process is training into it") from None
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise TrainingError(
+            f"{error.filename or folder}: {error.strerror}; once there is room, the same command "
+            "goes on"
+        ) from error
     finally:
         lock.release()
 

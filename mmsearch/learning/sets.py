@@ -17,7 +17,8 @@ from mmsearch.learning.recipe import DataTable, HeldOutTable
 from mmsearch.media.fingerprint import content_hash
 from mmsearch.types import Progress
 
-_NOT_LEARNED = ("val", "dev", "valid", "validation", "test")
+_KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
+_RANK = {"train": 0, "val": 1, "test": 2}
 
 OnProgress = Callable[[Progress], None]
 Tokenize = Callable[[Sequence[str]], torch.Tensor]
@@ -75,12 +76,14 @@ def read_set(
     if missing is not None:
         raise LabelsError(f"{missing}: named in {labels}, but not there")
     name = (table.name if isinstance(table, DataTable) else "") or labelled.name
+    chosen = merge_copies(images, chosen, lambda text: notify(f"{name}: {text}"))
+    files = [images / image.file for image in chosen]
     bad = unusable(files, cache, f"looking through {name}", on_progress)
     if len(bad) == len(files):
         raise LabelsError(f"{images}: none of the {len(files)} pictures of {labels} is usable")
     if bad:
         first = ", ".join(chosen[row].file for row in sorted(bad)[:5])
-        notify(f"{name}: pictures that are damaged or cannot be read are left out ({len(bad)}): "
+        notify(f"{name}: damaged pictures are left out ({len(bad)}): "
                f"{first}")  # fmt: skip
     tokens = [tokenize(image.captions) for image in chosen]
     found = LabelledFiles(name, table, files, chosen, tokens)
@@ -88,7 +91,38 @@ def read_set(
 
 
 def _is_wanted(table: DataTable, split: str) -> bool:
-    return split in table.splits if table.splits else split.lower() not in _NOT_LEARNED
+    return split in table.splits if table.splits else known_split(split) == "train"
+
+
+def known_split(split: str) -> str:
+    """What a split's name stands for: "train", "val" or "test"."""
+    return _KNOWN.get(split.lower(), "train")
+
+
+def merge_copies(
+    folder: Path, images: Sequence[LabelledImage], notify: Notify
+) -> list[LabelledImage]:
+    """Makes copies of a picture one picture with all of their captions.
+
+    Or it would be a false answer to its copy's captions, or be in two splits: it is in the one
+    that is held out furthest.
+    """
+    together: dict[int, list[LabelledImage]] = {}
+    first = first_copies([folder / image.file for image in images])
+    for image, place in zip(images, first, strict=True):
+        together.setdefault(place, []).append(image)
+    if len(together) < len(images):
+        some = next(copies for copies in together.values() if len(copies) > 1)
+        notify(f"{len(images) - len(together)} pictures are listed twice or copies of others: "
+               "their captions are taken for those of one picture (the first: "
+               f"{some[1].file})")  # fmt: skip
+    return [_joined(copies) for copies in together.values()]
+
+
+def _joined(copies: Sequence[LabelledImage]) -> LabelledImage:
+    captions = dict.fromkeys(text for image in copies for text in image.captions)
+    held = max((image.split for image in copies), key=lambda split: _RANK[known_split(split)])
+    return replace(copies[0], captions=tuple(captions), split=held)
 
 
 def keep_apart(
@@ -107,17 +141,20 @@ def keep_apart(
     measured = {file.resolve() for file in held_out.files}
     found = []
     for one in sets:
-        both = sum(file.resolve() in measured for file in one.files)
+        both = [file for file in one.files if file.resolve() in measured]
         if both:
             raise UsageError(
-                f"{one.name}: {both} of its pictures are in a split that is measured on; name "
-                "other splits"
+                f"{one.name}: {len(both)} of its pictures are in a split that is measured on "
+                f"({both[0]} is the first); name other splits, or list each picture in one"
             )
         first = first_copies([*held_out.files, *one.files])[len(held_out.files) :]
         rows = [row for row, place in enumerate(first) if place >= len(held_out.files)]
         if len(rows) < len(one.files):
-            notify(f"{one.name}: {len(one.files) - len(rows)} of its pictures are left out: a "
-                   "split that is measured on holds copies of them")  # fmt: skip
+            gone = next(one.files[row] for row in range(len(first)) if row not in set(rows))
+            notify(
+                f"{one.name}: {len(one.files) - len(rows)} of its pictures are left out: a "
+                f"split that is measured on holds copies of them ({gone} is the first)"
+            )
         found.append(one.only(rows) if len(rows) < len(one.files) else one)
     return found
 

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mmsearch.errors import Interrupted, TrainingError
 from mmsearch.learning.batches import Example, Examples, Plan, Source, load_batches
 from mmsearch.learning.checkpoint import State, load_checkpoint, save_checkpoint, save_weights
+from mmsearch.learning.distributed import from_first
 from mmsearch.learning.gradients import cached_backward
 from mmsearch.learning.history import Entry, History
 from mmsearch.learning.losses import ContrastiveLoss, Embeddings, clamp_scale
@@ -153,8 +154,8 @@ class Trainer:
         except KeyboardInterrupt:
             # What a step has half done is not saved: it would not be what an undisturbed run has.
             raise Interrupted(
-                f"interrupted at step {self.step} of {self.total}: the same command goes on from "
-                f"step {self._saved_step}"
+                f"interrupted at step {self.step} of {self.total}: the same command, without "
+                f"--restart, goes on from step {self._saved_step}"
             ) from None
         finally:
             with suppress(OSError, TrainingError):  # what stopped the run is what must be told
@@ -317,7 +318,8 @@ class Trainer:
             module.register_forward_pre_hook(drop)
 
     def _rate_at(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, self.schedule.warmup))
+        # A short run is not all warm-up: a tenth of it at most.
+        warm = min(1.0, (step + 1) / max(1, min(self.schedule.warmup, self.total // 10)))
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
 
     # -- validation and state ----------------------------------------------------------------
@@ -330,9 +332,7 @@ class Trainer:
         """What the first process has: the others wait for it."""
         if self.setting.world == 1:
             return value
-        held = [value]
-        dist.broadcast_object_list(held, device=self._device)
-        return held[0]
+        return from_first(value, self._device)
 
     def _share_network(self) -> None:
         """Gives every process the first one's weights, and its statistics, which batches decide."""
@@ -437,9 +437,9 @@ def check_run(folder: Path, runs: Collection[str]) -> None:
         TrainingError: it does not, or is damaged.
     """
     state = load_checkpoint(folder / CHECKPOINT, mapped=True)
-    if state is not None and state["run"] not in runs:
+    if state is not None and state.get("run") not in runs:
         raise TrainingError(
-            f"{folder}: stage '{state['stage']}' was begun there with other settings or data; "
+            f"{folder}: stage '{state.get('stage')}' was begun there with other settings or data; "
             f"delete {CHECKPOINT} in it to train what has changed anew, --restart begins all "
             "anew, another --out keeps both"
         )
@@ -449,13 +449,14 @@ def check_run(folder: Path, runs: Collection[str]) -> None:
 def _enough_memory(schedule: Schedule) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not full and "allocate memory" not in str(error):
             raise
         through = schedule.chunk or schedule.batch
         raise TrainingError(
-            f"stage '{schedule.name}': {through} pairs at once do not fit into memory; a smaller "
-            "chunk (gradient caching) learns the same from less"
+            f"stage '{schedule.name}': the memory is full, with {through} pairs at once in a step; "
+            "a smaller chunk (gradient caching) learns the same from less"
         ) from error
 
 

@@ -15,6 +15,7 @@ from mmsearch.learning.losses import Embeddings
 
 #: Pictures that a split needs: the recalls of fewer measure nothing.
 LEAST = 10
+_QUERIES = 512
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,20 @@ def recalls(ranks: dict[str, np.ndarray]) -> dict[str, float]:
 
 def ranks_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, np.ndarray]:
     """The rank of each query's best true item, both ways."""
-    scores = texts @ images.T
-    true = owner[:, None] == np.arange(len(images))[None, :]
-    return {"t2i": rank_of_best(scores, true), "i2t": rank_of_best(scores.T, true.T)}
+    row = np.arange(len(images))
+    return {"t2i": _ranks(texts, owner, images, row), "i2t": _ranks(images, row, texts, owner)}
+
+
+def _ranks(
+    queries: np.ndarray, of: np.ndarray, items: np.ndarray, belong: np.ndarray
+) -> np.ndarray:
+    """Block by block: all scores at once would fill the memory of large sets."""
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        true = of[block, None] == belong[None, :]
+        found.append(rank_of_best(queries[block] @ items.T, true))
+    return np.concatenate(found)
 
 
 def recall_line(recall: dict[str, float]) -> str:

@@ -31,7 +31,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
-from mmsearch.errors import DecodeError, LabelsError, UsageError
+from mmsearch.errors import DecodeError, LabelsError, TrainingError, UsageError
 from mmsearch.media.image import decode
 from mmsearch.store.files import write_durably
 from mmsearch.types import Progress
@@ -274,7 +274,7 @@ def compute_views(
     with FileLock(file.with_suffix(".lock")):  # another run may be at the same
         try:
             return CachedViews(np.load(file, mmap_mode="r"))
-        except (OSError, ValueError):  # nothing yet, or damaged: made anew
+        except (OSError, ValueError, EOFError):  # nothing yet, or damaged: made anew
             _fill(prefix, pictures, views, seed, file, name, on_progress)
             return CachedViews(np.load(file, mmap_mode="r"))
 
@@ -306,16 +306,21 @@ def _fill(
     part, mark = file.with_suffix(".part"), file.with_suffix(".done")
     marked = mark.read_text() if part.is_file() and mark.is_file() else ""
     done = int(marked) if marked.isdigit() else 0
+    held = _held(part, (len(pictures), views, *shape)) if done else None
+    if held is None:
+        done = 0
+        mark.unlink(missing_ok=True)  # or a mark of an earlier file would stand for this one
     need = len(pictures) * views * math.prod(shape) * 2
-    if not done and shutil.disk_usage(file.parent).free < need:
-        # A file that is mapped grows as it is written: a full disk would end the process.
-        raise UsageError(
-            f"{file.parent}: {need / 1e9:.1f} GB are needed for the views of {name}; make room, "
-            "set MMSEARCH_CACHE to another disk, or leave out `cache` in the stage"
-        )
-    held = np.lib.format.open_memmap(
-        part, "r+" if done else "w+", np.float16, (len(pictures), views, *shape)
-    )
+    if held is None:
+        if shutil.disk_usage(file.parent).free < need:
+            raise TrainingError(
+                f"{file.parent}: {need / 1e9:.1f} GB are needed for the views of {name}; make "
+                "room, set MMSEARCH_CACHE to another disk, or leave out `cache` in the stage"
+            )
+        held = np.lib.format.open_memmap(part, "w+", np.float16, (len(pictures), views, *shape))
+        if hasattr(os, "posix_fallocate"):  # a mapped file on a full disk ends the process
+            with part.open("r+b") as room:
+                os.posix_fallocate(room.fileno(), 0, part.stat().st_size)
 
     def load(job: tuple[int, int]) -> torch.Tensor:
         place, view = job
@@ -333,6 +338,15 @@ def _fill(
     held.flush()
     os.replace(part, file)
     mark.unlink(missing_ok=True)
+
+
+def _held(part: Path, shape: tuple[int, ...]) -> np.memmap | None:
+    """The file that an earlier run began, if it is whole."""
+    try:
+        held = np.lib.format.open_memmap(part, "r+")
+    except (OSError, ValueError, EOFError):
+        return None
+    return held if held.shape == shape and held.dtype == np.float16 else None
 
 
 def _ahead(

@@ -193,7 +193,17 @@ def test_copies_of_a_picture_are_one_picture(tmp_path):
     assert [found.splits.count(split) for split in ("train", "val", "test")] == [79, 21, 20]
     assert np.bincount(found.owner)[0] == 3
     assert found.splits[:2] == ("test", "val")
-    assert "2 pictures are copies of others" in told[0]
+    assert "2 pictures are listed twice or copies of others" in told[0]
+
+
+def test_too_few_pictures_to_learn_from_are_refused(tmp_path):
+    gallery = tmp_path / "set"
+    gallery.mkdir()
+    for place in range(23):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(gallery / f"{place}.png")
+    names = ["train"] + ["val"] * 11 + ["test"] * 11
+    with pytest.raises(UsageError, match="1 are left to learn from"):
+        embed_set(FakeEncoder("x"), gallery, labelled(names), tmp_path / "cache", 0)
 
 
 def test_damaged_heads_are_one_clear_error(tmp_path):
@@ -262,6 +272,9 @@ def test_heads_that_give_no_numbers_are_an_error(tmp_path):
 
 def test_a_pickle_is_not_loaded(tmp_path):
     np.save(tmp_path / "t.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(UsageError, match="not an array"):
+        read_features(tmp_path / "t.npy", tmp_path / "t.npy", seed=0)
+    (tmp_path / "t.npy").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(UsageError, match="not an array"):
         read_features(tmp_path / "t.npy", tmp_path / "t.npy", seed=0)
 

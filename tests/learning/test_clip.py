@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -25,12 +26,14 @@ from mmsearch.cli.app import app
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import TrainingError, UsageError
+from mmsearch.learning import card, history
 from mmsearch.learning.checkpoint import load_checkpoint
 from mmsearch.learning.clip import train_clip
 from mmsearch.learning.distributed import processes
 from mmsearch.learning.network import start_network
 from mmsearch.learning.recipe import ModelTable, read_recipe
 from mmsearch.learning.runs import Place, run_folder
+from mmsearch.learning.schedule import check_schedule
 from mmsearch.learning.trainer import Trainer
 from mmsearch.learning.views import plain_transform, preprocess_of
 from mmsearch.learning.words import carry_meanings
@@ -75,7 +78,7 @@ def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
         patch.setenv("MMSEARCH_HOME", home["MMSEARCH_HOME"])
         told = run("train", "clip", recipe, "--out", "mine")
         assert "test: t2i" in told.stdout
-        assert "mmsearch index FOLDER --model mine" in told.stdout
+        assert "mmsearch index FOLDER --model mine --index mine.index" in told.stdout
         folder = tmp_path / "home/models/mine"
         card = (folder / "README.md").read_text()
         assert "24 pictures, 48 captions" in card
@@ -93,6 +96,14 @@ def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
         assert "mine" in (tmp_path / "home/models/further/README.md").read_text()
         first = load_model(parse_model(f"local-dir:{folder}")).spec.space
         run("train", "clip", recipe, "--out", "other", "--restart")
+        recipe.write_text("seed = 5\n" + TWO_STAGES)
+        run("train", "clip", recipe, "--out", "other", "--restart")
+        run("index", tmp_path / "set", "--index", tmp_path / "o", "--model", "other")
+        recipe.write_text(TWO_STAGES)
+        run("train", "clip", recipe, "--out", "other", "--restart")
+        changed = run("index", tmp_path / "set", "--index", tmp_path / "o", "--model", "other",
+                      code=2)  # fmt: skip
+        assert "as it was before its weights changed" in changed.stderr
         again = load_model(parse_model(f"local-dir:{tmp_path / 'home/models/other'}")).spec.space
     assert again == first  # the same seed, so the same weights: the same space
     assert (folder / "training/plot.png").stat().st_size > 1000
@@ -350,6 +361,55 @@ def test_a_damaged_file_of_a_finished_stage_is_named(tmp_path):
     run("train", "clip", recipe, "--out", tmp_path / "m")
 
 
+def test_a_model_that_is_not_finished_is_none_and_says_so(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()
+    told = run("index", tmp_path, "--index", tmp_path / "i", "--model", tmp_path / "m", code=3)
+    assert "no finished model there" in told.stderr
+
+
+def test_the_recipe_in_the_documentation_fits_the_model_that_it_names(tmp_path):
+    from conftest import REPOSITORY
+
+    text = (REPOSITORY / "docs/training.md").read_text()
+    (tmp_path / "recipe.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    network = start_network(recipe.model, recipe.loss, place_in(tmp_path))
+    for stage in recipe.stage:
+        check_schedule(network, stage, world=1)
+
+
+def test_an_architecture_is_not_trained_into_itself(tmp_path):
+    """A restart would remove it, and find that out at the end."""
+    recipe = write_recipe(tmp_path, RECIPE.replace('"architecture"', '"m"'))
+    run("train", "clip", write_recipe(tmp_path / "a"), "--out", tmp_path / "m")
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+    assert "take another --out" in told.stderr
+    assert (tmp_path / "m/open_clip_model.safetensors").is_file()
+
+
+def test_copies_of_a_picture_are_one_to_learn_from(tmp_path):
+    """Side by side in a batch, each would be a false answer to the other's caption."""
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    told = run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "1 pictures are listed twice or copies of others" in told.stderr
+    assert "23 pictures, 48 captions" in (tmp_path / "m/README.md").read_text()
+
+
+def test_a_disk_that_fills_says_what_to_do(tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(history, "write_durably", full)
+    monkeypatch.setattr(card, "write_durably", full)
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
+    assert "No space left on device; once there is room, the same command goes on" in told
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "bogus", "mps:7"])
 def test_a_device_that_is_not_there_is_one_clear_line(tmp_path, device):
     recipe = write_recipe(tmp_path)
@@ -415,6 +475,7 @@ def test_splits_that_are_measured_on_are_not_learned_from_unasked(tmp_path):
         ("warmup = 1", 'freeze = ["visuel"]', "no module 'visuel'; 'visual' perhaps"),
         ("scale = [0.8, 1.0]", 'scale = "big"', "augment: open_clip does not take it"),
         ("warmup = 1", 'cache = ["transformer"]', "cache: "),
+        ("ema = 0.8", "seed = 18446744073709551616", "seed: Input should be less than"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_one_clear_line(tmp_path, old, new, message):

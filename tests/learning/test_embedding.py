@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from fakes import FakeEncoder
 from PIL import Image
 
+from mmsearch.errors import LabelsError
 from mmsearch.learning import embedding
 from mmsearch.learning.embedding import embed_pictures, embed_texts, unusable
 
@@ -90,7 +92,7 @@ def test_embedding_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert embed_pictures(encoder, [], tmp_path / "cache", "job", quiet)[0].shape[0] == 0
 
 
-def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_read_now_is_said_and_not_remembered(tmp_path, monkeypatch):
     files = pictures(tmp_path, 3)
     read = Path.read_bytes
 
@@ -102,8 +104,9 @@ def test_a_file_that_cannot_be_read_now_is_tried_again(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", refused)
-        assert embed_pictures(FakeEncoder("x"), files, cache, "job", quiet)[1].sum() == 2
-        assert unusable(files, cache, "job", quiet) == {1}
+        for look in (unusable, functools.partial(embed_pictures, FakeEncoder("x"))):
+            with pytest.raises(LabelsError, match=r"1\.png: cannot be read: Permission denied"):
+                look(files, cache, "job", quiet)
     assert embed_pictures(FakeEncoder("x"), files, cache, "job", quiet)[1].all()
     assert unusable(files, cache, "job", quiet) == set()
 

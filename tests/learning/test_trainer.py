@@ -178,8 +178,9 @@ def test_another_run_s_checkpoint_is_refused(tmp_path):
         heads_trainer(tmp_path, run="two").fit()
 
 
-def test_a_damaged_checkpoint_is_named_and_runs_nothing(tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+@pytest.mark.parametrize("content", [b"\x80\x04cos\nsystem\n(S'false'\ntR.", b"hello\n", b".", b""])
+def test_a_damaged_checkpoint_is_named_and_runs_nothing(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(TrainingError, match="damaged"):
         heads_trainer(tmp_path).fit()
 
@@ -379,7 +380,7 @@ def test_too_little_memory_is_one_clear_line(tmp_path, error):
         raise error
 
     trainer._loss = full
-    with pytest.raises(TrainingError, match=r"^stage 'train': 16 pairs at once do not fit.*chunk"):
+    with pytest.raises(TrainingError, match=r"^stage 'train': the memory is full, with 16 pairs.*chunk"):
         trainer.fit()
 
 
@@ -498,6 +499,32 @@ with processes("cpu") as own:
     assert torch.equal(trainer.network.image.unused.weight, unused)
     torch.save(vars(outcome), f"{folder}/outcome-{{own.rank}}.pt")
 """
+
+
+DIFFERENT = """
+import sys
+from mmsearch.learning.distributed import from_first, processes, require_same
+with processes("cpu") as own:
+    require_same("x", "names")
+    assert from_first(own.rank, "cpu") == 0
+    try:
+        require_same(str(own.rank), "names")
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_processes_that_see_other_data_all_stop(tmp_path):
+    """Or they would wait for each other's next step."""
+    script = tmp_path / "different.py"
+    script.write_text(DIFFERENT)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
+         "--nproc-per-node=2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert done.stdout.count(b"the processes see different names") == 2
 
 
 def test_processes_go_on_from_the_same_best_weights(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from toys import ARCHITECTURE
 
-from mmsearch.errors import LabelsError, UsageError
+from mmsearch.errors import LabelsError, TrainingError, UsageError
 from mmsearch.learning import views
 from mmsearch.learning.views import (
     Pictures,
@@ -191,9 +191,50 @@ def test_a_mark_that_a_crash_left_half_written_costs_the_views_only(network, fil
     assert torch.equal(views_of().load(3, 1), whole)
 
 
+def test_a_mark_of_an_earlier_file_does_not_stand_for_a_new_one(
+    network, files, tmp_path, monkeypatch
+):
+    """Or what was never computed would be taken for views: zeros."""
+    prefix, _ = split_network(network, FIRST)
+    pictures = Pictures(files, plain_transform(preprocess_of(network)), 32)
+
+    def views_of(on_progress=lambda p: None):
+        return compute_views(prefix, pictures, 2, 0, tmp_path / "v", "toy", on_progress)
+
+    whole = [views_of().load(place, 0) for place in range(len(files))]
+    done = next((tmp_path / "v").glob("*.npy"))
+    done.unlink()
+    done.with_suffix(".done").write_text(str(2 * len(files) - 1))
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        views_of(stop)
+    again = [views_of().load(place, 0) for place in range(len(files))]
+    assert all(map(torch.equal, again, whole))
+
+
+@pytest.mark.parametrize("name", ["npy", "part"])
+def test_an_empty_file_of_views_is_made_anew(network, files, tmp_path, name):
+    prefix, _ = split_network(network, FIRST)
+    pictures = Pictures(files, plain_transform(preprocess_of(network)), 32)
+
+    def views_of():
+        return compute_views(prefix, pictures, 2, 0, tmp_path / "v", "toy", lambda p: None)
+
+    whole = views_of().load(3, 1)
+    done = next((tmp_path / "v").glob("*.npy"))
+    done.write_bytes(b"")
+    if name == "part":
+        done.rename(done.with_suffix(".part"))
+        done.with_suffix(".done").write_text("3")
+    assert torch.equal(views_of().load(3, 1), whole)
+
+
 def test_a_full_disk_is_said_before_views_are_computed(network, files, tmp_path, monkeypatch):
     prefix, _ = split_network(network, FIRST)
     pictures = Pictures(files, plain_transform(preprocess_of(network)), 32)
     monkeypatch.setattr(views.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
-    with pytest.raises(UsageError, match="GB are needed for the views of toy"):
+    with pytest.raises(TrainingError, match="GB are needed for the views of toy"):
         compute_views(prefix, pictures, 2, 0, tmp_path / "v", "toy", lambda p: None)
