@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Modality = Literal["image", "caption"]
 MODALITIES: tuple[Modality, ...] = ("image", "caption")
+
+Fusion = Literal["auto", "image", "caption", "words", "sum", "rrf", "learned"]
+"""How the scores of an image and of its captions make one: see `mmsearch.search.fusion`."""
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 Vectors = NDArray[np.float32]
 """Embeddings, shape (n, d), each row of length 1."""
@@ -101,11 +105,16 @@ class Query:
     k: int = 10
     filter: Filter = field(default_factory=Filter)
     min_score: float | None = None
+    """Only hits with at least this cosine; it goes with the fusions that rank by a cosine."""
+    fusion: Fusion = "auto"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer. `score` is the cosine similarity, higher is better; `rank` counts from 1."""
+    """One answer; `rank` counts from 1.
+
+    `score` is higher the better: a cosine similarity, or what the fusion made of `scores`.
+    """
 
     rank: int
     score: float
@@ -114,6 +123,8 @@ class Hit:
     caption: str | None
     """The caption that was found; None where the hit is an image."""
     media_id: int
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """What was fused: the cosines of "image" and of the best "caption", BM25 of "words"."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +15,16 @@ from mmsearch.cli.common import (
     ModelOption,
     PrecisionOption,
     engine_for,
+    fusion_named,
     printable,
     progress_bar,
     say,
     write_page,
 )
 from mmsearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmsearch.engine import Engine
 
 
 def bench(
@@ -44,6 +48,24 @@ def bench(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N images.")
     ] = None,
+    fusion: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fusion",
+            metavar="HOW",
+            help="Measure text -> image with captions in the index too: as in search. Repeatable: "
+            "the others are compared with the first.",
+        ),
+    ] = None,
+    hold_out: Annotated[
+        int,
+        typer.Option(
+            "--hold-out",
+            min=1,
+            metavar="N",
+            help="With --fusion: how many captions of each image ask, and are not in the index.",
+        ),
+    ] = 1,
     export: Annotated[
         Path | None,
         typer.Option("--export", metavar="DIR", help="Write the vectors that were compared."),
@@ -64,6 +86,14 @@ def bench(
 
     if dataset is None and (images or split or limit or model):
         raise UsageError("--images, --split, --limit and --model go with a DATASET")
+    if fusion:
+        if export or run_out or html:
+            raise UsageError("--export, --run-out and --html do not go with --fusion")
+        _compare(
+            dataset, fusion, hold_out, images, split, limit, json_=json_,
+            engine=engine_for(index, model=model, device=device, precision=precision),
+        )  # fmt: skip
+        return
     with (
         engine_for(index, model=model, device=device, precision=precision) as engine,
         progress_bar() as bar,
@@ -82,6 +112,33 @@ def bench(
     if report.missing:
         names = ", ".join(printable(name) for name in report.missing[:5])
         say(f"{len(report.missing)} images of the set could not be indexed: {names}")
+    if json_:
+        print(json.dumps(out.to_json(report)))
+    else:
+        print("\n".join(map(printable, out.to_text(report).splitlines())))
+
+
+def _compare(
+    dataset: Path | None,
+    fusions: list[str],
+    hold_out: int,
+    images: Path | None,
+    split: str | None,
+    limit: int | None,
+    *,
+    json_: bool,
+    engine: Engine,
+) -> None:
+    from mmsearch.evaluation import comparison as out
+
+    chosen = list(dict.fromkeys(fusion_named(name) for name in fusions))
+    if "auto" in chosen:
+        raise UsageError("--fusion auto is one of the others: name that")
+    with engine, progress_bar() as bar:
+        report = engine.compare_fusions(
+            chosen, dataset, hold_out=hold_out, images=images, split=split, limit=limit,
+            on_progress=bar,
+        )  # fmt: skip
     if json_:
         print(json.dumps(out.to_json(report)))
     else:

@@ -15,7 +15,7 @@ from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine, OnProgress
-    from mmsearch.types import Progress
+    from mmsearch.types import Fusion, Progress
 
 IndexOption = Annotated[
     Path | None,
@@ -41,7 +41,26 @@ DeviceOption = Annotated[
 PrecisionOption = Annotated[
     str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
 ]
+FusionOption = Annotated[
+    str,
+    typer.Option(
+        "--fusion",
+        metavar="HOW",
+        help="How an image's score and its captions' make one: image, caption, words, sum, rrf, "
+        "learned; auto is image where there are no captions.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def fusion_named(name: str) -> Fusion:
+    """The fusion that --fusion names."""
+    from mmsearch.types import FUSIONS
+
+    found = next((fusion for fusion in FUSIONS if fusion == name), None)
+    if found is None:
+        raise UsageError(f"--fusion is one of {', '.join(FUSIONS)}, not '{name}'")
+    return found
 
 
 def say(message: str) -> None:

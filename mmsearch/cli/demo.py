@@ -101,7 +101,7 @@ def _searches(engine: Engine, texts: tuple[str, ...]) -> list[Section]:
 
     sections = []
     for text in texts:
-        hits = engine.search(text, k=5)
+        hits = engine.search(text, k=5, fusion="image")  # by the picture alone, as it says
         _print(f"text -> image: {text}", hits)
         sections.append(Section(text, tiles_of(hits), "text -> image"))
     example = engine.search(texts[0], k=1)[0].path

@@ -14,9 +14,11 @@ import typer
 
 from mmsearch.cli.common import (
     DeviceOption,
+    FusionOption,
     IndexOption,
     PrecisionOption,
     engine_for,
+    fusion_named,
     print_table,
     printable,
     say,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 #: How much a --not term counts: by benchmarks/negation.py, more costs what is wanted itself.
 NOT_WEIGHT = -0.25
+#: What fused scores are made of, and how they are shown.
+SHARES = {"image": "{:.3f}", "caption": "{:.3f}", "words": "{:.1f}"}
 _WEIGHTED = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)):(?P<rest>\S.*)", re.DOTALL)
 _DATES = ("%Y-%m-%d", "%Y-%m", "%Y")
 
@@ -75,9 +79,14 @@ def search(
     before: Annotated[
         str | None, typer.Option("--before", metavar="DATE", help="Taken before that, likewise.")
     ] = None,
+    fusion: FusionOption = "auto",
     min_score: Annotated[
         float | None,
-        typer.Option("--min-score", metavar="X", help="Only hits with at least this cosine."),
+        typer.Option(
+            "--min-score",
+            metavar="X",
+            help="Only hits with at least this cosine; --fusion auto is then image.",
+        ),
     ] = None,
     literal: Annotated[
         bool, typer.Option("--literal", help="Take '16:9 photo' as text, not as a weight of 16.")
@@ -98,7 +107,7 @@ def search(
         raise UsageError("--json, --paths and -0 exclude each other")
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
     where = Filter(under, _date(after), _date(before))
-    query = Query(tuple(terms), _modality(to), k, where, min_score)
+    query = Query(tuple(terms), _modality(to), k, where, min_score, fusion_named(fusion))
     with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)
         if not hits:
@@ -175,6 +184,7 @@ def _json_line(hit: Hit) -> str:
             "modality": hit.modality,
             "caption": hit.caption,
             "media_id": hit.media_id,
+            "scores": {name: round(score, 6) for name, score in hit.scores.items()},
         }
     )
 
@@ -194,17 +204,22 @@ def _print(hits: list[Hit]) -> None:
     if not hits:
         return
     captioned = any(hit.caption is not None for hit in hits)
-    head = ["rank", "score", *(["caption"] if captioned else []), "path"]
+    parts = [name for name in SHARES if any(name in hit.scores for hit in hits)]
+    head = ["rank", "score", *parts, *(["caption"] if captioned else []), "path"]
     rows = [
         [
             str(hit.rank),
             f"{hit.score:.3f}",
+            *(
+                SHARES[part].format(hit.scores[part]) if part in hit.scores else "-"
+                for part in parts
+            ),
             *([printable(hit.caption or "")] if captioned else []),
             shown_path(hit.path),
         ]
         for hit in hits
     ]
-    print_table(head, rows, right=2)
+    print_table(head, rows, right=2 + len(parts))
 
 
 def _write_page(path: Path, terms: list[Term], hits: list[Hit]) -> None:

@@ -13,7 +13,9 @@ import typer
 
 from mmsearch.cli.common import (
     DeviceOption,
+    IndexOption,
     JsonOption,
+    engine_for,
     print_table,
     progress_bar,
     say,
@@ -238,6 +240,62 @@ def clip(
     if report.test:
         print(f"test: {recall_line(report.test)}")
     _tell(folder, name_of(folder, settings.home))
+
+
+def fusion(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATASET]",
+            help="Captioned pictures to learn from; none takes the index's own captions.",
+        ),
+    ] = None,
+    index: IndexOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Which split of the DATASET.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N images.")
+    ] = None,
+    hold_out: Annotated[
+        int,
+        typer.Option("--hold-out", min=1, metavar="N", help="Captions of each image that ask."),
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of the halves.")
+    ] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep weights that do not help.")] = False,
+    json_: JsonOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Learn what an image's own score and its captions' count, for --fusion learned."""
+    if dataset is None and (images or split):
+        raise UsageError("--images and --split go with a DATASET")
+    with engine_for(index, device=device) as engine, progress_bar() as bar:
+        found, is_kept = engine.train_fusion(
+            dataset, hold_out=hold_out, keep=keep, images=images, split=split, limit=limit,
+            seed=seed, on_progress=bar,
+        )  # fmt: skip
+        folder = engine.folder
+    if json_:
+        print(json.dumps({**dataclasses.asdict(found), "kept": is_kept}))
+        return
+    print(f"learned from {found.learned_from} held-out captions, measured on {found.measured_on} "
+          "of other images (percent)")  # fmt: skip
+    rows = [[f"{found.before[key]:.1f}", f"{found.after[key]:.1f}", key] for key in found.before]
+    print_table(["equal", "learned", ""], rows, right=2)
+    weights = ", ".join(f"{name} {v:.2f}" for name, v in vars(found.weights).items())
+    gain = found.overall
+    print(f"weights: {weights}")
+    print(f"mean of the three: {gain.mean:+.1f} points [{gain.low:+.1f}, {gain.high:+.1f}]")
+    if is_kept:
+        print(f"kept in {shown_path(folder)}: searches with --fusion auto or learned use them")
+    else:
+        print("they do not help, so they were not kept (--keep keeps them anyway)")
 
 
 def _ignore(_what: Any) -> None:

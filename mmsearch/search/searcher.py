@@ -10,17 +10,27 @@ import numpy as np
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, UsageError
 from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
+from mmsearch.search.fusion import Weights, fuse
 from mmsearch.store.paths import to_path
-from mmsearch.store.store import Answer, Store
-from mmsearch.types import Filter, Hit, Modality, Query, Term, Vectors
+from mmsearch.store.store import Answer, Evidence, Store
+from mmsearch.types import FUSIONS, Filter, Fusion, Hit, Modality, Query, Term, Vectors
+
+#: How many images each of image, captions and words brings to be fused.
+DEPTH = 200
 
 
 class Searcher:
     """Answers queries from one index with the encoder of its space."""
 
-    def __init__(self, store: Store, encoder: Encoder) -> None:
+    def __init__(self, store: Store, encoder: Encoder, weights: Weights | None = None) -> None:
+        """Takes the encoder of the store's space.
+
+        Args:
+            weights: what was learned for the fusion "learned".
+        """
         self._store = store
         self._encoder = encoder
+        self._weights = weights
 
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first; at most `query.k`.
@@ -32,9 +42,85 @@ class Searcher:
         """
         if query.k < 1:
             raise UsageError(f"k is a whole number from 1, not {query.k}")
+        how = self.fusion_of(query)
         vector = self.embed(query.terms)
+        hits = self._nearest(query, vector) if how == "image" else self._fused(query, vector, how)
+        if query.min_score is not None:
+            hits = [hit for hit in hits if hit.score >= query.min_score]
+        return hits
+
+    def fusion_of(self, query: Query) -> Fusion:
+        """The fusion that answers a query: what "auto" comes to.
+
+        That is the image alone where the index holds no captions, where a term is a picture
+        and where a least cosine is asked for; else learned weights, or equal ones.
+
+        Raises:
+            UsageError: a fusion that does not go with the query.
+        """
+        how = query.fusion
+        if how not in FUSIONS:
+            raise UsageError(f"no such fusion: '{how}'; there are {', '.join(FUSIONS)}")
+        if query.to == "caption" and how not in ("auto", "image"):
+            raise UsageError("fusion ranks images by their captions too: it goes with --to image")
+        if how == "auto":
+            by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
+            if query.to == "caption" or query.min_score is not None or not by_text:
+                return "image"
+            if not self._store.has_captions():
+                return "image"
+            return "learned" if self._weights is not None else "sum"
+        if query.min_score is not None and how not in ("image", "caption"):
+            raise UsageError(
+                f"a least score is a cosine, and '{how}' ranks by something else; leave it out, or "
+                "take --fusion image or caption"
+            )
+        if how == "words" and not _words_of(query.terms):
+            raise UsageError("--fusion words needs a text to search for")
+        return how
+
+    def evidence(self, query: Query, vector: Vectors | None = None) -> Evidence:
+        """What speaks for the images near a query, to be fused.
+
+        Args:
+            vector: the terms' vector, shape (dim,), where it is known already.
+        """
+        return self._store.evidence(
+            self._encoder.spec.space,
+            self.embed(query.terms) if vector is None else vector,
+            _words_of(query.terms),
+            max(DEPTH, query.k),
+            query.filter,
+        )
+
+    def _fused(self, query: Query, vector: Vectors, how: Fusion) -> list[Hit]:
+        evidence = self.evidence(query, vector)
+        scores = fuse(evidence, how, self._weights)
+        order = np.lexsort((evidence.media, -np.nan_to_num(scores, nan=-np.inf)))
+        chosen = [row for row in order.tolist() if np.isfinite(scores[row])][: query.k]
+        parts = {
+            "image": evidence.image, "caption": evidence.caption, "words": evidence.words
+        }  # fmt: skip
+        return [
+            Hit(
+                rank=place,
+                score=float(scores[row]),
+                path=to_path(evidence.items[row].path),
+                modality="image",
+                caption=None,
+                media_id=int(evidence.media[row]),
+                scores={
+                    name: float(values[row])
+                    for name, values in parts.items()
+                    if np.isfinite(values[row])
+                },
+            )
+            for place, row in enumerate(chosen, 1)
+        ]
+
+    def _nearest(self, query: Query, vector: Vectors) -> list[Hit]:
         answer = self.rank(vector[None, :], query.to, query.k, query.filter)[0]
-        hits = [
+        return [
             Hit(
                 rank=place + 1,
                 score=score,
@@ -45,9 +131,6 @@ class Searcher:
             )
             for place, (score, item) in enumerate(zip(answer.scores, answer.items, strict=True))
         ]
-        if query.min_score is not None:
-            hits = [hit for hit in hits if hit.score >= query.min_score]
-        return hits
 
     def rank(
         self, queries: Vectors, to: Modality, k: int, where: Filter | None = None
@@ -84,6 +167,11 @@ class Searcher:
             raise UsageError(f"{term.image}: {error}") from error
         found: Vectors = self._encoder.encode_images(pixels[None])[0]
         return found
+
+
+def _words_of(terms: Sequence[Term]) -> str:
+    """What captions should hold words of: all that is wanted, and nothing that is not."""
+    return " ".join(term.text for term in terms if term.text is not None and term.weight > 0)
 
 
 def _content(path: Path) -> bytes:

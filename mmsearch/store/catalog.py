@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -39,6 +41,13 @@ from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
 FILE_NAME = "catalog.sqlite3"
 _BUSY_SECONDS = 10.0
 _CHUNK = 500  # ids in one IN (...)
+_MATCHES = 2000  # media that share a word with a query: the best ones are enough to be ranked
+_QUERY_WORDS = 64
+#: They stand in most captions, so they cost much and tell nothing.
+_FUNCTION_WORDS = frozenset(
+    """a an and are as at be by for from has have her his in into is it its of on or that the their
+    there they this to up was were while who with""".split()  # noqa: SIM905 - to be read as words
+)
 
 
 @dataclass(frozen=True)
@@ -256,6 +265,51 @@ def captions_of(connection: Connection, media_ids: Sequence[int]) -> dict[int, l
         for row in connection.execute(query.order_by(schema.caption.c.id)):
             found.setdefault(row.media_id, []).append(row)
     return found
+
+
+def has_captions(connection: Connection) -> bool:
+    return connection.execute(select(schema.caption.c.id).limit(1)).first() is not None
+
+
+def caption_owners(
+    connection: Connection, *, captions: Sequence[int] = (), media: Sequence[int] = ()
+) -> dict[int, int]:
+    """The media of captions, by the captions' ids: of those named, and of those of named media."""
+    table = schema.caption.c
+    found: dict[int, int] = {}
+    for column, ids in ((table.id, captions), (table.media_id, media)):
+        for chunk in chunks([int(number) for number in ids]):
+            query = select(table.id, table.media_id).where(column.in_(chunk))
+            found.update((row.id, row.media_id) for row in connection.execute(query))
+    return found
+
+
+def media_with_words(connection: Connection, text: str) -> tuple[Ids, NDArray[np.float64]]:
+    """The media whose captions hold a word of a text, with their BM25 scores, best first.
+
+    Words count by their stems, as English has them; a picture's captions are one document
+    (Robertson and Zaragoza 2009, with FTS5's k1 = 1.2 and b = 0.75).
+    """
+    expression = _any_word_of(text)
+    if not expression:
+        return np.empty(0, np.int64), np.empty(0, np.float64)
+    # FTS5's bm25() is less than zero, the smaller the better.
+    rows = connection.exec_driver_sql(
+        "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
+        (expression, _MATCHES),
+    ).all()
+    return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], float)
+
+
+def _any_word_of(text: str) -> str:
+    """An FTS5 expression for documents with any of a text's words, but for function words."""
+    found = list(dict.fromkeys(re.findall(r"\w+", _encodable(text).lower())))
+    telling = [word for word in found if word not in _FUNCTION_WORDS] or found
+    return " OR ".join(f'"{word}"' for word in telling[:_QUERY_WORDS])
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
 
 
 def failures_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row[Any]]:

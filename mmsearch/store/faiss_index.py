@@ -8,6 +8,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError
 from mmsearch.store.vector_index import Found, best
@@ -77,6 +78,11 @@ class FaissIndex:
             (row[real], own[real]) for row, own, real in zip(scores, ids, ids >= 0, strict=True)
         )
         return [best(row, own, k) for row, own in found]
+
+    def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
+        # IndexIDMap knows vectors by id alone; the index in it, by row.
+        found: Vectors = faiss.downcast_index(self._index.index).reconstruct_batch(rows)
+        return found
 
 
 def _selector(among: Ids | None, without: Ids | None) -> Any:

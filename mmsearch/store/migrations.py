@@ -91,7 +91,19 @@ _FIRST_TABLES = (
         PRIMARY KEY (root_id, path))""",
 )
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+
+def _words(connection: Connection) -> None:
+    connection.exec_driver_sql(
+        "CREATE VIRTUAL TABLE words USING fts5("
+        "text, tokenize = 'porter unicode61 remove_diacritics 2')"
+    )
+    connection.exec_driver_sql(
+        "INSERT INTO words (rowid, text) "
+        "SELECT media_id, group_concat(text, char(10)) FROM caption GROUP BY media_id"
+    )
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _words)
 FORMAT_VERSION = len(MIGRATIONS)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from mmsearch.config import MARKER
@@ -26,6 +28,8 @@ from mmsearch.store.paths import join, relative, to_path
 from mmsearch.store.vector_index import Found
 from mmsearch.store.vectors import VectorView
 from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
+
+T = TypeVar("T")
 
 VECTORS = "vectors"
 _LOCK = "writer.lock"
@@ -42,6 +46,38 @@ class Answer:
     scores: Sequence[float]
     ids: Sequence[int]
     items: Sequence[Item]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How the scores of one query are spread over an index."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, scores: NDArray[np.floating]) -> Usual:
+        if len(scores) < 2:  # nothing to compare with: the score itself has to do
+            return cls(0.0, 1.0)
+        return cls(float(scores.mean()), max(float(scores.std()), 1e-6))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for each of m media, for one query; sorted by id."""
+
+    media: Ids
+    items: Sequence[Item]
+    image: NDArray[np.float64]
+    """The cosine of each image, (m,)."""
+    caption: NDArray[np.float64]
+    """The cosine of each one's best caption, (m,); NaN where it has none."""
+    words: NDArray[np.float64]
+    """BM25 of each one's captions, (m,); NaN where it has none."""
+    usual_image: Usual
+    usual_caption: Usual
+    best_words: float
+    """The highest BM25 of all; 0 where no caption holds any of the words."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +163,12 @@ class Store:
         Raises:
             SpaceError: the index's active space is another.
         """
+        return self._again(lambda: self._search(space, queries, to, k, where))
+
+    def _again(self, look: Callable[[], T]) -> T:
         for _ in range(3):
             try:
-                return self._search(space, queries, to, k, where)
+                return look()
             except FileNotFoundError:
                 continue  # a writer compacted between our look at the catalog and the file
         raise DamageError(
@@ -147,6 +186,71 @@ class Store:
             wanted = {int(number) for _, ids in found for number in ids}
             known = catalog.items(connection, to, sorted(wanted))
         return [_answer(one, known) for one in found]
+
+    def has_captions(self) -> bool:
+        with self.catalog.read() as connection:
+            return catalog.has_captions(connection)
+
+    def evidence(
+        self, space: str, query: Vectors, text: str, depth: int, where: Filter | None = None
+    ) -> Evidence:
+        """All that speaks for the media that are near a query by their image or by their captions.
+
+        Args:
+            space: the identity of the query's space.
+            query: shape (d,).
+            text: what captions are to hold words of; "" for nothing.
+            depth: how many are taken by each of image, captions and words.
+
+        Raises:
+            SpaceError: the index's active space is another.
+        """
+        return self._again(lambda: self._evidence(space, query, text, depth, where))
+
+    def _evidence(
+        self, space: str, query: Vectors, text: str, depth: int, where: Filter | None
+    ) -> Evidence:
+        with self.catalog.read() as connection:
+            row = filters.require_space(connection, space)
+            views = {to: self._view(connection, row, to) for to in MODALITIES}
+            near: dict[Modality, dict[int, float]] = {}
+            for to, view in views.items():
+                among = filters.matching_ids(connection, where, to) if where else None
+                # An image has several captions: more of them are needed for as many images.
+                near[to] = _scores(view, query, depth if to == "image" else 4 * depth, among)
+            worded, bm25 = catalog.media_with_words(connection, text)
+            if where:
+                kept = np.isin(worded, filters.matching_ids(connection, where, "image"))
+                worded, bm25 = worded[kept], bm25[kept]
+            best: dict[int, float] = {}
+            owners = catalog.caption_owners(connection, captions=list(near["caption"]))
+            for caption, cosine in near["caption"].items():  # the best ones first
+                best.setdefault(owners[caption], cosine)
+            media = sorted({*near["image"], *best, *worded[:depth].tolist()})
+            missing = np.array(
+                [number for number in media if number not in near["image"]], np.int64
+            )
+            near["image"].update(_scores(views["image"], query, len(missing), missing))
+            owners = catalog.caption_owners(
+                connection, media=[number for number in media if number not in best]
+            )
+            missing = np.array(sorted(owners), np.int64)
+            for caption, cosine in _scores(views["caption"], query, len(missing), missing).items():
+                best.setdefault(owners[caption], cosine)
+            items = catalog.items(connection, "image", media)
+        by_words = dict(zip(worded.tolist(), bm25.tolist(), strict=True))
+        return Evidence(
+            media=np.array(media, np.int64),
+            items=[items[number] for number in media],
+            image=np.array([near["image"][number] for number in media]),
+            caption=np.array([best.get(number, np.nan) for number in media]),
+            words=np.array(
+                [by_words.get(number, 0.0 if number in best else np.nan) for number in media]
+            ),
+            usual_image=Usual.of(views["image"].sample @ query),
+            usual_caption=Usual.of(views["caption"].sample @ query),
+            best_words=float(bm25.max(initial=0.0)),
+        )
 
     def _view(self, connection: Connection, space: SpaceRow, to: Modality) -> VectorView:
         """The vectors as of this very transaction; the newest view is kept for the next search."""
@@ -373,6 +477,12 @@ class Writer:
             change.set_snapshot(space, modality, SnapshotRow(generation, name, len(index), last))
         if old is not None and old.file != name:
             (self._folder / old.file).unlink(missing_ok=True)
+
+
+def _scores(view: VectorView, query: Vectors, k: int, among: Ids | None) -> dict[int, float]:
+    """The cosines of the k items nearest to a query (d,), by id, the nearest first."""
+    scores, ids = view.search(query[None], k, among)[0]
+    return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
 
 def _all(connection: Connection, space: SpaceRow, modality: Modality) -> tuple[Ids, Vectors]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmsearch.types import Ids, Vectors
 
@@ -30,6 +31,10 @@ class VectorIndex(Protocol):
         """
         ...
 
+    def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
+        """The vectors of some rows, (n, d), in the order in which they were added."""
+        ...
+
 
 class ExactIndex:
     """Compares with every vector: for the few that are newer than the snapshot."""
@@ -53,6 +58,10 @@ class ExactIndex:
                 keep &= ~np.isin(ids, without)
             ids, vectors = ids[keep], vectors[keep]
         return [best(scores, ids, k) for scores in queries @ vectors.T]
+
+    def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
+        found: Vectors = self._vectors[rows]
+        return found
 
     def extended(self, ids: Ids, vectors: Vectors) -> ExactIndex:
         """A new index with more items at its end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.faiss_index import FaissIndex
 from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
 from mmsearch.types import Ids, Modality, Vectors
+
+_SAMPLE = 1024
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,18 @@ class VectorView:
             tail=tail,
             hidden=hidden,
         )
+
+    @cached_property
+    def sample(self) -> Vectors:
+        """Up to 1,024 of the vectors, evenly spaced: what scores are compared with."""
+        older = len(self.snapshot) if self.snapshot is not None else 0
+        total = older + len(self.tail)
+        rows = np.unique(np.linspace(0, max(0, total - 1), min(_SAMPLE, total)).astype(np.int64))
+        first = rows[rows < older]
+        parts = [self.tail.vectors_at(rows[len(first) :] - older)]
+        if self.snapshot is not None and len(first):
+            parts.insert(0, self.snapshot.vectors_at(first))
+        return np.concatenate(parts)
 
     def search(self, queries: Vectors, k: int, among: Ids | None) -> list[Found]:
         """The best k items of each query, over snapshot and tail together."""

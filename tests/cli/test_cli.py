@@ -88,10 +88,54 @@ def test_indexing_reports_in_json(gallery, tmp_path):
 
 
 def test_a_search_is_a_table(index):
-    lines = run("search", scenes.captions(scenes.gallery(1, seed=400)[0])[0], "--index", index)
+    text = scenes.captions(scenes.gallery(1, seed=400)[0])[0]
+    lines = run("search", text, "--index", index)
     head, first, *_ = lines.stdout.splitlines()
-    assert head.split() == ["rank", "score", "path"]
+    assert head.split() == ["rank", "score", "image", "caption", "words", "path"]
     assert first.endswith("00.png")
+    lines = run("search", text, "--index", index, "--fusion", "image")
+    assert lines.stdout.splitlines()[0].split() == ["rank", "score", "path"]
+
+
+def test_fusions_are_measured_against_each_other(index):
+    before = run("status", "--index", index, "--json").stdout
+    told = run("bench", "--index", index, "--fusion", "image", "--fusion", "sum")
+    summary, head, first, second, *_ = told.stdout.splitlines()
+    assert "20 held-out captions ask for 20 images" in summary
+    assert head.split()[:2] == ["fusion", "R@1"]
+    assert (first.split()[0], second.split()[0]) == ("image", "sum")
+    found = json.loads(
+        run("bench", "--index", index, "--fusion", "words", "--hold-out", 2, "--json").stdout
+    )
+    assert found["rows"][0]["queries"] == 40
+    assert run("status", "--index", index, "--json").stdout == before
+    for arguments, message in (
+        (("--fusion", "auto"), "one of the others"),
+        (("--fusion", "mean"), "--fusion is one of auto, image"),
+        (("--fusion", "learned"), "train fusion"),
+        (("--fusion", "sum", "--html", "x"), "do not go with --fusion"),
+    ):
+        assert message in run("bench", "--index", index, *arguments, code=2).stderr
+
+
+def test_fusion_is_trained_for_an_index(index, tmp_path):
+    own = tmp_path / "index"
+    shutil.copytree(index, own)
+    told = run("train", "fusion", "--index", own, "--keep").stdout
+    assert "learned from 10 held-out captions, measured on 10 of other images" in told
+    assert "weights: image 0." in told
+    hit = json.loads(run("search", "a red circle", "--index", own, "-k", 1, "--json").stdout)
+    learned = run(
+        "search", "a red circle", "--index", own, "-k", 1, "--json", "--fusion", "learned"
+    )
+    assert json.loads(learned.stdout) == hit
+    equal = run("search", "a red circle", "--index", own, "-k", 1, "--json", "--fusion", "sum")
+    assert json.loads(equal.stdout)["score"] != hit["score"]
+    again = json.loads(run("train", "fusion", "--index", own, "--keep", "--json").stdout)
+    assert again["kept"]
+    assert sum(again["weights"].values()) == pytest.approx(1)
+    run("train", "fusion", "--index", tmp_path / "none", code=3)
+    assert "go with a DATASET" in run("train", "fusion", "--split", "x", code=2).stderr
 
 
 def test_unquoted_words_are_one_text(index):
@@ -103,7 +147,7 @@ def test_json_is_a_line_a_hit(index, gallery):
     result = run("search", "a", "face", "--index", index, "-k", 3, "--json")
     hits = [json.loads(line) for line in result.stdout.splitlines()]
     assert [set(hit) for hit in hits] == [
-        {"rank", "score", "path", "modality", "caption", "media_id"}
+        {"rank", "score", "path", "modality", "caption", "media_id", "scores"}
     ] * 3
     assert Path(hits[0]["path"]).parent == gallery
     assert (hits[0]["modality"], hits[0]["caption"]) == ("image", None)

@@ -36,7 +36,12 @@ def test_names_say_where_a_model_comes_from(name, kind, architecture, location):
     assert parse_model(source.name) == source
 
 
-@pytest.mark.parametrize("name", ["", "clip", "ViT-B-32:", ":/path", "hf-hub:", "/", "a/", "/b"])
+def test_a_path_is_a_model_folder():
+    for name in ("/a/b", "./b", "../b", "~/b"):
+        assert parse_model(name) == parse_model(f"local-dir:{name}")
+
+
+@pytest.mark.parametrize("name", ["", "clip", "ViT-B-32:", ":/path", "hf-hub:", "a/"])
 def test_other_names_are_explained(name):
     with pytest.raises(UsageError, match="use tiny, base"):
         parse_model(name)

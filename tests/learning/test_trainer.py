@@ -380,7 +380,9 @@ def test_too_little_memory_is_one_clear_line(tmp_path, error):
         raise error
 
     trainer._loss = full
-    with pytest.raises(TrainingError, match=r"^stage 'train': the memory is full, with 16 pairs.*chunk"):
+    with pytest.raises(
+        TrainingError, match=r"^stage 'train': the memory is full, with 16 pairs.*chunk"
+    ):
         trainer.fit()
 
 

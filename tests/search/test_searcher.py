@@ -8,6 +8,7 @@ import pytest
 from mmsearch.errors import UsageError
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.search.fusion import Weights
 from mmsearch.search.page import Section, Tile, render_page, tiles_of
 from mmsearch.search.searcher import Searcher
 from mmsearch.store.store import Store
@@ -31,12 +32,57 @@ def names(hits):
 
 
 def test_hits_are_ranked_from_one_by_falling_cosine(searcher, encoder, photos):
-    hits = searcher.search(Query((Term(text="red"),), k=6))
+    hits = searcher.search(Query((Term(text="red"),), k=6, fusion="image"))
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5, 6]
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert hits[0].path == photos / "red.png"
     assert hits[0].score == pytest.approx(1, abs=1e-3)
     assert (hits[0].modality, hits[0].caption) == ("image", None)
+
+
+def test_captions_help_to_find_their_images(searcher, photos):
+    """What was fused is shown: here the image and its caption are what is asked for."""
+    hits = searcher.search(Query((Term(text="red"),), k=6))
+    assert len(hits) == 6
+    assert hits[0].path == photos / "red.png"
+    assert hits[0].scores.keys() == {"image", "caption", "words"}
+    assert hits[0].scores["caption"] == pytest.approx(1, abs=1e-3)
+    bare = next(hit for hit in hits if hit.path.name not in ("red.png", "green.png"))
+    assert bare.scores.keys() == {"image"}
+    only = searcher.search(Query((Term(text="it is red"),), k=6, fusion="words"))
+    assert names(only)[0] == "red.png"
+    assert [hit.rank for hit in only] == list(range(1, len(only) + 1))
+
+
+def test_what_auto_comes_to(searcher, photos):
+    text, picture = Term(text="red"), Term(image=photos / "red.png")
+    assert searcher.fusion_of(Query((text,))) == "sum"
+    assert searcher.fusion_of(Query((text, picture))) == "image"
+    assert searcher.fusion_of(Query((text,), to="caption")) == "image"
+    assert searcher.fusion_of(Query((text,), min_score=0.2)) == "image"
+    assert searcher.fusion_of(Query((Term(text="red", weight=-1),))) == "image"
+    learned = Searcher(searcher._store, searcher._encoder, Weights(0.2, 0.3, 0.5))
+    assert learned.fusion_of(Query((text,))) == "learned"
+    captions = searcher._store.contents().caption_ids.tolist()
+    with searcher._store.writer() as writer, writer.change() as change:
+        change.remove_captions(captions)
+    assert searcher.fusion_of(Query((text,))) == "image"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (Query((Term(text="red"),), to="caption", fusion="sum"), "--to image"),
+        (Query((Term(text="red"),), min_score=0.1, fusion="rrf"), "a least score is a cosine"),
+        (Query((Term(text="red"),), fusion="mean"), "no such fusion: 'mean'"),
+        (Query((Term(text="red", weight=-1),), fusion="words"), "needs a text"),
+        (Query((Term(text="red"),), fusion="learned"), "train fusion"),
+        (Query((Term(text="red"),), k=0), "k is a whole number"),
+    ],
+)
+def test_a_fusion_that_does_not_go_with_the_query_is_refused(searcher, query, message):
+    with pytest.raises(UsageError, match=message):
+        searcher.search(query)
 
 
 def test_an_image_finds_itself_and_captions(searcher, photos):

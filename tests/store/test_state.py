@@ -91,6 +91,19 @@ class StoreMachine(RuleBasedStateMachine):
                 continue
             self._check(store, "image", self.images)
             self._check(store, "caption", {c: vector for c, (_, vector) in self.captions.items()})
+            self._check_words(store)
+
+    def _check_words(self, store):
+        """Kept beside the captions, and always what those make."""
+        with store.catalog.read() as connection:
+            kept = connection.exec_driver_sql("SELECT rowid, text FROM words").all()
+            texts = connection.exec_driver_sql("SELECT media_id, text FROM caption").all()
+        made = {}
+        for owner, text in texts:
+            made.setdefault(owner, []).append(text)
+        assert {owner: sorted(text.split("\n")) for owner, text in kept} == {
+            owner: sorted(own) for owner, own in made.items()
+        }
 
     def _check(self, store, to, truth):
         answers = store.search(SPEC.space, QUERIES, to, len(truth) + 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from mmsearch.errors import (
 )
 from mmsearch.store import catalog, migrations
 from mmsearch.store.changes import NewCaption, NewMedia
+from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.store import Store
 from mmsearch.types import Filter
 
@@ -324,7 +326,8 @@ def test_the_tables_are_those_of_the_schema(store):
 
     def columns(connection):
         tables = connection.exec_driver_sql(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' "
+            "AND name NOT LIKE 'words%'"  # FTS5's own
         ).scalars()
         return {
             table: [
@@ -372,17 +375,169 @@ def test_a_migration_and_its_record_commit_together(store, monkeypatch):
     def whole(connection):
         connection.exec_driver_sql("CREATE TABLE whole (x)")
 
+    newer = FORMAT_VERSION + 1
     for module in (migrations, catalog):
-        monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+        monkeypatch.setattr(module, "FORMAT_VERSION", newer)
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, half))
     with pytest.raises(RuntimeError):
         Store(store.folder)
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS[:1], whole))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS[:-1], whole))
     with Store(store.folder).catalog.read() as connection:
         tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
-        assert migrations.format_version(connection) == 2
+        assert migrations.format_version(connection) == newer
     assert "whole" in tables
     assert "half" not in tables
+
+
+def words_of(store):
+    with store.catalog.read() as connection:
+        return dict(connection.exec_driver_sql("SELECT rowid, text FROM words").all())
+
+
+def captioned(store, texts):
+    """A picture for each list of captions; all vectors are random."""
+    ids = []
+    with store.writer() as writer:
+        space = writer.space_of(SPEC, "fp32")
+        root = root_at(writer, b"/photos")
+        with writer.change() as change:
+            for number, captions in enumerate(texts):
+                vectors = unit_vectors(RNG, 1 + len(captions))
+                rows = list(zip(captions, vectors[1:], strict=True))
+                media = new(root, f"c{number}", vectors[0], captions=rows)
+                ids.append(change.add_media(media, space))
+    return ids
+
+
+def test_the_words_follow_the_captions(store):
+    first, second, third = captioned(store, [["a dog", "it runs"], ["a cat"], []])
+    assert words_of(store) == {first: "a dog\nit runs", second: "a cat"}
+    with store.writer() as writer:
+        space = writer.space_of(SPEC, "fp32")
+        with writer.change() as change:
+            change.add_captions(third, [NewCaption("two birds", "file", unit_vectors(RNG, 1)[0])],
+                                space)  # fmt: skip
+            (old, _, _), _ = change.captions_of(first)
+            change.remove_captions([old])
+        assert words_of(store) == {first: "it runs", second: "a cat", third: "two birds"}
+        with writer.change() as change:
+            change.remove_media([second])
+    assert words_of(store) == {first: "it runs", third: "two birds"}
+
+
+def test_an_index_of_the_first_format_gains_its_words(store):
+    first, _ = captioned(store, [["a dog", "it runs"], ["a cat"]])
+    expected = words_of(store)
+    store.close()
+    with sqlite3.connect(store.folder / catalog.FILE_NAME) as raw:
+        raw.execute("DROP TABLE words")
+        raw.execute("PRAGMA user_version = 1")
+    raw.close()
+    older = Store(store.folder)
+    assert words_of(older) == expected
+    with older.catalog.read() as connection:
+        assert catalog.media_with_words(connection, "dogs")[0].tolist() == [first]
+    older.close()
+
+
+def bm25(documents, query, k1=1.2, b=0.75):
+    """Robertson and Zaragoza 2009, written out over words that need no stemming."""
+    split = {number: text.split() for number, text in documents.items()}
+    usual = sum(map(len, split.values())) / len(split)
+    found = {}
+    for number, words in split.items():
+        total = 0.0
+        for word in query:
+            holding = sum(word in other for other in split.values())
+            # FTS5 keeps the weight of words that most documents hold just above nothing.
+            idf = max(1e-6, math.log((len(split) - holding + 0.5) / (holding + 0.5)))
+            often = words.count(word)
+            total += idf * often * (k1 + 1) / (often + k1 * (1 - b + b * len(words) / usual))
+        if total:
+            found[number] = total
+    return found
+
+
+def test_words_are_ranked_by_bm25(store):
+    texts = [["red dog dog", "green hill"], ["red car"], ["blue sea", "wet sand", "red sun"],
+             ["green car hill"], ["tall tree"], ["old man"], ["thin ice"]]  # fmt: skip
+    ids = captioned(store, texts)
+    documents = {number: " ".join(text) for number, text in zip(ids, texts, strict=True)}
+    with store.catalog.read() as connection:
+        for query in ("red dog", "hill", "green car sun", "the red car"):
+            found, scores = catalog.media_with_words(connection, query)
+            expected = bm25(documents, set(query.split()) - {"the"})
+            assert set(found.tolist()) == set(expected)
+            np.testing.assert_allclose(scores, [expected[n] for n in found.tolist()], rtol=1e-6)
+            assert list(scores) == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "text", ['"', "NEAR(a b)", "a AND", "x*", "-", "", "   ", "\0", "\ud800 dog", "col:dog", "the",
+             "dog " * 500, "^dog", "'; DROP TABLE words; --"]
+)  # fmt: skip
+def test_any_text_can_be_asked_for_its_words(store, text):
+    """FTS5 has a language of its own, which nobody meant."""
+    ids = captioned(store, [["a dog"], ["the cat"]])
+    with store.catalog.read() as connection:
+        found = catalog.media_with_words(connection, text)[0].tolist()
+    # A text of nothing but function words is taken as it is.
+    found_by = {"the": [ids[1]], "a AND": [ids[0]]}
+    assert found == found_by.get(text, [ids[0]] if "dog" in text else [])
+
+
+def test_the_evidence_is_what_comparing_everything_gives(store):
+    rng = np.random.default_rng(5)
+    texts = [[f"word{rng.integers(30)} thing" for _ in range(rng.integers(4))] for _ in range(60)]
+    captioned(store, texts[:40])
+    with store.writer() as writer:
+        writer.compact()
+        with writer.change() as change:
+            change.remove_media([3, 17])
+    held = store.contents()
+    query = unit_vectors(rng, 1)[0]
+    image = dict(zip(held.image_ids.tolist(), held.image_vectors @ query, strict=True))
+    best = {}
+    for owner, cosine in zip(
+        held.caption_media.tolist(), held.caption_vectors @ query, strict=True
+    ):
+        best[owner] = max(best.get(owner, -1), cosine)
+    with store.catalog.read() as connection:
+        scores = dict(zip(*map(list, catalog.media_with_words(connection, "word7")), strict=True))
+    for depth in (3, 100):
+        found = store.evidence(SPEC.space, query, "word7", depth)
+        media = found.media.tolist()
+        assert media == sorted(media)
+        nearest = sorted(image, key=image.get, reverse=True)[:depth]
+        assert set(nearest) <= set(media)
+        assert set(scores) <= set(media) or depth == 3
+        np.testing.assert_allclose(found.image, [image[n] for n in media], atol=1e-6)
+        np.testing.assert_allclose(found.caption, [best.get(n, np.nan) for n in media], atol=1e-6)
+        expected = [scores.get(n, 0.0 if n in best else np.nan) for n in media]
+        np.testing.assert_allclose(found.words, expected, atol=1e-6)
+        assert found.best_words == pytest.approx(max(scores.values(), default=0))
+        assert [item.media_id for item in found.items] == media
+
+
+def test_the_evidence_heeds_filters(store):
+    captioned(store, [["a dog"], ["a dog"], ["a cat"]])
+    where = Filter(after=datetime(2031, 1, 1))
+    found = store.evidence(SPEC.space, unit_vectors(RNG, 1)[0], "dog", 10, where)
+    assert found.media.tolist() == []
+    assert found.best_words == 0
+
+
+def test_scores_are_compared_with_a_sample_of_all(store):
+    vectors = unit_vectors(RNG, 5000)
+    fill(store, [f"m{n}" for n in range(3000)], vectors[:3000])
+    with store.writer() as writer:
+        writer.compact()
+    fill(store, [f"n{n}" for n in range(2000)], vectors[3000:])
+    query = vectors[0]
+    usual = store.evidence(SPEC.space, query, "", 5).usual_image
+    scores = vectors @ query
+    assert usual.mean == pytest.approx(scores.mean(), abs=0.03)
+    assert usual.deviation == pytest.approx(scores.std(), abs=0.03)
 
 
 def test_a_folder_of_other_things_is_never_taken(tmp_path):

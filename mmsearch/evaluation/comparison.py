@@ -1,0 +1,218 @@
+"""Compares ways to fuse an image's score with its captions', on captions that are held out.
+
+A query must not meet itself: the captions that ask are taken out of the index first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mmsearch.errors import UsageError
+from mmsearch.evaluation.ranking import (
+    CUTOFFS,
+    Difference,
+    Metrics,
+    metrics_of,
+    paired_difference,
+    rank_of_best,
+)
+from mmsearch.search.fusion import Scores, Weights, fuse
+from mmsearch.search.page import Table
+from mmsearch.search.searcher import Searcher
+from mmsearch.store.store import Evidence, Store
+from mmsearch.types import Fusion, Progress, Query, Term
+
+DEFINITION = (
+    "Each query is a caption that is not in the index; what is sought is its image. Recall@K in "
+    "percent, of the images that the search itself ranks; ties count against the true answer. In "
+    "brackets: 95% bootstrap interval over images, for the gain a paired one."
+)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A caption that was taken out of an index, and the media that it describes."""
+
+    text: str
+    media: int
+
+
+def hold_out(store: Store, count: int, *, captioned: float = 1.0, seed: int = 0) -> list[HeldOut]:
+    """Takes the first captions of every image out of an index; returns them.
+
+    Args:
+        count: how many of each image.
+        captioned: the share of the images that keep their other captions.
+
+    Raises:
+        UsageError: no image has a caption.
+    """
+    held = store.contents()
+    if not len(held.caption_ids):
+        raise UsageError("no image here has a caption: there is nothing to measure")
+    seen: dict[int, int] = {}
+    found, gone = [], []
+    media = np.unique(held.caption_media)
+    kept = media[
+        np.random.default_rng(seed).permutation(len(media)) < round(captioned * len(media))
+    ]
+    bare = set(media.tolist()) - set(kept.tolist())
+    for number, text, owner in zip(
+        held.caption_ids.tolist(), held.caption_texts, held.caption_media.tolist(), strict=True
+    ):
+        place = seen[owner] = seen.get(owner, 0) + 1
+        if place <= count:
+            found.append(HeldOut(text, owner))
+        if place <= count or owner in bare:
+            gone.append(number)
+    with store.writer() as writer, writer.change() as change:
+        change.remove_captions(gone)
+    return found
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One fusion's figures, and what it gains over the first that was measured."""
+
+    fusion: Fusion
+    metrics: Metrics
+    gains: dict[int, Difference] | None
+    """The difference of Recall@K, in points; None for the first."""
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What `bench --fusion` measured, and on what."""
+
+    dataset: str
+    split: str
+    model: str
+    images: int
+    captions: int
+    """Captions that were left in the index."""
+    rows: tuple[Compared, ...]
+
+
+def evidence_of(
+    searcher: Searcher,
+    asked: Sequence[HeldOut],
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[Evidence]:
+    """What the index holds for each of the held-out captions, without the items' paths."""
+    for place, one in enumerate(asked, 1):
+        yield replace(searcher.evidence(Query((Term(text=one.text),))), items=())
+        on_progress(Progress("queries", place, len(asked)))
+
+
+def rank_in(evidence: Evidence, scores: Scores, media: int, images: int) -> int:
+    """The rank of the true image; that of the last where it is not found."""
+    true = evidence.media == media
+    if not true.any() or not np.isfinite(scores[true]).all():
+        return images
+    filled = np.where(np.isfinite(scores), scores, -np.inf)
+    return int(rank_of_best(filled[None], true[None])[0])
+
+
+def compare(
+    searcher: Searcher,
+    asked: Sequence[HeldOut],
+    fusions: Sequence[Fusion],
+    weights: Weights | None,
+    images: int,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Compared, ...]:
+    """Each fusion on the same queries, and how it differs from the first.
+
+    Args:
+        weights: those of "learned".
+        images: how many the index holds.
+    """
+    ranks: dict[Fusion, list[int]] = {how: [] for how in fusions}
+    for one, evidence in zip(asked, evidence_of(searcher, asked, on_progress), strict=True):
+        for how in fusions:
+            scores = fuse(evidence, how, weights)
+            ranks[how].append(rank_in(evidence, scores, one.media, images))
+    clusters = np.array([one.media for one in asked])
+    found = []
+    first = np.array(ranks[fusions[0]])
+    for how in fusions:
+        own = np.array(ranks[how])
+        gains = {
+            k: paired_difference((100.0 * (own <= k) - 100.0 * (first <= k), clusters))
+            for k in CUTOFFS
+        }
+        metrics = metrics_of(own, clusters)
+        found.append(Compared(how, metrics, gains if how != fusions[0] else None))
+    return tuple(found)
+
+
+def table_of(report: FusionReport) -> Table:
+    """The figures for people."""
+    first = report.rows[0].fusion
+    head = ["fusion", *(f"R@{k}" for k in CUTOFFS), "median rank", "MRR",
+            *([f"R@1 over {first}", ""] if len(report.rows) > 1 else [])]  # fmt: skip
+    rows = []
+    for row in report.rows:
+        cells = [
+            f"{row.metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
+            for k, (low, high) in row.metrics.intervals.items()
+        ]
+        line = [row.fusion, *cells, f"{row.metrics.median_rank:g}", f"{row.metrics.mrr:.3f}"]
+        if len(report.rows) > 1:
+            line += ["", ""] if row.gains is None else [_gain(row.gains[1]), verdict(row.gains[1])]
+        rows.append(line)
+    return Table(head, rows, DEFINITION)
+
+
+def _gain(gain: Difference) -> str:
+    return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+
+
+def verdict(gain: Difference) -> str:
+    """Whether a difference is one, in a word or two."""
+    if gain.low > 0:
+        return "better"
+    return "worse" if gain.high < 0 else "no real difference"
+
+
+def summary_of(report: FusionReport) -> str:
+    """What was measured, in a line."""
+    split = f" ({report.split})" if report.split else ""
+    return (
+        f"{report.dataset}{split}: {report.rows[0].metrics.queries} held-out captions ask for "
+        f"{report.images} images with {report.captions} captions, model {report.model}"
+    )
+
+
+def to_text(report: FusionReport) -> str:
+    """Summary and table as plain text."""
+    table = table_of(report)
+    lines = [list(table.head), *map(list, table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    text = [summary_of(report)]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join(cells).rstrip())
+    return "\n".join([*text, table.note])
+
+
+def to_json(report: FusionReport) -> dict[str, Any]:
+    """The figures for machines: recall in percent, gains in points."""
+    rows = []
+    for row in report.rows:
+        figures: dict[str, Any] = {"fusion": row.fusion, "queries": row.metrics.queries}
+        for k in CUTOFFS:
+            figures[f"R@{k}"] = round(row.metrics.recall[k], 4)
+            figures[f"R@{k}_interval"] = [round(edge, 2) for edge in row.metrics.intervals[k]]
+            if row.gains is not None:
+                gain = row.gains[k]
+                figures[f"R@{k}_gain"] = [round(v, 2) for v in (gain.mean, gain.low, gain.high)]
+        figures["median_rank"] = row.metrics.median_rank
+        figures["MRR"] = round(row.metrics.mrr, 6)
+        rows.append(figures)
+    return {"dataset": report.dataset, "split": report.split, "model": report.model,
+            "images": report.images, "captions": report.captions, "rows": rows}  # fmt: skip

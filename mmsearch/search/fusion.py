@@ -1,0 +1,137 @@
+"""One score for each image from what speaks for it: the image, its captions, their words.
+
+Late fusion (Snoek et al. 2005): every modality is scored on its own, and the scores are put
+together. For a text query an image has up to three: the cosine of the image, the cosine of its
+best caption, and BM25 of its captions' words. The first two are put on one scale by how the
+query's scores are spread over the index, the third by the best that the query gets.
+
+An image without captions is ranked by its image alone, on that same scale: it neither sinks nor
+rises for having none.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.errors import UsageError
+from mmsearch.store.files import write_durably
+from mmsearch.store.store import Evidence
+from mmsearch.types import Fusion
+
+FILE_NAME = "fusion.json"
+NOT_LEARNED = "no weights were learned for this index; 'mmsearch train fusion' learns them"
+SOURCES = ("image", "caption", "words")
+#: The best BM25 of a query counts as much as an image four deviations above the mean, which is
+#: about where true answers lie (benchmarks/fusion.py).
+BEST_WORDS = 4.0
+#: Cormack, Clarke and Buettcher 2009.
+RRF_K = 60
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each source counts; they add up to 1."""
+
+    image: float
+    caption: float
+    words: float
+
+
+EQUAL = Weights(1 / 3, 1 / 3, 1 / 3)
+
+
+def calibrated(evidence: Evidence) -> NDArray[np.float64]:
+    """The three scores on one scale, (3, m): NaN where there is none."""
+    image = (evidence.image - evidence.usual_image.mean) / evidence.usual_image.deviation
+    caption = (evidence.caption - evidence.usual_caption.mean) / evidence.usual_caption.deviation
+    if evidence.best_words > 0:
+        words = BEST_WORDS * evidence.words / evidence.best_words
+    else:  # no caption holds any of the words: they tell nothing
+        words = np.full_like(image, np.nan)
+    return np.stack([image, caption, words])
+
+
+def weighted_mean(scores: NDArray[np.float64], weights: Weights) -> Scores:
+    """The mean of the scores that an item has, (m,)."""
+    share = np.array([[weights.image], [weights.caption], [weights.words]])
+    there = np.isfinite(scores)
+    # An image alone counts in full, also where images count for nothing beside captions.
+    share = np.where(there.sum(axis=0) == 1, 1.0, share)
+    total: Scores = np.where(there, share * scores, 0.0).sum(axis=0)
+    found: Scores = total / np.where(there, share, 0.0).sum(axis=0)
+    return found
+
+
+def reciprocal_ranks(scores: NDArray[np.float64]) -> Scores:
+    """Reciprocal rank fusion, (m,), as a mean over the scores that an item can have.
+
+    Cormack et al. 2009 take the sum, which has the same order where all have all scores; items
+    without captions would sink.
+    """
+    total = np.zeros(scores.shape[1])
+    for row in scores:
+        there = np.isfinite(row)
+        order = np.argsort(np.where(there, -row, np.inf), kind="stable")
+        rank = np.empty(len(order))
+        rank[order] = np.arange(1, len(order) + 1)
+        total += np.where(there, 1 / (RRF_K + rank), 0.0)
+    found: Scores = total / np.isfinite(scores).sum(axis=0)
+    return found
+
+
+def fuse(evidence: Evidence, how: Fusion, weights: Weights | None) -> Scores:
+    """One score for each of the media, (m,): NaN for what that fusion cannot find.
+
+    Raises:
+        UsageError: "learned", and nothing was.
+    """
+    if how == "image":
+        return evidence.image
+    if how == "caption":
+        return evidence.caption
+    if how == "words":
+        return np.where(evidence.words > 0, evidence.words, np.nan)
+    scores = calibrated(evidence)
+    if how == "rrf":
+        return reciprocal_ranks(scores)
+    if how == "learned":
+        if weights is None:
+            raise UsageError(NOT_LEARNED)
+        return weighted_mean(scores, weights)
+    return weighted_mean(scores, EQUAL)
+
+
+def write_weights(folder: Path, weights: Weights, space: str) -> None:
+    """Keeps learned weights beside an index."""
+    document = {"version": 1, "space": space, "weights": asdict(weights)}
+    write_durably(folder / FILE_NAME, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def read_weights(folder: Path, space: str) -> Weights | None:
+    """The weights that were learned for an index, if they were, in the space that it has.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = Weights(**{name: float(document["weights"][name]) for name in SOURCES})
+        values = np.array([found.image, found.caption, found.words])
+        if document["version"] != 1 or not (values >= 0).all() or abs(values.sum() - 1) > 1e-6:
+            raise ValueError("not weights that this program understands")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: cannot be used ({error}); delete it, or learn the weights anew with "
+            "'mmsearch train fusion'"
+        ) from error
+    return found if document["space"] == space else None

@@ -1,0 +1,125 @@
+"""Fusions are compared on captions that the index does not hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder
+from PIL import Image
+
+from mmsearch.errors import UsageError
+from mmsearch.evaluation import comparison as measuring
+from mmsearch.evaluation.ranking import Difference
+from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.learning.fusion import learn_fusion
+from mmsearch.search.fusion import fuse
+from mmsearch.search.searcher import Searcher
+from mmsearch.store.store import Store
+
+COUNT = 48
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Pictures of no colour that a caption names, with captions that share a rare word each."""
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    rng = np.random.default_rng(3)
+    for number in range(COUNT):
+        shade = tuple(int(v) for v in rng.integers(0, 255, 3))
+        Image.new("RGB", (16, 16), shade).save(gallery / f"{number:02}.png")
+        lines = [
+            f"thing{number} of kind{number % 5}",
+            f"a thing{number}",
+            f"kind{number % 5} again",
+        ]
+        (gallery / f"{number:02}.txt").write_text("\n".join(lines if number else lines[:1]))
+    store = Store.create(tmp_path / "index")
+    with store.writer() as writer:
+        plan = make_plan(store, scopes_of(store, writer, [gallery], None), prune=None)
+        Pipeline(store, writer, FakeEncoder(), workers=2).run(plan)
+    yield store
+    store.close()
+
+
+def test_what_asks_is_not_in_the_index(store):
+    before = store.contents()
+    asked = measuring.hold_out(store, 1)
+    after = store.contents()
+    assert [one.text for one in asked] == [f"thing{n} of kind{n % 5}" for n in range(COUNT)]
+    assert not {one.text for one in asked} & set(after.caption_texts)
+    assert len(after.caption_texts) == len(before.caption_texts) - COUNT
+    with store.catalog.read() as connection:
+        texts = connection.exec_driver_sql("SELECT text FROM words").scalars().all()
+    assert not any(one.text in text for one in asked for text in texts)
+    assert len(after.image_ids) == COUNT
+
+
+def test_only_a_share_of_the_images_keeps_its_captions(store):
+    asked = measuring.hold_out(store, 1, captioned=0.25)
+    assert len(asked) == COUNT
+    assert 0.2 < len(set(store.contents().caption_media.tolist())) / COUNT <= 0.25
+
+
+def test_an_index_without_captions_cannot_be_measured(store):
+    measuring.hold_out(store, 9)
+    with pytest.raises(UsageError, match="no image here has a caption"):
+        measuring.hold_out(store, 1)
+
+
+def test_the_figures_are_those_of_ranking_everything(store):
+    searcher = Searcher(store, FakeEncoder())
+    asked = measuring.hold_out(store, 1)
+    rows = measuring.compare(searcher, asked, ["image", "words", "sum"], None, COUNT)
+    held = store.contents()
+    queries = FakeEncoder().encode_texts([one.text for one in asked])
+    scores = queries @ held.image_vectors.T
+    true = np.array([one.media for one in asked])[:, None] == held.image_ids[None, :]
+    own = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
+    ranks = 1 + ((scores > own - 1e-6) & ~true).sum(axis=1)
+    image, words, both = rows
+    for k in (1, 5, 10):
+        assert image.metrics.recall[k] == pytest.approx(100 * np.mean(ranks <= k))
+    # A word of its own leads to every image but the one whose other captions are gone.
+    assert words.metrics.recall[1] == pytest.approx(100 * (COUNT - 1) / COUNT)
+    assert image.gains is None
+    assert words.gains[1].mean == pytest.approx(words.metrics.recall[1] - image.metrics.recall[1])
+    assert both.metrics.recall[10] > image.metrics.recall[10]
+
+
+def test_a_report_says_whether_a_difference_is_real(store):
+    searcher = Searcher(store, FakeEncoder())
+    asked = measuring.hold_out(store, 1)
+    rows = measuring.compare(searcher, asked, ["image", "words"], None, COUNT)
+    report = measuring.FusionReport("toys", "", "fake", COUNT, 9, rows)
+    text = measuring.to_text(report)
+    assert text.splitlines()[1].split()[:2] == ["fusion", "R@1"]
+    assert text.splitlines()[3].endswith("better")
+    assert measuring.to_json(report)["rows"][1]["R@1_gain"][0] > 0
+    assert measuring.verdict(Difference(1, -1, 2)) == "no real difference"
+    assert measuring.verdict(Difference(-1, -2, -0.5)) == "worse"
+
+
+def test_weights_are_learned_for_what_tells_images_apart(store):
+    """Here the words: the pictures' colours tell nothing of their captions."""
+    asked = measuring.hold_out(store, 1)
+    searcher = Searcher(store, FakeEncoder())
+    evidences = list(measuring.evidence_of(searcher, asked))
+    found = learn_fusion(evidences, asked, COUNT)
+    assert found.weights.words > 0.5
+    assert sum(vars(found.weights).values()) == pytest.approx(1)
+    assert found.learned_from + found.measured_on == COUNT
+    assert learn_fusion(evidences, asked, COUNT).weights == found.weights
+    ranks = [
+        measuring.rank_in(one, fuse(one, "learned", found.weights), held.media, COUNT)
+        for one, held in zip(evidences, asked, strict=True)
+    ]
+    assert np.mean(np.array(ranks) == 1) > 0.9
+
+
+def test_too_few_captions_teach_nothing(store):
+    asked = measuring.hold_out(store, 1)[:8]
+    evidences = list(measuring.evidence_of(Searcher(store, FakeEncoder()), asked))
+    with pytest.raises(UsageError, match="at least 10 are needed"):
+        learn_fusion(evidences, asked, COUNT)
