@@ -276,8 +276,7 @@ class Engine:
         from mmsearch.search.searcher import Searcher
 
         encoder = self._encoder_of_index()
-        weights = read_weights(self._folder, encoder.spec.space)
-        return Searcher(self.store, encoder, weights)
+        return Searcher(self.store, encoder, lambda: read_weights(self._folder, encoder.spec.space))
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -340,11 +339,19 @@ class Engine:
         from mmsearch.search.fusion import NOT_LEARNED, read_weights
 
         own = self.store.active_space() if self._has_index() else None
-        weights = read_weights(self._folder, own.spec.space) if own else None
-        if "learned" in fusions and weights is None:
-            raise UsageError(NOT_LEARNED)
-        with self._scratch(dataset, images, split, limit, on_progress) as scratch:
+        weights, model = None, None
+        if "learned" in fusions:
+            weights = read_weights(self._folder, own.spec.space) if own else None
+            if own is None or weights is None:
+                raise UsageError(NOT_LEARNED)
+            model = own.spec.model
+        with self._scratch(dataset, images, split, limit, on_progress, model) as scratch:
             engine, name, split, _ = scratch
+            if model is not None and own is not None and engine.status().space != own.spec.space:
+                raise UsageError(
+                    "the weights that were learned are for the model as it was when the index was "
+                    "made; its weights have changed since"
+                )
             asked = measuring.hold_out(engine.store, hold_out, captioned=captioned)
             searcher, status = engine.searcher(), engine.status()
             rows = measuring.compare(searcher, asked, fusions, weights, status.images, on_progress)

@@ -25,6 +25,7 @@ from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine
+    from mmsearch.evaluation.report import BenchReport
 
 
 def bench(
@@ -58,14 +59,15 @@ def bench(
         ),
     ] = None,
     hold_out: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--hold-out",
             min=1,
             metavar="N",
-            help="With --fusion: how many captions of each image ask, and are not in the index.",
+            help="With --fusion: how many captions of each image ask, and are not in the index. "
+            "Default: 1.",
         ),
-    ] = 1,
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Option("--export", metavar="DIR", help="Write the vectors that were compared."),
@@ -86,11 +88,13 @@ def bench(
 
     if dataset is None and (images or split or limit or model):
         raise UsageError("--images, --split, --limit and --model go with a DATASET")
+    if hold_out and not fusion:
+        raise UsageError("--hold-out goes with --fusion")
     if fusion:
         if export or run_out or html:
             raise UsageError("--export, --run-out and --html do not go with --fusion")
         _compare(
-            dataset, fusion, hold_out, images, split, limit, json_=json_,
+            dataset, fusion, hold_out or 1, images, split, limit, json_=json_,
             engine=engine_for(index, model=model, device=device, precision=precision),
         )  # fmt: skip
         return
@@ -99,6 +103,21 @@ def bench(
         progress_bar() as bar,
     ):
         report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
+    _write(report, export, run_out, html)
+    if report.missing:
+        names = ", ".join(printable(name) for name in report.missing[:5])
+        say(f"{len(report.missing)} images of the set could not be indexed: {names}")
+    if json_:
+        print(json.dumps(out.to_json(report)))
+    else:
+        print("\n".join(map(printable, out.to_text(report).splitlines())))
+
+
+def _write(
+    report: BenchReport, export: Path | None, run_out: Path | None, html: Path | None
+) -> None:
+    from mmsearch.evaluation import report as out
+
     try:
         if export is not None:
             out.export_vectors(report, export)
@@ -109,13 +128,6 @@ def bench(
             write_page(html, out.to_html(report, paths))
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
-    if report.missing:
-        names = ", ".join(printable(name) for name in report.missing[:5])
-        say(f"{len(report.missing)} images of the set could not be indexed: {names}")
-    if json_:
-        print(json.dumps(out.to_json(report)))
-    else:
-        print("\n".join(map(printable, out.to_text(report).splitlines())))
 
 
 def _compare(

@@ -273,8 +273,8 @@ def fusion(
     device: DeviceOption = None,
 ) -> None:
     """Learn what an image's own score and its captions' count, for --fusion learned."""
-    if dataset is None and (images or split):
-        raise UsageError("--images and --split go with a DATASET")
+    if dataset is None and (images or split or limit):
+        raise UsageError("--images, --split and --limit go with a DATASET")
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_fusion(
             dataset, hold_out=hold_out, keep=keep, images=images, split=split, limit=limit,

@@ -29,7 +29,8 @@ from mmsearch.types import Fusion, Progress, Query, Term
 DEFINITION = (
     "Each query is a caption that is not in the index; what is sought is its image. Recall@K in "
     "percent, of the images that the search itself ranks; ties count against the true answer. In "
-    "brackets: 95% bootstrap interval over images, for the gain a paired one."
+    "brackets: 95% bootstrap interval over images, for the gain a paired one. Bare: the queries "
+    "whose image has no caption left in the index."
 )
 
 
@@ -39,10 +40,14 @@ class HeldOut:
 
     text: str
     media: int
+    is_bare: bool
+    """Whether no caption of that media is left in the index."""
 
 
 def hold_out(store: Store, count: int, *, captioned: float = 1.0, seed: int = 0) -> list[HeldOut]:
     """Takes the first captions of every image out of an index; returns them.
+
+    The same text a second time on one image goes with them.
 
     Args:
         count: how many of each image.
@@ -54,23 +59,22 @@ def hold_out(store: Store, count: int, *, captioned: float = 1.0, seed: int = 0)
     held = store.contents()
     if not len(held.caption_ids):
         raise UsageError("no image here has a caption: there is nothing to measure")
-    seen: dict[int, int] = {}
-    found, gone = [], []
-    media = np.unique(held.caption_media)
-    kept = media[
-        np.random.default_rng(seed).permutation(len(media)) < round(captioned * len(media))
-    ]
-    bare = set(media.tolist()) - set(kept.tolist())
+    of_media: dict[int, list[tuple[int, str]]] = {}
     for number, text, owner in zip(
         held.caption_ids.tolist(), held.caption_texts, held.caption_media.tolist(), strict=True
     ):
-        place = seen[owner] = seen.get(owner, 0) + 1
-        if place <= count:
-            found.append(HeldOut(text, owner))
-        if place <= count or owner in bare:
-            gone.append(number)
-    with store.writer() as writer, writer.change() as change:
-        change.remove_captions(gone)
+        of_media.setdefault(owner, []).append((number, text))
+    order = np.random.default_rng(seed).permutation(len(of_media))
+    found, gone = [], []
+    for (owner, captions), place in zip(of_media.items(), order, strict=True):
+        texts = list(dict.fromkeys(text for _, text in captions))
+        is_bare = bool(place >= round(captioned * len(of_media)) or len(texts) <= count)
+        found += [HeldOut(text, owner, is_bare) for text in texts[:count]]
+        gone += [number for number, text in captions if is_bare or text in texts[:count]]
+    with store.writer() as writer:
+        with writer.change() as change:
+            change.remove_captions(gone)
+        writer.compact()
     return found
 
 
@@ -82,6 +86,8 @@ class Compared:
     metrics: Metrics
     gains: dict[int, Difference] | None
     """The difference of Recall@K, in points; None for the first."""
+    bare: dict[int, float] | None
+    """Recall@K of the queries whose image has no caption left; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +152,18 @@ def compare(
             for k in CUTOFFS
         }
         metrics = metrics_of(own, clusters)
-        found.append(Compared(how, metrics, gains if how != fusions[0] else None))
+        alone = own[np.array([one.is_bare for one in asked], bool)]
+        bare = {k: float(100 * np.mean(alone <= k)) for k in CUTOFFS} if len(alone) else None
+        found.append(Compared(how, metrics, gains if how != fusions[0] else None, bare))
     return tuple(found)
 
 
 def table_of(report: FusionReport) -> Table:
     """The figures for people."""
     first = report.rows[0].fusion
+    has_bare = report.rows[0].bare is not None
     head = ["fusion", *(f"R@{k}" for k in CUTOFFS), "median rank", "MRR",
+            *(["bare R@1/5/10"] if has_bare else []),
             *([f"R@1 over {first}", ""] if len(report.rows) > 1 else [])]  # fmt: skip
     rows = []
     for row in report.rows:
@@ -162,6 +172,8 @@ def table_of(report: FusionReport) -> Table:
             for k, (low, high) in row.metrics.intervals.items()
         ]
         line = [row.fusion, *cells, f"{row.metrics.median_rank:g}", f"{row.metrics.mrr:.3f}"]
+        if row.bare is not None:
+            line.append(" / ".join(f"{row.bare[k]:.1f}" for k in CUTOFFS))
         if len(report.rows) > 1:
             line += ["", ""] if row.gains is None else [_gain(row.gains[1]), verdict(row.gains[1])]
         rows.append(line)
@@ -211,6 +223,8 @@ def to_json(report: FusionReport) -> dict[str, Any]:
             if row.gains is not None:
                 gain = row.gains[k]
                 figures[f"R@{k}_gain"] = [round(v, 2) for v in (gain.mean, gain.low, gain.high)]
+        if row.bare is not None:
+            figures["bare"] = {f"R@{k}": round(row.bare[k], 4) for k in CUTOFFS}
         figures["median_rank"] = row.metrics.median_rank
         figures["MRR"] = round(row.metrics.mrr, 6)
         rows.append(figures)

@@ -13,7 +13,7 @@ from mmsearch.evaluation.comparison import HeldOut, rank_in
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
 from mmsearch.learning.validation import LEAST
 from mmsearch.networks.late_fusion import LateFusion
-from mmsearch.search.fusion import SOURCES, Weights, calibrated, fuse
+from mmsearch.search.fusion import BARE, SOURCES, Weights, calibrated, fuse
 from mmsearch.store.store import Evidence
 
 _BARE = 0.5  # the share of items that lose their captions in a second look at each query
@@ -102,7 +102,7 @@ def _fit(tables: Sequence[np.ndarray], true: Sequence[int]) -> Weights:
     for place, table in enumerate(tables):
         scores[place, :, : table.shape[1]] = torch.from_numpy(table)
     target = torch.tensor(true)
-    network = LateFusion(len(SOURCES))
+    network = LateFusion(len(SOURCES), BARE)
     optimizer = torch.optim.LBFGS(
         network.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe"
     )

@@ -10,11 +10,12 @@ class LateFusion(nn.Module):
     """The weighted mean of the scores that an item has, by weights that add up to 1.
 
     The weights are a softmax of free parameters, so that none is negative. An item with one
-    score is ranked by that alone, whatever its weight.
+    score is ranked by that alone, whatever its weight, and `bare` more.
     """
 
-    def __init__(self, sources: int) -> None:
+    def __init__(self, sources: int, bare: float = 0.0) -> None:
         super().__init__()
+        self._bare = bare
         self.logits = nn.Parameter(torch.zeros(sources, dtype=torch.float64))
         self.log_scale = nn.Parameter(torch.zeros((), dtype=torch.float64))
         """log(1/T) of the softmax over items, for learning alone: it changes no order."""
@@ -30,10 +31,10 @@ class LateFusion(nn.Module):
         An item without any score gets minus infinity.
         """
         there = scores.isfinite()
-        share = torch.where(there.sum(-2, keepdim=True) == 1, 1.0, self.weights[:, None])
-        share = torch.where(there, share, 0.0)
+        share = torch.where(there, self.weights[:, None].clamp(min=1e-6), 0.0)
         # Zeros first: a gradient does not pass a NaN, not even one that `where` leaves out.
         total = (share * torch.where(there, scores, 0.0)).sum(-2)
         held = there.any(-2)
         found = total / torch.where(held, share.sum(-2), 1.0)
+        found = found + self._bare * (there.sum(-2) == 1)
         return torch.where(held, found, -torch.inf)

@@ -5,8 +5,9 @@ together. For a text query an image has up to three: the cosine of the image, th
 best caption, and BM25 of its captions' words. The first two are put on one scale by how the
 query's scores are spread over the index, the third by the best that the query gets.
 
-An image without captions is ranked by its image alone, on that same scale: it neither sinks nor
-rises for having none.
+An image without captions is ranked by its image alone, on that same scale. Captions tell more
+than pixels, so an image that has them stands out more where they fit: to those without, as much is
+added (BARE) as they need to be found as often as they would be without fusion.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ from mmsearch.types import Fusion
 FILE_NAME = "fusion.json"
 NOT_LEARNED = "no weights were learned for this index; 'mmsearch train fusion' learns them"
 SOURCES = ("image", "caption", "words")
-#: The best BM25 of a query counts as much as an image four deviations above the mean, which is
-#: about where true answers lie (benchmarks/fusion.py).
+#: The best BM25 of a query counts as much as an image four deviations above the mean.
 BEST_WORDS = 4.0
+#: Where the best is less than this, the words stand in about as many captions as not.
+LEAST_WORDS = 1.0
+#: Deviations that an image without captions is given: chosen on Flickr8k's val with captions on a
+#: half and on a tenth of the photos; benchmarks/fusion.py measures it on test.
+BARE = 0.2
+#: Fewer captions give no scale to put their scores on.
+LEAST_CAPTIONS = 30
+_LEAST_SHARE = 1e-6
+_FAR = 8.0  # deviations: what lies beyond tells no more
 #: Cormack, Clarke and Buettcher 2009.
 RRF_K = 60
 
@@ -51,21 +60,21 @@ def calibrated(evidence: Evidence) -> NDArray[np.float64]:
     """The three scores on one scale, (3, m): NaN where there is none."""
     image = (evidence.image - evidence.usual_image.mean) / evidence.usual_image.deviation
     caption = (evidence.caption - evidence.usual_caption.mean) / evidence.usual_caption.deviation
-    if evidence.best_words > 0:
+    if evidence.best_words >= LEAST_WORDS:
         words = BEST_WORDS * evidence.words / evidence.best_words
-    else:  # no caption holds any of the words: they tell nothing
+    else:  # no caption holds any word that tells captions apart
         words = np.full_like(image, np.nan)
-    return np.stack([image, caption, words])
+    return np.clip(np.stack([image, caption, words]), -_FAR, _FAR)
 
 
 def weighted_mean(scores: NDArray[np.float64], weights: Weights) -> Scores:
-    """The mean of the scores that an item has, (m,)."""
+    """The mean of the scores that an item has, (m,), and BARE more where that is one."""
     share = np.array([[weights.image], [weights.caption], [weights.words]])
     there = np.isfinite(scores)
-    # An image alone counts in full, also where images count for nothing beside captions.
-    share = np.where(there.sum(axis=0) == 1, 1.0, share)
+    # What an item has counts also where it would count for nothing beside what it lacks.
+    share = np.where(there, np.maximum(share, _LEAST_SHARE), 0.0)
     total: Scores = np.where(there, share * scores, 0.0).sum(axis=0)
-    found: Scores = total / np.where(there, share, 0.0).sum(axis=0)
+    found: Scores = total / share.sum(axis=0) + BARE * (there.sum(axis=0) == 1)
     return found
 
 
@@ -127,6 +136,7 @@ def read_weights(folder: Path, space: str) -> Weights | None:
         values = np.array([found.image, found.caption, found.words])
         if document["version"] != 1 or not (values >= 0).all() or abs(values.sum() - 1) > 1e-6:
             raise ValueError("not weights that this program understands")
+        is_for = str(document["space"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -134,4 +144,4 @@ def read_weights(folder: Path, space: str) -> Weights | None:
             f"{path}: cannot be used ({error}); delete it, or learn the weights anew with "
             "'mmsearch train fusion'"
         ) from error
-    return found if document["space"] == space else None
+    return found if is_for == space else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, UsageError
 from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
-from mmsearch.search.fusion import Weights, fuse
+from mmsearch.search.fusion import LEAST_CAPTIONS, Weights, fuse
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Answer, Evidence, Store
 from mmsearch.types import FUSIONS, Filter, Fusion, Hit, Modality, Query, Term, Vectors
@@ -22,11 +22,13 @@ DEPTH = 200
 class Searcher:
     """Answers queries from one index with the encoder of its space."""
 
-    def __init__(self, store: Store, encoder: Encoder, weights: Weights | None = None) -> None:
+    def __init__(
+        self, store: Store, encoder: Encoder, weights: Callable[[], Weights | None] = lambda: None
+    ) -> None:
         """Takes the encoder of the store's space.
 
         Args:
-            weights: what was learned for the fusion "learned".
+            weights: gives what was learned for the fusion "learned", when that is needed.
         """
         self._store = store
         self._encoder = encoder
@@ -52,8 +54,8 @@ class Searcher:
     def fusion_of(self, query: Query) -> Fusion:
         """The fusion that answers a query: what "auto" comes to.
 
-        That is the image alone where the index holds no captions, where a term is a picture
-        and where a least cosine is asked for; else learned weights, or equal ones.
+        That is the image alone where the index holds too few captions (under 30), where a term
+        is a picture and where a least cosine is asked for; else learned weights, or equal ones.
 
         Raises:
             UsageError: a fusion that does not go with the query.
@@ -67,9 +69,9 @@ class Searcher:
             by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
             if query.to == "caption" or query.min_score is not None or not by_text:
                 return "image"
-            if not self._store.has_captions():
+            if not self._store.has_captions(LEAST_CAPTIONS):
                 return "image"
-            return "learned" if self._weights is not None else "sum"
+            return "learned" if self._weights() is not None else "sum"
         if query.min_score is not None and how not in ("image", "caption"):
             raise UsageError(
                 f"a least score is a cosine, and '{how}' ranks by something else; leave it out, or "
@@ -95,7 +97,7 @@ class Searcher:
 
     def _fused(self, query: Query, vector: Vectors, how: Fusion) -> list[Hit]:
         evidence = self.evidence(query, vector)
-        scores = fuse(evidence, how, self._weights)
+        scores = fuse(evidence, how, self._weights() if how == "learned" else None)
         order = np.lexsort((evidence.media, -np.nan_to_num(scores, nan=-np.inf)))
         chosen = [row for row in order.tolist() if np.isfinite(scores[row])][: query.k]
         parts = {

@@ -10,14 +10,14 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import (
     URL,
     ColumnElement,
@@ -41,7 +41,6 @@ from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
 FILE_NAME = "catalog.sqlite3"
 _BUSY_SECONDS = 10.0
 _CHUNK = 500  # ids in one IN (...)
-_MATCHES = 2000  # media that share a word with a query: the best ones are enough to be ranked
 _QUERY_WORDS = 64
 #: They stand in most captions, so they cost much and tell nothing.
 _FUNCTION_WORDS = frozenset(
@@ -267,8 +266,9 @@ def captions_of(connection: Connection, media_ids: Sequence[int]) -> dict[int, l
     return found
 
 
-def has_captions(connection: Connection) -> bool:
-    return connection.execute(select(schema.caption.c.id).limit(1)).first() is not None
+def has_captions(connection: Connection, least: int) -> bool:
+    """Whether there are so many captions, without counting all of them."""
+    return len(connection.execute(select(schema.caption.c.id).limit(least)).all()) >= least
 
 
 def caption_owners(
@@ -284,32 +284,38 @@ def caption_owners(
     return found
 
 
-def media_with_words(connection: Connection, text: str) -> tuple[Ids, NDArray[np.float64]]:
-    """The media whose captions hold a word of a text, with their BM25 scores, best first.
+def media_with_words(
+    connection: Connection, text: str, limit: int, among: Iterable[int] | None = None
+) -> dict[int, float]:
+    """The media whose captions hold a word of a text, with their BM25 scores, the best first.
 
     Words count by their stems, as English has them; a picture's captions are one document
     (Robertson and Zaragoza 2009, with FTS5's k1 = 1.2 and b = 0.75).
+
+    Args:
+        limit: how many at most.
+        among: only these media; None is all of them. Their scores are the same either way.
     """
     expression = _any_word_of(text)
     if not expression:
-        return np.empty(0, np.int64), np.empty(0, np.float64)
+        return {}
     # FTS5's bm25() is less than zero, the smaller the better.
-    rows = connection.exec_driver_sql(
-        "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
-        (expression, _MATCHES),
-    ).all()
-    return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], float)
+    query = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?"
+    values: tuple[Any, ...] = (expression,)
+    if among is not None:
+        # "+", or FTS5 would search once for every one of them.
+        query += " AND +rowid IN (SELECT value FROM json_each(?))"
+        values += (json.dumps([int(number) for number in among]),)
+    rows = connection.exec_driver_sql(f"{query} ORDER BY rank LIMIT ?", (*values, limit)).all()
+    return {row[0]: row[1] for row in rows}
 
 
 def _any_word_of(text: str) -> str:
     """An FTS5 expression for documents with any of a text's words, but for function words."""
-    found = list(dict.fromkeys(re.findall(r"\w+", _encodable(text).lower())))
-    telling = [word for word in found if word not in _FUNCTION_WORDS] or found
+    whole = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
+    found = list(dict.fromkeys(re.findall(r"\w+", whole)))
+    telling = [word for word in found if word.lower() not in _FUNCTION_WORDS] or found
     return " OR ".join(f'"{word}"' for word in telling[:_QUERY_WORDS])
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
 
 
 def failures_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row[Any]]:

@@ -64,7 +64,6 @@ class Change:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._next: dict[str, int] = {}
-        self._recaptioned: set[int] = set()
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
     # -- spaces and roots ------------------------------------------------------------------
@@ -156,7 +155,6 @@ class Change:
 
     def add_captions(self, media_id: int, captions: Iterable[NewCaption], space: SpaceRow) -> None:
         for new in captions:
-            self._recaptioned.add(media_id)
             number = self._take_id("caption")
             self._queue("caption", id=number, media_id=media_id, text=new.text, source=new.source)
             self._queue_vector(space, "caption", number, new.vector)
@@ -246,8 +244,6 @@ class Change:
 
     def remove_captions(self, ids: Sequence[int]) -> None:
         for chunk in catalog.chunks(ids):
-            owners = select(schema.caption.c.media_id).where(schema.caption.c.id.in_(chunk))
-            self._recaptioned.update(self._connection.execute(owners.distinct()).scalars())
             self._bury("caption", chunk)
             self._connection.execute(delete(schema.caption).where(schema.caption.c.id.in_(chunk)))
 
@@ -312,7 +308,6 @@ class Change:
     def finish(self) -> None:
         """Writes what was gathered; called once, at the end of the transaction."""
         self.flush()
-        self._write_words()
         self._connection.execute(
             update(schema.revision).values(number=schema.revision.c.number + 1)
         )
@@ -322,22 +317,6 @@ class Change:
         for name in ("media", "caption", "embedding"):
             if rows := self._rows.pop(name, []):
                 self._connection.execute(insert(schema.metadata.tables[name]), rows)
-
-    def _write_words(self) -> None:
-        """Brings the full-text table in step with the captions that changed."""
-        caption, words = schema.caption.c, schema.words
-        for chunk in catalog.chunks(sorted(self._recaptioned)):
-            self._connection.execute(delete(words).where(words.c.rowid.in_(chunk)))
-            joined = func.group_concat(caption.text, "\n")
-            self._connection.execute(
-                insert(words).from_select(
-                    ["rowid", "text"],
-                    select(caption.media_id, joined)
-                    .where(caption.media_id.in_(chunk))
-                    .group_by(caption.media_id),
-                )
-            )
-        self._recaptioned.clear()
 
     def _queue(self, table: str, **values: Any) -> None:
         self._rows.setdefault(table, []).append(values)

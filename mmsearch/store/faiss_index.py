@@ -79,8 +79,15 @@ class FaissIndex:
         )
         return [best(row, own, k) for row, own in found]
 
+    @property
+    def ids(self) -> Ids:
+        found: Ids = faiss.vector_to_array(self._index.id_map)
+        return found
+
     def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
         # IndexIDMap knows vectors by id alone; the index in it, by row.
+        if not len(rows):
+            return np.empty((0, self._index.d), np.float32)
         found: Vectors = faiss.downcast_index(self._index.index).reconstruct_batch(rows)
         return found
 

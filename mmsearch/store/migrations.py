@@ -101,7 +101,23 @@ def _words(connection: Connection) -> None:
         "INSERT INTO words (rowid, text) "
         "SELECT media_id, group_concat(text, char(10)) FROM caption GROUP BY media_id"
     )
+    # Triggers, so that an older program which had the index open keeps the words in step too.
+    for statement in _WORDS_TRIGGERS:
+        connection.exec_driver_sql(statement)
 
+
+_WORDS_TRIGGERS = (
+    """CREATE TRIGGER words_after_insert AFTER INSERT ON caption BEGIN
+        DELETE FROM words WHERE rowid = NEW.media_id;
+        INSERT INTO words (rowid, text) SELECT media_id, group_concat(text, char(10))
+            FROM caption WHERE media_id = NEW.media_id GROUP BY media_id;
+    END""",
+    """CREATE TRIGGER words_after_delete AFTER DELETE ON caption BEGIN
+        DELETE FROM words WHERE rowid = OLD.media_id;
+        INSERT INTO words (rowid, text) SELECT media_id, group_concat(text, char(10))
+            FROM caption WHERE media_id = OLD.media_id GROUP BY media_id;
+    END""",
+)
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _words)
 FORMAT_VERSION = len(MIGRATIONS)

@@ -73,14 +73,6 @@ caption = Table(
     sqlite_autoincrement=True,
 )
 
-#: The captions of each media as one text, under the media's id: SQLite's full-text search (FTS5).
-words = Table(
-    "words",
-    MetaData(),  # not SQLAlchemy's to create: FTS5 has tables of its own behind it
-    Column("rowid", Integer, primary_key=True),
-    Column("text", String, nullable=False),
-)
-
 embedding = Table(
     "embedding",
     metadata,

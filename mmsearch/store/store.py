@@ -37,6 +37,8 @@ _LOCK = "writer.lock"
 #: A tail this long is folded in at once, and at the end of a run the shorter one is. The share
 #: keeps the work of folding in proportion to what was added.
 _LONG_TAIL, _SHORT_TAIL, _TAIL_SHARE = 8192, 1024, 0.1
+#: Captions that all say the same are spread over nothing: their cosines are compared with this.
+_LEAST_DEVIATION = 0.02
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Usual:
     def of(cls, scores: NDArray[np.floating]) -> Usual:
         if len(scores) < 2:  # nothing to compare with: the score itself has to do
             return cls(0.0, 1.0)
-        return cls(float(scores.mean()), max(float(scores.std()), 1e-6))
+        return cls(float(scores.mean()), max(float(scores.std()), _LEAST_DEVIATION))
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,9 @@ class Store:
             known = catalog.items(connection, to, sorted(wanted))
         return [_answer(one, known) for one in found]
 
-    def has_captions(self) -> bool:
+    def has_captions(self, least: int = 1) -> bool:
         with self.catalog.read() as connection:
-            return catalog.has_captions(connection)
+            return catalog.has_captions(connection, least)
 
     def evidence(
         self, space: str, query: Vectors, text: str, depth: int, where: Filter | None = None
@@ -218,15 +220,16 @@ class Store:
                 among = filters.matching_ids(connection, where, to) if where else None
                 # An image has several captions: more of them are needed for as many images.
                 near[to] = _scores(view, query, depth if to == "image" else 4 * depth, among)
-            worded, bm25 = catalog.media_with_words(connection, text)
-            if where:
-                kept = np.isin(worded, filters.matching_ids(connection, where, "image"))
-                worded, bm25 = worded[kept], bm25[kept]
+            among = filters.matching_ids(connection, where, "image") if where else None
+            by_words = catalog.media_with_words(connection, text, depth, among)
+            best_words = max(by_words.values(), default=0.0)
             best: dict[int, float] = {}
             owners = catalog.caption_owners(connection, captions=list(near["caption"]))
             for caption, cosine in near["caption"].items():  # the best ones first
                 best.setdefault(owners[caption], cosine)
-            media = sorted({*near["image"], *best, *worded[:depth].tolist()})
+            media = sorted({*near["image"], *best, *by_words})
+            if len(by_words) == depth:  # there may be more
+                by_words = catalog.media_with_words(connection, text, len(media), media)
             missing = np.array(
                 [number for number in media if number not in near["image"]], np.int64
             )
@@ -238,7 +241,6 @@ class Store:
             for caption, cosine in _scores(views["caption"], query, len(missing), missing).items():
                 best.setdefault(owners[caption], cosine)
             items = catalog.items(connection, "image", media)
-        by_words = dict(zip(worded.tolist(), bm25.tolist(), strict=True))
         return Evidence(
             media=np.array(media, np.int64),
             items=[items[number] for number in media],
@@ -249,7 +251,7 @@ class Store:
             ),
             usual_image=Usual.of(views["image"].sample @ query),
             usual_caption=Usual.of(views["caption"].sample @ query),
-            best_words=float(bm25.max(initial=0.0)),
+            best_words=best_words,
         )
 
     def _view(self, connection: Connection, space: SpaceRow, to: Modality) -> VectorView:

@@ -31,6 +31,11 @@ class VectorIndex(Protocol):
         """
         ...
 
+    @property
+    def ids(self) -> Ids:
+        """The ids of all items, (n,), in the order in which they were added."""
+        ...
+
     def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
         """The vectors of some rows, (n, d), in the order in which they were added."""
         ...
@@ -58,6 +63,10 @@ class ExactIndex:
                 keep &= ~np.isin(ids, without)
             ids, vectors = ids[keep], vectors[keep]
         return [best(scores, ids, k) for scores in queries @ vectors.T]
+
+    @property
+    def ids(self) -> Ids:
+        return self._ids
 
     def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
         found: Vectors = self._vectors[rows]

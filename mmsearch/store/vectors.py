@@ -83,14 +83,18 @@ class VectorView:
     @cached_property
     def sample(self) -> Vectors:
         """Up to 1,024 of the vectors, evenly spaced: what scores are compared with."""
-        older = len(self.snapshot) if self.snapshot is not None else 0
-        total = older + len(self.tail)
-        rows = np.unique(np.linspace(0, max(0, total - 1), min(_SAMPLE, total)).astype(np.int64))
-        first = rows[rows < older]
-        parts = [self.tail.vectors_at(rows[len(first) :] - older)]
-        if self.snapshot is not None and len(first):
-            parts.insert(0, self.snapshot.vectors_at(first))
-        return np.concatenate(parts)
+        parts: list[VectorIndex] = (
+            [self.tail] if self.snapshot is None else [self.snapshot, self.tail]
+        )
+        ids = np.concatenate([part.ids for part in parts])
+        there = np.flatnonzero(~np.isin(ids, self.hidden))
+        places = np.linspace(0, max(0, len(there) - 1), min(_SAMPLE, len(there)))
+        rows = there[np.unique(places.astype(np.int64))]
+        older = len(ids) - len(self.tail)
+        found = [self.tail.vectors_at(rows[rows >= older] - older)]
+        if self.snapshot is not None:
+            found.insert(0, self.snapshot.vectors_at(rows[rows < older]))
+        return np.concatenate(found)
 
     def search(self, queries: Vectors, k: int, among: Ids | None) -> list[Found]:
         """The best k items of each query, over snapshot and tail together."""

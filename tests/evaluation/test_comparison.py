@@ -15,6 +15,7 @@ from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.learning.fusion import learn_fusion
 from mmsearch.search.fusion import fuse
 from mmsearch.search.searcher import Searcher
+from mmsearch.store.changes import NewCaption
 from mmsearch.store.store import Store
 
 COUNT = 48
@@ -56,9 +57,26 @@ def test_what_asks_is_not_in_the_index(store):
     assert len(after.image_ids) == COUNT
 
 
+def test_the_same_text_twice_on_an_image_does_not_stay(store):
+    held = store.contents()
+    with store.writer() as writer:
+        space = writer.space_of(FakeEncoder().spec, "fp32")
+        with writer.change() as change:
+            for owner in held.image_ids.tolist():
+                text = change.captions_of(owner)[0][1]
+                vector = FakeEncoder().encode_texts([text])[0]
+                change.add_captions(owner, [NewCaption(text, "file", vector)], space)
+    asked = measuring.hold_out(store, 1)
+    assert not {one.text for one in asked} & set(store.contents().caption_texts)
+
+
 def test_only_a_share_of_the_images_keeps_its_captions(store):
     asked = measuring.hold_out(store, 1, captioned=0.25)
     assert len(asked) == COUNT
+    kept = set(store.contents().caption_media.tolist())
+    assert all(one.is_bare == (one.media not in kept) for one in asked)
+    rows = measuring.compare(Searcher(store, FakeEncoder()), asked, ["words"], None, COUNT)
+    assert rows[0].bare == {1: 0, 5: 0, 10: 0}  # words find no image without captions
     assert 0.2 < len(set(store.contents().caption_media.tolist())) / COUNT <= 0.25
 
 

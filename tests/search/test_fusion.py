@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from mmsearch.errors import UsageError
 from mmsearch.networks.late_fusion import LateFusion
 from mmsearch.search.fusion import (
+    BARE,
     EQUAL,
-    RRF_K,
     Weights,
     calibrated,
     fuse,
@@ -54,7 +55,7 @@ def test_the_weighted_mean_is_over_what_an_item_has(scores, weights):
     expected = []
     for item in scores.T:
         if np.isnan(item[1]):
-            expected.append(item[0])
+            expected.append(item[0] + BARE)
         else:
             expected.append(sum(w * v for w, v in zip(vars(weights).values(), item, strict=True)))
     np.testing.assert_allclose(weighted_mean(scores, weights), expected, atol=1e-9)
@@ -67,14 +68,14 @@ def test_reciprocal_ranks_are_those_of_cormack(scores):
     for row in scores:
         order = sorted(np.flatnonzero(np.isfinite(row)), key=lambda i: (-row[i], i))
         for rank, item in enumerate(order, 1):
-            totals[item] += 1 / (RRF_K + rank)
+            totals[item] += 1 / (60 + rank)
     expected = totals / np.isfinite(scores).sum(axis=0)
     np.testing.assert_allclose(reciprocal_ranks(scores), expected, atol=1e-12)
 
 
 @given(tables(), shares)
 def test_the_network_fuses_as_the_search_does(scores, weights):
-    network = LateFusion(3)
+    network = LateFusion(3, BARE)
     with torch.no_grad():
         network.logits.copy_(torch.tensor([*vars(weights).values()]).log())
     network(torch.from_numpy(scores)).sum().backward()
@@ -93,11 +94,23 @@ def test_scores_are_put_on_one_scale():
 def test_words_that_no_caption_holds_tell_nothing():
     held = evidence([0.2, 0.5], [0.9, np.nan], [0, np.nan])
     assert np.isnan(calibrated(held)[2]).all()
-    np.testing.assert_allclose(fuse(held, "sum", None), [1, 3])
+    np.testing.assert_allclose(fuse(held, "sum", None), [1, 3 + BARE])
+    common = evidence(
+        [0.2, 0.5], [0.9, np.nan], [1e-6, np.nan]
+    )  # as BM25 of what all captions hold
+    np.testing.assert_allclose(fuse(common, "sum", None), [1, 3 + BARE])
 
 
-def test_items_without_captions_neither_sink_nor_rise():
-    """The image alone decides for them; a captioned one must be as good by all it has."""
+def test_no_score_counts_more_than_it_can_tell():
+    """A caption apart from a thousand equal ones lies any number of deviations away."""
+    held = dataclasses.replace(
+        evidence([0.2, 0.2], [0.9, 0.1], [0, 0]), usual_caption=Usual(0.5, 1e-6)
+    )
+    np.testing.assert_allclose(calibrated(held)[1], [8, -8])
+
+
+def test_items_without_captions_are_ranked_by_their_image():
+    """A captioned one must be as good by all it has."""
     held = evidence([0.5, 0.5, 0.5], [np.nan, 1.2, 0.6], [np.nan, 9, 1])
     scores = fuse(held, "sum", None)
     assert scores[1] > scores[0] > scores[2]
@@ -119,8 +132,9 @@ def test_each_fusion_ranks_by_what_it_names():
 
 def test_an_image_counts_in_full_where_it_is_all_there_is():
     """Also where captions are all that counts."""
-    held = evidence([0.5, 0.5], [np.nan, 0.5], [np.nan, 0], best=0)
-    np.testing.assert_allclose(fuse(held, "learned", Weights(0, 1, 0)), [3, 0])
+    held = evidence([0.5, 0.5], [np.nan, 0.7], [np.nan, 0], best=0)
+    np.testing.assert_allclose(fuse(held, "learned", Weights(0, 1, 0)), [3 + BARE, 1], atol=1e-4)
+    np.testing.assert_allclose(fuse(held, "learned", Weights(0, 0, 1)), [3 + BARE, 2])
 
 
 def test_weights_are_kept_for_the_space_that_they_were_learned_in(tmp_path):
@@ -130,7 +144,9 @@ def test_weights_are_kept_for_the_space_that_they_were_learned_in(tmp_path):
     assert read_weights(tmp_path, "x") == weights
     assert read_weights(tmp_path, "y") is None
     document = json.loads((tmp_path / "fusion.json").read_text())
-    for bad in ("no JSON", "{}", "[]", json.dumps({**document, "version": 2}),
+    without_space = {key: value for key, value in document.items() if key != "space"}
+    for bad in ("no JSON", "{}", "[]", json.dumps(without_space),
+                json.dumps({**document, "version": 2}),
                 json.dumps({**document, "weights": {"image": 2, "caption": -1, "words": 0}}),
                 json.dumps(document).replace("0.5", "NaN")):  # fmt: skip
         (tmp_path / "fusion.json").write_text(bad)

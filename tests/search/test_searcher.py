@@ -8,6 +8,7 @@ import pytest
 from mmsearch.errors import UsageError
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.search import searcher as module
 from mmsearch.search.fusion import Weights
 from mmsearch.search.page import Section, Tile, render_page, tiles_of
 from mmsearch.search.searcher import Searcher
@@ -42,7 +43,7 @@ def test_hits_are_ranked_from_one_by_falling_cosine(searcher, encoder, photos):
 
 def test_captions_help_to_find_their_images(searcher, photos):
     """What was fused is shown: here the image and its caption are what is asked for."""
-    hits = searcher.search(Query((Term(text="red"),), k=6))
+    hits = searcher.search(Query((Term(text="red"),), k=6, fusion="sum"))
     assert len(hits) == 6
     assert hits[0].path == photos / "red.png"
     assert hits[0].scores.keys() == {"image", "caption", "words"}
@@ -54,19 +55,24 @@ def test_captions_help_to_find_their_images(searcher, photos):
     assert [hit.rank for hit in only] == list(range(1, len(only) + 1))
 
 
-def test_what_auto_comes_to(searcher, photos):
+def test_what_auto_comes_to(searcher, photos, monkeypatch):
     text, picture = Term(text="red"), Term(image=photos / "red.png")
+    assert searcher.fusion_of(Query((text,))) == "image"  # two captions give no scale
+    monkeypatch.setattr(module, "LEAST_CAPTIONS", 2)
     assert searcher.fusion_of(Query((text,))) == "sum"
     assert searcher.fusion_of(Query((text, picture))) == "image"
     assert searcher.fusion_of(Query((text,), to="caption")) == "image"
     assert searcher.fusion_of(Query((text,), min_score=0.2)) == "image"
     assert searcher.fusion_of(Query((Term(text="red", weight=-1),))) == "image"
-    learned = Searcher(searcher._store, searcher._encoder, Weights(0.2, 0.3, 0.5))
+    weights = Weights(0.2, 0.3, 0.5)
+    learned = Searcher(searcher._store, searcher._encoder, lambda: weights)
     assert learned.fusion_of(Query((text,))) == "learned"
-    captions = searcher._store.contents().caption_ids.tolist()
-    with searcher._store.writer() as writer, writer.change() as change:
-        change.remove_captions(captions)
-    assert searcher.fusion_of(Query((text,))) == "image"
+    learned.search(Query((text,), fusion="learned"))
+
+
+def test_more_are_gathered_where_more_are_asked_for(searcher, monkeypatch):
+    monkeypatch.setattr(module, "DEPTH", 1)
+    assert len(searcher.search(Query((Term(text="red"),), k=6, fusion="sum"))) == 6
 
 
 @pytest.mark.parametrize(

@@ -430,13 +430,18 @@ def test_an_index_of_the_first_format_gains_its_words(store):
     expected = words_of(store)
     store.close()
     with sqlite3.connect(store.folder / catalog.FILE_NAME) as raw:
+        raw.execute("DROP TRIGGER words_after_insert")
+        raw.execute("DROP TRIGGER words_after_delete")
         raw.execute("DROP TABLE words")
         raw.execute("PRAGMA user_version = 1")
     raw.close()
     older = Store(store.folder)
     assert words_of(older) == expected
     with older.catalog.read() as connection:
-        assert catalog.media_with_words(connection, "dogs")[0].tolist() == [first]
+        assert list(catalog.media_with_words(connection, "dogs", 9)) == [first]
+    with older.catalog.write() as connection:  # as a program would that knows of no words
+        connection.exec_driver_sql("DELETE FROM caption WHERE text = 'it runs'")
+    assert words_of(older)[first] == "a dog"
     older.close()
 
 
@@ -465,11 +470,24 @@ def test_words_are_ranked_by_bm25(store):
     documents = {number: " ".join(text) for number, text in zip(ids, texts, strict=True)}
     with store.catalog.read() as connection:
         for query in ("red dog", "hill", "green car sun", "the red car"):
-            found, scores = catalog.media_with_words(connection, query)
+            found = catalog.media_with_words(connection, query, 99)
             expected = bm25(documents, set(query.split()) - {"the"})
-            assert set(found.tolist()) == set(expected)
-            np.testing.assert_allclose(scores, [expected[n] for n in found.tolist()], rtol=1e-6)
-            assert list(scores) == sorted(scores, reverse=True)
+            assert found == pytest.approx(expected, rel=1e-6)
+            assert list(found.values()) == sorted(found.values(), reverse=True)
+            assert list(catalog.media_with_words(connection, query, 1)) == list(found)[:1]
+            some = catalog.media_with_words(connection, query, 99, ids[:3])
+            assert some == {n: score for n, score in found.items() if n in ids[:3]}
+
+
+def test_words_are_found_however_they_are_composed(store):
+    ids = captioned(store, [["a résumé"], ["İstanbul"], ["Émile"]])
+    with store.catalog.read() as connection:
+        for text, number in (
+            ("re\u0301sume\u0301", ids[0]),
+            ("İstanbul", ids[1]),
+            ("emile", ids[2]),
+        ):
+            assert list(catalog.media_with_words(connection, text, 9)) == [number]
 
 
 @pytest.mark.parametrize(
@@ -480,7 +498,7 @@ def test_any_text_can_be_asked_for_its_words(store, text):
     """FTS5 has a language of its own, which nobody meant."""
     ids = captioned(store, [["a dog"], ["the cat"]])
     with store.catalog.read() as connection:
-        found = catalog.media_with_words(connection, text)[0].tolist()
+        found = list(catalog.media_with_words(connection, text, 9))
     # A text of nothing but function words is taken as it is.
     found_by = {"the": [ids[1]], "a AND": [ids[0]]}
     assert found == found_by.get(text, [ids[0]] if "dog" in text else [])
@@ -503,7 +521,7 @@ def test_the_evidence_is_what_comparing_everything_gives(store):
     ):
         best[owner] = max(best.get(owner, -1), cosine)
     with store.catalog.read() as connection:
-        scores = dict(zip(*map(list, catalog.media_with_words(connection, "word7")), strict=True))
+        scores = catalog.media_with_words(connection, "word7", 99)
     for depth in (3, 100):
         found = store.evidence(SPEC.space, query, "word7", depth)
         media = found.media.tolist()
@@ -520,24 +538,65 @@ def test_the_evidence_is_what_comparing_everything_gives(store):
 
 
 def test_the_evidence_heeds_filters(store):
+    """Before it counts to its depth: the best of those that may be found are found."""
     captioned(store, [["a dog"], ["a dog"], ["a cat"]])
     where = Filter(after=datetime(2031, 1, 1))
-    found = store.evidence(SPEC.space, unit_vectors(RNG, 1)[0], "dog", 10, where)
+    query = unit_vectors(RNG, 1)[0]
+    found = store.evidence(SPEC.space, query, "dog", 10, where)
     assert found.media.tolist() == []
     assert found.best_words == 0
+    later = [["a dog and many other things beside it"]] * 2
+    with store.writer() as writer:
+        space, root = writer.space_of(SPEC, "fp32"), root_at(writer, b"/photos")
+        with writer.change() as change:
+            ids = []
+            for number, captions in enumerate(later):
+                rows = [(text, unit_vectors(RNG, 1)[0]) for text in captions]
+                media = new(root, f"late{number}", unit_vectors(RNG, 1)[0], captions=rows,
+                            captured="2032-01-01T00:00:00")  # fmt: skip
+                ids.append(change.add_media(media, space))
+    found = store.evidence(SPEC.space, query, "dog", 1, where)
+    assert found.best_words > 0
+    assert set(found.media.tolist()) <= set(ids)
+    assert (found.words > 0).all()
+
+
+def test_candidates_have_their_words_whoever_brought_them(store):
+    """Also where more images hold the words than are looked at for their words."""
+    vectors = unit_vectors(RNG, 6)
+    with store.writer() as writer:
+        space, root = writer.space_of(SPEC, "fp32"), root_at(writer, b"/photos")
+        with writer.change() as change:
+            for number, vector in enumerate(vectors):
+                text = "dog" + " and more to say of it" * number
+                media = new(root, f"w{number}", vector, captions=[(text, vector)])
+                change.add_media(media, space)
+    found = store.evidence(SPEC.space, vectors[5], "dog", 1)
+    assert len(found.media) > 1
+    assert (found.words > 0).all()
 
 
 def test_scores_are_compared_with_a_sample_of_all(store):
-    vectors = unit_vectors(RNG, 5000)
-    fill(store, [f"m{n}" for n in range(3000)], vectors[:3000])
+    """Of the snapshot and of the tail, and of nothing that was removed."""
+    query = unit_vectors(RNG, 1)[0]
+    near = unit_vectors(RNG, 2000) + 2 * query
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    older, tail = unit_vectors(RNG, 3000), near.astype(np.float32)
+    gone = fill(store, [f"g{n}" for n in range(2000)], np.repeat(-query[None], 2000, axis=0))
+    fill(store, [f"m{n}" for n in range(3000)], older)
     with store.writer() as writer:
         writer.compact()
-    fill(store, [f"n{n}" for n in range(2000)], vectors[3000:])
-    query = vectors[0]
+        with writer.change() as change:
+            change.remove_media(gone)
+    fill(store, [f"n{n}" for n in range(2000)], tail)
     usual = store.evidence(SPEC.space, query, "", 5).usual_image
-    scores = vectors @ query
+    scores = np.concatenate([older, tail]) @ query
     assert usual.mean == pytest.approx(scores.mean(), abs=0.03)
     assert usual.deviation == pytest.approx(scores.std(), abs=0.03)
+    with store.writer() as writer:
+        writer.compact()
+    again = store.evidence(SPEC.space, query, "", 5).usual_image
+    assert again.mean == pytest.approx(usual.mean, abs=1e-6)
 
 
 def test_a_folder_of_other_things_is_never_taken(tmp_path):
