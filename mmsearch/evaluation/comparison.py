@@ -20,6 +20,7 @@ from mmsearch.evaluation.ranking import (
     paired_difference,
     rank_of_best,
 )
+from mmsearch.evaluation.report import text_of
 from mmsearch.search.fusion import Scores, Weights, fuse
 from mmsearch.search.page import Table
 from mmsearch.search.searcher import Searcher
@@ -29,9 +30,9 @@ from mmsearch.types import Fusion, Progress, Query, Term
 DEFINITION = (
     "Each query is a caption that is not in the index; what is sought is its image. Recall@K in "
     "percent, of the images that the search itself ranks; ties count against the true answer. In "
-    "brackets: 95% bootstrap interval over images, for the gain a paired one. Bare: the queries "
-    "whose image has no caption left in the index."
+    "brackets: 95% bootstrap interval over images, for the gain a paired one."
 )
+BARE = " Bare: the queries whose image has no caption left in the index."
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def table_of(report: FusionReport) -> Table:
         if len(report.rows) > 1:
             line += ["", ""] if row.gains is None else [_gain(row.gains[1]), verdict(row.gains[1])]
         rows.append(line)
-    return Table(head, rows, DEFINITION)
+    return Table(head, rows, DEFINITION + (BARE if has_bare else ""))
 
 
 def _gain(gain: Difference) -> str:
@@ -202,14 +203,7 @@ def summary_of(report: FusionReport) -> str:
 
 def to_text(report: FusionReport) -> str:
     """Summary and table as plain text."""
-    table = table_of(report)
-    lines = [list(table.head), *map(list, table.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    text = [summary_of(report)]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join([*text, table.note])
+    return text_of(summary_of(report), table_of(report))
 
 
 def to_json(report: FusionReport) -> dict[str, Any]:

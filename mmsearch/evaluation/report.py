@@ -107,14 +107,18 @@ def summary_of(report: BenchReport) -> str:
 
 def to_text(report: BenchReport) -> str:
     """Summary and table as plain text."""
-    table = table_of(report)
+    return text_of(summary_of(report), table_of(report))
+
+
+def text_of(summary: str, table: Table) -> str:
+    """A line, a table with names to the left and figures to the right, and its note."""
     lines = [list(table.head), *map(list, table.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    text = [summary_of(report)]
+    text = [summary]
     for line in lines:
         cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
         text.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
-    return "\n".join([*text, DEFINITION])
+    return "\n".join([*text, table.note])
 
 
 def to_html(report: BenchReport, paths: dict[int, Path], examples: int = 8) -> str:
