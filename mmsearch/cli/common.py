@@ -47,7 +47,7 @@ FusionOption = Annotated[
         "--fusion",
         metavar="HOW",
         help="How an image's score and its captions' make one: image, caption, words, sum, rrf, "
-        "learned; auto is image where there are no captions.",
+        "learned; auto is learned or sum, and image with fewer than 30 captions in the index.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -215,13 +215,16 @@ class Store:
         with self.catalog.read() as connection:
             row = filters.require_space(connection, space)
             views = {to: self._view(connection, row, to) for to in MODALITIES}
-            near: dict[Modality, dict[int, float]] = {}
-            for to, view in views.items():
-                among = filters.matching_ids(connection, where, to) if where else None
+            among = {
+                to: filters.matching_ids(connection, where, to) if where else None
+                for to in MODALITIES
+            }
+            near = {
                 # An image has several captions: more of them are needed for as many images.
-                near[to] = _scores(view, query, depth if to == "image" else 4 * depth, among)
-            among = filters.matching_ids(connection, where, "image") if where else None
-            by_words = catalog.media_with_words(connection, text, depth, among)
+                to: _scores(view, query, depth if to == "image" else 4 * depth, among[to])
+                for to, view in views.items()
+            }
+            by_words = catalog.media_with_words(connection, text, depth, among["image"])
             best_words = max(by_words.values(), default=0.0)
             best: dict[int, float] = {}
             owners = catalog.caption_owners(connection, captions=list(near["caption"]))

@@ -86,11 +86,14 @@ class VectorView:
         parts: list[VectorIndex] = (
             [self.tail] if self.snapshot is None else [self.snapshot, self.tail]
         )
-        ids = np.concatenate([part.ids for part in parts])
-        there = np.flatnonzero(~np.isin(ids, self.hidden))
+        total = sum(map(len, parts))
+        there = np.arange(total)
+        if len(self.hidden):  # the ids of a large snapshot are looked at only where they matter
+            ids = np.concatenate([part.ids for part in parts])
+            there = np.flatnonzero(~np.isin(ids, self.hidden))
         places = np.linspace(0, max(0, len(there) - 1), min(_SAMPLE, len(there)))
         rows = there[np.unique(places.astype(np.int64))]
-        older = len(ids) - len(self.tail)
+        older = total - len(self.tail)
         found = [self.tail.vectors_at(rows[rows >= older] - older)]
         if self.snapshot is not None:
             found.insert(0, self.snapshot.vectors_at(rows[rows < older]))
