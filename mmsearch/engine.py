@@ -12,25 +12,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
-
-import numpy as np
 
 from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
+from mmsearch.encoders.registry import BUNDLED, TINY
 from mmsearch.errors import IndexNotFound, Interrupted, UsageError
 from mmsearch.store import catalog
 from mmsearch.store.store import Store
 from mmsearch.types import (
+    Compose,
+    EncoderSpec,
     Failure,
     Filter,
     Fusion,
@@ -44,11 +43,12 @@ from mmsearch.types import (
 )
 
 if TYPE_CHECKING:
-    from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+    from mmsearch.datasets.labelled import LabelledSet
     from mmsearch.evaluation.comparison import FusionReport
     from mmsearch.evaluation.report import BenchReport
-    from mmsearch.evaluation.retrieval import Corpus
+    from mmsearch.learning.compose import ComposeLearned
     from mmsearch.learning.fusion import FusionLearned
+    from mmsearch.search.compose import Composer
     from mmsearch.search.searcher import Searcher
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,6 @@ log = logging.getLogger(__name__)
 Notify = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
 PathLike = str | os.PathLike[str]
-
-_QUERIES = 4000  # held-out captions that three weights are learned from: more tell nothing new
 
 
 def _ignore(_progress: Progress) -> None:
@@ -83,10 +81,10 @@ class Engine:
             notify: told, a line at a time, what a user should know.
             confirm: asked whether weights may be fetched; None is "no".
         """
-        self._settings = settings
+        self.settings = settings
         self._asked_model = model
         self._folder = settings.index_folder().absolute()
-        self._notify = notify
+        self.notify = notify
         self._models = ModelChoice(settings, notify, confirm)
         self._store: Store | None = None
         self._lock = threading.RLock()  # around what is opened on first use
@@ -111,6 +109,11 @@ class Engine:
         index = Path(os.path.expanduser(path)) if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
         return cls(settings, model=model, notify=notify)
+
+    def beside(self, index: Path, model: str | None = None) -> Engine:
+        """An engine for another index, with this one's settings and, unless named, its model."""
+        settings = dataclasses.replace(self.settings, index=index)
+        return Engine(settings, model=model or self._asked_model, notify=self.notify)
 
     @property
     def folder(self) -> Path:
@@ -183,11 +186,11 @@ class Engine:
         if dry_run:
             from mmsearch.ingest.dry_run import dry_run as count_only
 
-            existing = self.store if self._has_index() else None
+            existing = self.store if self.has_index() else None
             return count_only(existing, named, exclude, prune, labelled)
         absolute = [os.fsencode(os.path.abspath(path)) for path in named]
-        check_paths(self.store if self._has_index() else None, absolute)
-        encoder = self._encoder_for_writing()
+        check_paths(self.store if self.has_index() else None, absolute)
+        encoder = self.encoder_for_writing()
         loaded = time.perf_counter()
         self._store = self._store or Store.create(self._folder)
         try:
@@ -199,7 +202,7 @@ class Engine:
                     self._store,
                     writer,
                     encoder,
-                    workers=self._settings.workers,
+                    workers=self.settings.workers,
                     on_progress=on_progress,
                 ).run(plan)
         except KeyboardInterrupt:
@@ -247,11 +250,13 @@ class Engine:
         under: PathLike | None = None,
         min_score: float | None = None,
         fusion: Fusion = "auto",
+        compose: Compose = "auto",
     ) -> list[Hit]:
         """The best hits for a text, an example picture, both, or a whole `Query`.
 
         Args:
             fusion: how an image's own score and its captions' make one (`Query.fusion`).
+            compose: how a picture and a text make one vector (`Query.compose`).
 
         Raises:
             IndexNotFound: there is no index yet.
@@ -261,7 +266,7 @@ class Engine:
             terms = [Term(text=query)] if query else []
             terms += [Term(image=Path(image))] if image is not None else []
             where = Filter(under=Path(under) if under is not None else None)
-            query = Query(tuple(terms), to, k, where, min_score, fusion)
+            query = Query(tuple(terms), to, k, where, min_score, fusion, compose)
         if not query.terms:
             raise UsageError("nothing to search for: give a text or an image")
         if query.k < 1:
@@ -273,10 +278,22 @@ class Engine:
     def searcher(self) -> Searcher:
         """What answers queries: the store with the encoder of its space."""
         from mmsearch.search.fusion import read_weights
-        from mmsearch.search.searcher import Searcher
+        from mmsearch.search.searcher import Learned, Searcher
 
         encoder = self._encoder_of_index()
-        return Searcher(self.store, encoder, lambda: read_weights(self._folder, encoder.spec.space))
+        space = encoder.spec.space
+        learned = Learned(
+            weights=lambda: read_weights(self._folder, space),
+            composer=lambda: self._composer(encoder.spec),
+        )
+        return Searcher(self.store, encoder, learned)
+
+    def _composer(self, spec: EncoderSpec) -> Composer | None:
+        """What was learned for this index, or else what its model comes with."""
+        from mmsearch.search.compose import read_composer
+
+        own = read_composer(self._folder, spec.space, spec.dim)
+        return own or read_composer(BUNDLED / TINY, spec.space, spec.dim)
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -300,15 +317,10 @@ class Engine:
             split: which split; None is "test" where there is one, else all of it.
             limit: only so many images.
         """
-        from mmsearch.evaluation.retrieval import Corpus
+        from mmsearch import trials
 
-        if dataset is None:
-            corpus = Corpus.of(self.store.contents())
-            return self._measure(corpus, self._own_name(), "", (), on_progress)
-        with self._indexed(dataset, images, split, limit, on_progress) as scratch:
-            engine, name, split, missing = scratch
-            corpus = Corpus.of(engine.store.contents())
-            return Engine._measure(engine, corpus, name, split, missing, on_progress)
+        labels = trials.Labels(dataset, images, split, limit)
+        return trials.bench(self, labels, on_progress)
 
     def compare_fusions(
         self,
@@ -335,29 +347,12 @@ class Engine:
         Raises:
             UsageError: no image has a caption, or "learned" and nothing was.
         """
-        from mmsearch.evaluation import comparison as measuring
-        from mmsearch.search.fusion import NOT_LEARNED, read_weights
+        from mmsearch import trials
 
-        own = self.store.active_space() if self._has_index() else None
-        weights, model = None, None
-        if "learned" in fusions:
-            weights = read_weights(self._folder, own.spec.space) if own else None
-            if own is None or weights is None:
-                raise UsageError(NOT_LEARNED)
-            model = own.spec.model
-        with self._scratch(dataset, images, split, limit, on_progress, model) as scratch:
-            engine, name, split, _ = scratch
-            if model is not None and own is not None and engine.status().space != own.spec.space:
-                raise UsageError(
-                    "the weights that were learned are for the model as it was when the index was "
-                    "made; its weights have changed since"
-                )
-            asked = measuring.hold_out(engine.store, hold_out, captioned=captioned)
-            searcher, status = engine.searcher(), engine.status()
-            rows = measuring.compare(searcher, asked, fusions, weights, status.images, on_progress)
-            return measuring.FusionReport(
-                name, split, status.model, status.images, status.captions, rows
-            )
+        labels = trials.Labels(dataset, images, split, limit)
+        return trials.compare_fusions(
+            self, labels, fusions, hold_out=hold_out, captioned=captioned, on_progress=on_progress
+        )
 
     def train_fusion(
         self,
@@ -386,123 +381,39 @@ class Engine:
             IndexNotFound: there is no index to keep the weights for.
             UsageError: too few captions to learn from.
         """
-        from mmsearch.evaluation import comparison as measuring
-        from mmsearch.learning.fusion import learn_fusion
-        from mmsearch.search.fusion import write_weights
+        from mmsearch import trials
 
-        own = self.store.active_space()
-        if own is None:
-            raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
-        model = own.spec.model
-        with self._scratch(dataset, images, split, limit, on_progress, model) as scratch:
-            engine = scratch[0]
-            asked = measuring.hold_out(engine.store, hold_out)
-            if len(asked) > _QUERIES:
-                rows = np.random.default_rng(seed).permutation(len(asked))[:_QUERIES]
-                asked = [asked[row] for row in rows]
-            evidences = list(measuring.evidence_of(engine.searcher(), asked, on_progress))
-            found = learn_fusion(evidences, asked, engine.status().images, seed)
-        is_kept = keep or found.overall.is_gain
-        if is_kept:
-            write_weights(self._folder, found.weights, own.spec.space)
-        return found, is_kept
-
-    @contextmanager
-    def _scratch(
-        self,
-        dataset: PathLike | LabelledSet | None,
-        images: PathLike | None,
-        split: str | None,
-        limit: int | None,
-        on_progress: OnProgress,
-        model: str | None = None,
-    ) -> Iterator[tuple[Engine, str, str, tuple[str, ...]]]:
-        """An index to change at will: of a labelled set, or a copy of this one."""
-        if dataset is not None:
-            with self._indexed(dataset, images, split, limit, on_progress, model) as found:
-                yield found
-            return
-        with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as folder:
-            copy = Store.create(Path(folder) / "index")
-            self.store.copy_catalog(copy)
-            copy.close()
-            settings = dataclasses.replace(self._settings, index=Path(folder) / "index")
-            with Engine(settings, notify=self._notify) as engine:
-                yield engine, self._own_name(), "", ()
-
-    @contextmanager
-    def _indexed(
-        self,
-        dataset: PathLike | LabelledSet,
-        images: PathLike | None,
-        split: str | None,
-        limit: int | None,
-        on_progress: OnProgress,
-        model: str | None = None,
-    ) -> Iterator[tuple[Engine, str, str, tuple[str, ...]]]:
-        """A labelled set in an index of its own: with its name, its split, and what failed."""
-        from mmsearch.datasets.formats import find_images, read_labelled
-        from mmsearch.datasets.labelled import LabelledSet
-
-        labelled = dataset if isinstance(dataset, LabelledSet) else read_labelled(Path(dataset))
-        split, chosen = labelled.choose(split, limit)
-        if images is None and not isinstance(dataset, LabelledSet):
-            images = find_images(Path(dataset), chosen)
-        folder = Path(images or ".").absolute()
-        with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch:
-            settings = dataclasses.replace(self._settings, index=Path(scratch) / "index")
-            chosen_model = model or self._asked_model
-            with Engine(settings, model=chosen_model, notify=self._notify) as engine:
-                missing = engine._index_listed(folder, labelled.name, chosen, on_progress)
-                yield engine, labelled.name, split, missing
-
-    def _index_listed(
-        self, folder: Path, name: str, chosen: list[LabelledImage], on_progress: OnProgress
-    ) -> tuple[str, ...]:
-        """Indexes just the listed images with their captions; returns those that failed."""
-        from mmsearch.datasets.labelled import LabelledSet
-        from mmsearch.ingest.pipeline import Pipeline
-        from mmsearch.ingest.plan import plan_of_files
-
-        encoder = self._encoder_for_writing()
-        self._store = Store.create(self._folder)
-        with self._store.writer() as writer:
-            labelled = LabelledSet(name, tuple(chosen))
-            plan = plan_of_files(writer, os.fsencode(folder), labelled)
-            Pipeline(
-                self._store, writer, encoder, workers=self._settings.workers,
-                on_progress=on_progress,
-            ).run(plan)  # fmt: skip
-        bad = {os.path.relpath(failure.path, folder) for failure in self.errors()}
-        return (*plan.labels.unmatched, *sorted(bad))
-
-    def _measure(
-        self,
-        corpus: Corpus,
-        name: str,
-        split: str,
-        missing: tuple[str, ...],
-        on_progress: OnProgress,
-    ) -> BenchReport:
-        from mmsearch.evaluation.report import BenchReport
-        from mmsearch.evaluation.retrieval import evaluate
-
-        searcher = self.searcher()
-        result = evaluate(
-            corpus,
-            lambda queries, to, k: [
-                np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
-            ],
-            on_progress,
+        labels = trials.Labels(dataset, images, split, limit)
+        return trials.train_fusion(
+            self, labels, hold_out=hold_out, keep=keep, seed=seed, on_progress=on_progress
         )
-        space = self.store.active_space()
-        assert space is not None, "its vectors were just compared"
-        return BenchReport(name, split, space.spec.model, space.precision, corpus, result, missing)
 
-    def _own_name(self) -> str:
-        """The folder that was indexed, where there is one only; else the index's own name."""
-        roots = self.status().roots
-        return roots[0].name if len(roots) == 1 else self._folder.resolve().name
+    def train_compose(
+        self,
+        dataset: PathLike | None = None,
+        *,
+        images: PathLike | None = None,
+        keep: bool = False,
+        seed: int = 0,
+        on_progress: OnProgress = _ignore,
+    ) -> tuple[ComposeLearned, bool]:
+        """Learns for this index's model what "this picture, but ..." means, from drawn scenes.
+
+        Args:
+            dataset: captioned photos to learn from too, a labelled set or its file.
+            images: the folder of the photos, where it is not beside the labels.
+            keep: keep it also where it does not help.
+
+        Returns what was learned, and whether it was kept: where the 95% interval of the mean
+        recall's gain over adding the two up lies above nothing, on scenes and on photos.
+
+        Raises:
+            IndexNotFound: there is no index to keep it for.
+        """
+        from mmsearch import trials
+
+        labels = trials.Labels(dataset, images)
+        return trials.train_compose(self, labels, keep=keep, seed=seed, on_progress=on_progress)
 
     # -- the rest --------------------------------------------------------------------------
 
@@ -529,7 +440,7 @@ class Engine:
         """
         from mmsearch.ingest.exchange import import_embeddings, model_of, read_embeddings
 
-        spec = self._encoder_for_writing(suggested=model_of(Path(folder))).spec
+        spec = self.encoder_for_writing(suggested=model_of(Path(folder))).spec
         images = read_embeddings(Path(folder), spec)
         self._store = self._store or Store.create(self._folder)
         with self._store.writer() as writer:
@@ -537,12 +448,13 @@ class Engine:
 
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""
-        active = self.store.active_space() if self._has_index() else None
+        active = self.store.active_space() if self.has_index() else None
         return list_models(
-            self._models.cache, active.spec if active else None, self._folder, self._settings.home
+            self._models.cache, active.spec if active else None, self._folder, self.settings.home
         )
 
-    def _has_index(self) -> bool:
+    def has_index(self) -> bool:
+        """Whether there is an index yet."""
         return (self._folder / catalog.FILE_NAME).is_file()
 
     # -- which model -----------------------------------------------------------------------
@@ -552,15 +464,15 @@ class Engine:
         if space is None:
             raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
         # One text is encoded sooner than a GPU is woken.
-        device = "cpu" if self._settings.device == "auto" else self._settings.device
+        device = "cpu" if self.settings.device == "auto" else self.settings.device
         return self._models.for_space(space.spec, device)
 
-    def _encoder_for_writing(self, suggested: str | None = None) -> Encoder:
-        """The index's own model; for a new index the one asked for, suggested or set."""
-        device = pick_device(self._settings.device)
-        space = self.store.active_space() if self._has_index() else None
+    def encoder_for_writing(self, suggested: str | None = None) -> Encoder:
+        """What indexes: the index's own model; for a new one that asked for, suggested or set."""
+        device = pick_device(self.settings.device)
+        space = self.store.active_space() if self.has_index() else None
         if space is None:
-            model = self._asked_model or suggested or self._settings.model
+            model = self._asked_model or suggested or self.settings.model
             return self._models.for_new_index(model, device)
         asked = self._asked_model
         if asked not in (None, "auto") and self._models.source(asked).name != space.spec.model:

@@ -19,6 +19,10 @@ Fusion = Literal["auto", "image", "caption", "words", "sum", "rrf", "learned"]
 """How the scores of an image and of its captions make one: see `mmsearch.search.fusion`."""
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
+Compose = Literal["auto", "early", "late"]
+"""How a query's picture and its text make one vector: see `mmsearch.search.compose`."""
+COMPOSES: tuple[Compose, ...] = get_args(Compose)
+
 Vectors = NDArray[np.float32]
 """Embeddings, shape (n, d), each row of length 1."""
 
@@ -107,6 +111,10 @@ class Query:
     min_score: float | None = None
     """Only hits with at least this cosine; it goes with the fusions that rank by a cosine."""
     fusion: Fusion = "auto"
+    compose: Compose = "auto"
+    """How terms make one vector. "late" adds them up by their weights; "early" is a network that
+    has learned "this picture, but ...", for one picture and one text; "auto" is "early" for
+    those where it was learned, unless they have weights, and else "late"."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine, OnProgress
-    from mmsearch.types import Fusion, Progress
+    from mmsearch.types import Compose, Fusion, Progress
 
 IndexOption = Annotated[
     Path | None,
@@ -50,6 +50,15 @@ FusionOption = Annotated[
         "learned; auto is learned or sum, and image with fewer than 30 captions in the index.",
     ),
 ]
+ComposeOption = Annotated[
+    str,
+    typer.Option(
+        "--compose",
+        metavar="HOW",
+        help="How --image and a text make one query: early, by what was learned of 'this picture, "
+        "but ...', or late, their sum; auto is early where it was learned.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
@@ -60,6 +69,16 @@ def fusion_named(name: str) -> Fusion:
     found = next((fusion for fusion in FUSIONS if fusion == name), None)
     if found is None:
         raise UsageError(f"--fusion is one of {', '.join(FUSIONS)}, not '{name}'")
+    return found
+
+
+def compose_named(name: str) -> Compose:
+    """The way that --compose names."""
+    from mmsearch.types import COMPOSES
+
+    found = next((compose for compose in COMPOSES if compose == name), None)
+    if found is None:
+        raise UsageError(f"--compose is one of {', '.join(COMPOSES)}, not '{name}'")
     return found
 
 

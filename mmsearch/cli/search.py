@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmsearch.cli.common import (
+    ComposeOption,
     DeviceOption,
     FusionOption,
     IndexOption,
     PrecisionOption,
+    compose_named,
     engine_for,
     fusion_named,
     print_table,
@@ -80,6 +82,7 @@ def search(
         str | None, typer.Option("--before", metavar="DATE", help="Taken before that, likewise.")
     ] = None,
     fusion: FusionOption = "auto",
+    compose: ComposeOption = "auto",
     min_score: Annotated[
         float | None,
         typer.Option(
@@ -107,7 +110,10 @@ def search(
         raise UsageError("--json, --paths and -0 exclude each other")
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
     where = Filter(under, _date(after), _date(before))
-    query = Query(tuple(terms), _modality(to), k, where, min_score, fusion_named(fusion))
+    query = Query(
+        tuple(terms), _modality(to), k, where, min_score, fusion_named(fusion),
+        compose_named(compose),
+    )  # fmt: skip
     with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)
         if not hits:

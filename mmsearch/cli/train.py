@@ -162,8 +162,7 @@ def _embedded(
 
 
 def _show(report: AlignReport, folder: Path, name: str, *, usable: bool) -> None:
-    from mmsearch.evaluation.ranking import CUTOFFS
-    from mmsearch.learning.align import gain_line
+    from mmsearch.evaluation.ranking import CUTOFFS, gain_line
 
     counts = report.images
     print(
@@ -273,6 +272,8 @@ def fusion(
     device: DeviceOption = None,
 ) -> None:
     """Learn what an image's own score and its captions' count, for --fusion learned."""
+    from mmsearch.evaluation.ranking import gain_line
+
     if dataset is None and (images or split or limit):
         raise UsageError("--images, --split and --limit go with a DATASET")
     with engine_for(index, device=device) as engine, progress_bar() as bar:
@@ -291,11 +292,66 @@ def fusion(
     weights = ", ".join(f"{name} {v:.2f}" for name, v in vars(found.weights).items())
     gain = found.overall
     print(f"weights: {weights}")
-    print(f"mean of the three: {gain.mean:+.1f} points [{gain.low:+.1f}, {gain.high:+.1f}]")
+    print(f"mean of the three: {gain_line(gain)}")
     if is_kept:
         print(f"kept in {shown_path(folder)}: searches with --fusion auto or learned use them")
     else:
         print("they do not help, so they were not kept (--keep keeps them anyway)")
+
+
+def compose(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATASET]", help="Captioned pictures to learn from too: a folder or a file."
+        ),
+    ] = None,
+    index: IndexOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of what is random.")
+    ] = 0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep a network that does not help.")
+    ] = False,
+    json_: JsonOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Learn "this picture, but ..." for the index's model, from drawn scenes: minutes, no GPU."""
+    from mmsearch.evaluation.ranking import gain_line
+
+    if dataset is None and images:
+        raise UsageError("--images goes with a DATASET")
+    with engine_for(index, device=device) as engine, progress_bar() as bar:
+        found, is_kept = engine.train_compose(
+            dataset, images=images, keep=keep, seed=seed, on_progress=bar
+        )
+        folder = engine.folder
+    if json_:
+        measured = [dataclasses.asdict(row) for part in found.measured for row in part]
+        print(json.dumps({"measured": measured, "kept": is_kept}))
+        return
+    print(
+        "a picture and a change, added up (late) and by what was learned (early), on pictures that"
+    )
+    print("nothing was learned from; R@1/5/10 in percent, the picture itself among what is found")
+    rows = [
+        [row.kind, str(row.queries), *map(_recalls, (row.late, row.early)), gain_line(row.gain)]
+        for part in found.measured
+        for row in part
+    ]
+    print_table(["change", "queries", "late", "early", "mean of the three"], rows)
+    if is_kept:
+        print(f"kept in {shown_path(folder)}: searches with --image and a text use it")
+    else:
+        print("it does not help everywhere, so it was not kept (--keep keeps it anyway)")
+
+
+def _recalls(recalls: dict[str, float]) -> str:
+    return " / ".join(f"{value:.1f}" for value in recalls.values())
 
 
 def _ignore(_what: Any) -> None:

@@ -10,8 +10,8 @@ seeds); whoever needs pairs that differ in one respect changes a field with
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -110,10 +110,10 @@ class Scene:
 KINDS = ("shape", "count", "relation", "landscape", "face", "vehicle", "animal")
 
 
-def scene(seed: int) -> Scene:
-    """The scene of a seed; all kinds are equally likely."""
+def scene(seed: int, kinds: Sequence[str] = KINDS) -> Scene:
+    """The scene of a seed; the kinds, all of them or those that are named, are equally likely."""
     rng = random.Random(f"scene {seed}")
-    kind = rng.choice(KINDS)
+    kind = rng.choice(kinds)
     return _SAMPLERS[kind](rng, seed)
 
 
@@ -125,6 +125,14 @@ def gallery(count: int, *, seed: int) -> list[Scene]:
         found.setdefault(captions(candidate)[0], candidate)
         seed += 1
     return list(found.values())
+
+
+def meaning(what: Scene) -> Scene:
+    """A scene as its captions tell it: equal for all that they would tell alike."""
+    detail, things = what.detail, what.things
+    if detail in ("below", "right of"):
+        detail, things = INVERSE[detail], things[::-1]
+    return replace(what, things=things, detail=detail, seed=0)
 
 
 def captions(what: Scene) -> list[str]:
@@ -196,11 +204,11 @@ _SAMPLERS = {
 }
 
 
-def _article(phrase: str) -> str:
+def with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     irregular = {"fish": "fish", "butterfly": "butterflies", "bunny": "bunnies", "kitty": "kitties",
                  "puppy": "puppies", "cross": "crosses"}  # fmt: skip
     return irregular.get(noun, noun + "s")
@@ -215,15 +223,15 @@ def _name(thing: Thing, *, other_words: bool = False) -> str:
     if other_words:
         colour, noun = _say(colour), _say(noun)
     if thing.count == 1:
-        return _article(f"{colour} {noun}")
-    return f"{NUMBERS[thing.count]} {colour} {_plural(noun)}"
+        return with_article(f"{colour} {noun}")
+    return f"{NUMBERS[thing.count]} {colour} {plural(noun)}"
 
 
 def _shape_captions(what: Scene) -> Iterator[str]:
     (thing,) = what.things
     ground = what.setting
-    yield f"{_name(thing)} on {_article(ground)} background"
-    yield f"{_article(ground)} picture with {_name(thing, other_words=True)} in the middle"
+    yield f"{_name(thing)} on {with_article(ground)} background"
+    yield f"{with_article(ground)} picture with {_name(thing, other_words=True)} in the middle"
     yield f"one {thing.noun} painted {thing.colour}, the background is {ground}"
 
 
@@ -231,10 +239,11 @@ def _count_captions(what: Scene) -> Iterator[str]:
     (thing,) = what.things
     yield f"{_name(thing)}"
     yield f"there are {_name(thing, other_words=True)} in this picture"
-    yield f"a drawing of {thing.count} {thing.colour} {_plural(thing.noun)}"
+    yield f"a drawing of {thing.count} {thing.colour} {plural(thing.noun)}"
 
 
-_INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+#: What a relation is called from its other end; "inside" has no such word.
+INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
 def _relation_captions(what: Scene) -> Iterator[str]:
@@ -243,7 +252,7 @@ def _relation_captions(what: Scene) -> Iterator[str]:
     link = f"to the {relation}" if relation.endswith(" of") else relation
     yield f"{_name(first)} {link} {_name(second)}"
     yield f"{_name(first, other_words=True)} is {link} {_name(second, other_words=True)}"
-    inverse = _INVERSE.get(relation)
+    inverse = INVERSE.get(relation)
     if inverse is None:
         yield f"{_name(second)} around {_name(first)}"
     else:
@@ -264,8 +273,8 @@ def _face_captions(what: Scene) -> Iterator[str]:
     has = "no hair" if hair == "no" else f"{hair} hair"
     bald = "a bald head" if hair == "no" else has
     wears = f" and {what.detail}" if what.detail else ""
-    yield f"{_article(mood)} face with {has}{wears}"
-    yield f"a cartoon of {_article(_say(mood))} person with {bald}{wears}"
+    yield f"{with_article(mood)} face with {has}{wears}"
+    yield f"a cartoon of {with_article(_say(mood))} person with {bald}{wears}"
     yield f"somebody with {bald}{wears} looks {_say(mood)}"
 
 

@@ -106,6 +106,11 @@ class Difference:
         return self.low > 0
 
 
+def gain_line(gain: Difference) -> str:
+    """A difference for people, in points."""
+    return f"{gain.mean:+.1f} points [{gain.low:+.1f}, {gain.high:+.1f}]"
+
+
 def paired_difference(
     *changes: tuple[NDArray[np.floating], NDArray[np.int64]], samples: int = 2000, seed: int = 0
 ) -> Difference:

@@ -18,7 +18,7 @@ import torch
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
 from mmsearch.errors import ModelNotFound, TrainingError
-from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
+from mmsearch.evaluation.ranking import CUTOFFS, Difference, gain_line, paired_difference
 from mmsearch.learning.batches import Source
 from mmsearch.learning.card import Card, write_card
 from mmsearch.learning.checkpoint import load_weights, save_weights
@@ -255,11 +255,6 @@ def _card(
         ),
         notes=notes,
     )  # fmt: skip
-
-
-def gain_line(gain: Difference) -> str:
-    """A difference for people, in points."""
-    return f"{gain.mean:+.1f} points [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 
 def load_heads(folder: Path) -> AlignedHeads:

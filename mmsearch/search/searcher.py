@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,48 @@ import numpy as np
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, UsageError
 from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
+from mmsearch.search.compose import NOT_LEARNED, Composer
 from mmsearch.search.fusion import LEAST_CAPTIONS, Weights, fuse
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Answer, Evidence, Store
-from mmsearch.types import FUSIONS, Filter, Fusion, Hit, Modality, Query, Term, Vectors
+from mmsearch.types import (
+    COMPOSES,
+    FUSIONS,
+    Compose,
+    Filter,
+    Fusion,
+    Hit,
+    Modality,
+    Query,
+    Term,
+    Vectors,
+)
 
 #: How many images each of image, captions and words brings to be fused.
 DEPTH = 200
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What was learned for an index and its model, each read when it is needed."""
+
+    weights: Callable[[], Weights | None] = lambda: None
+    """Those of the fusion "learned"."""
+    composer: Callable[[], Composer | None] = lambda: None
+    """That of queries by a picture and a text."""
+
+
+NOTHING_LEARNED = Learned()
+
+
 class Searcher:
     """Answers queries from one index with the encoder of its space."""
 
-    def __init__(
-        self, store: Store, encoder: Encoder, weights: Callable[[], Weights | None] = lambda: None
-    ) -> None:
-        """Takes the encoder of the store's space.
-
-        Args:
-            weights: gives what was learned for the fusion "learned", when that is needed.
-        """
+    def __init__(self, store: Store, encoder: Encoder, learned: Learned = NOTHING_LEARNED) -> None:
+        """Takes the encoder of the store's space."""
         self._store = store
         self._encoder = encoder
-        self._weights = weights
+        self._learned = learned
 
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first; at most `query.k`.
@@ -45,7 +65,7 @@ class Searcher:
         if query.k < 1:
             raise UsageError(f"k is a whole number from 1, not {query.k}")
         how = self.fusion_of(query)
-        vector = self.embed(query.terms)
+        vector = self.embed(query.terms, query.compose)
         hits = self._nearest(query, vector) if how == "image" else self._fused(query, vector, how)
         if query.min_score is not None:
             hits = [hit for hit in hits if hit.score >= query.min_score]
@@ -71,7 +91,7 @@ class Searcher:
                 return "image"
             if not self._store.has_captions(LEAST_CAPTIONS):
                 return "image"
-            return "learned" if self._weights() is not None else "sum"
+            return "learned" if self._learned.weights() is not None else "sum"
         if query.min_score is not None and how not in ("image", "caption"):
             raise UsageError(
                 f"a least score is a cosine, and '{how}' ranks by something else; leave it out, or "
@@ -89,7 +109,7 @@ class Searcher:
         """
         return self._store.evidence(
             self._encoder.spec.space,
-            self.embed(query.terms) if vector is None else vector,
+            self.embed(query.terms, query.compose) if vector is None else vector,
             _words_of(query.terms),
             max(DEPTH, query.k),
             query.filter,
@@ -97,7 +117,7 @@ class Searcher:
 
     def _fused(self, query: Query, vector: Vectors, how: Fusion) -> list[Hit]:
         evidence = self.evidence(query, vector)
-        scores = fuse(evidence, how, self._weights() if how == "learned" else None)
+        scores = fuse(evidence, how, self._learned.weights() if how == "learned" else None)
         order = np.lexsort((evidence.media, -np.nan_to_num(scores, nan=-np.inf)))
         chosen = [row for row in order.tolist() if np.isfinite(scores[row])][: query.k]
         parts = {
@@ -140,14 +160,23 @@ class Searcher:
         """The best k items for each query vector, shape (q, dim): what every search runs on."""
         return self._store.search(self._encoder.spec.space, queries, to, k, where)
 
-    def embed(self, terms: Sequence[Term]) -> Vectors:
-        """One unit vector, shape (dim,), for several terms: their weighted sum.
+    def embed(self, terms: Sequence[Term], compose: Compose = "auto") -> Vectors:
+        """One unit vector, shape (dim,), for several terms: what `Query.compose` says.
 
         Raises:
-            UsageError: no terms, a sum of nothing, or an example that is not a usable image.
+            UsageError: no terms, a sum of nothing, an example that is not a usable image, or
+                "early" for other terms than a picture and a text or where it was not learned.
         """
         if not terms:
             raise UsageError("nothing to search for: give a text or --image FILE")
+        if compose not in COMPOSES:
+            raise UsageError(f"--compose is {', '.join(COMPOSES)}, not '{compose}'")
+        composer = self._composer(terms, compose)
+        if composer is not None:
+            image = next(self._embed_image(term) for term in terms if term.image is not None)
+            change = self._encoder.encode_texts([t.text for t in terms if t.text is not None])
+            found: Vectors = composer(image[None], change)[0]
+            return found
         texts = [term.text for term in terms if term.text is not None]
         text_rows = iter(self._encoder.encode_texts(texts)) if texts else iter(())
         total = np.zeros(self._encoder.spec.dim, dtype=np.float32)
@@ -158,6 +187,22 @@ class Searcher:
         if not np.isfinite(length) or length < 1e-6:
             raise UsageError("the terms cancel each other out: nothing is left to search for")
         return total / np.float32(length)
+
+    def _composer(self, terms: Sequence[Term], compose: Compose) -> Composer | None:
+        """The network that composes these terms; None where they are added up."""
+        is_pair = sorted(term.text is None for term in terms) == [False, True]
+        is_pair = is_pair and all(term.weight == 1 for term in terms)
+        if compose == "early" and not is_pair:
+            raise UsageError(
+                "--compose early is for one --image and one text, neither with a weight; "
+                "--compose late takes any"
+            )
+        if compose == "late" or not is_pair:
+            return None
+        composer = self._learned.composer()
+        if composer is None and compose == "early":
+            raise UsageError(NOT_LEARNED)
+        return composer
 
     def _embed_image(self, term: Term) -> Vectors:
         if term.image is None:

@@ -138,6 +138,40 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
     assert "go with a DATASET" in run("train", "fusion", "--split", "x", code=2).stderr
 
 
+def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_path, monkeypatch):
+    from mmsearch.learning import compose
+
+    for name, value in {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60}.items():
+        monkeypatch.setattr(compose, name, value)
+    own = tmp_path / "index"
+    shutil.copytree(index, own)
+    ask = ("search", "but in blue", "--image", gallery / "00.png", "--index", own, "--json")
+    added = run(*ask, "--compose", "late").stdout
+    told = run("train", "compose", "--index", own).stdout
+    assert "all drawn scenes  60 " in told
+    assert "not kept" in told  # so few steps teach next to nothing
+    assert run(*ask).stdout == added
+    assert "train compose" in run(*ask, "--compose", "early", code=2).stderr
+    assert f"kept in {own}" in run("train", "compose", "--index", own, "--keep").stdout
+    early = run(*ask, "--compose", "early").stdout
+    assert early != added
+    assert run(*ask).stdout == early
+    assert run(*ask, "--compose", "late").stdout == added
+    weighted = ("search", "--and", "2:blue", "--image", gallery / "00.png", "--index", own)
+    run(*weighted)  # as a sum, as ever
+    for arguments, message in (
+        ((*weighted, "--compose", "early"), "one --image and one text"),
+        (("search", "blue", "--index", own, "--compose", "early"), "one --image and one text"),
+        ((*ask, "--compose", "soon"), "--compose is one of auto, early, late"),
+        (("train", "compose", "--images", gallery, "--index", own), "goes with a DATASET"),
+    ):
+        assert message in run(*arguments, code=2).stderr
+    again = json.loads(run("train", "compose", "--index", own, "--json").stdout)
+    assert not again["kept"]
+    assert again["measured"][-1]["kind"] == "all drawn scenes"
+    run("train", "compose", "--index", tmp_path / "none", code=3)
+
+
 def test_unquoted_words_are_one_text(index):
     quoted = run("search", "a red circle", "--index", index, "--json").stdout
     assert run("search", "a", "red", "circle", "--index", index, "--json").stdout == quoted

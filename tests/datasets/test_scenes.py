@@ -40,6 +40,17 @@ def test_what_no_caption_says_may_vary():
     assert (np.asarray(scene_art.render(one)) != np.asarray(scene_art.render(other))).any()
 
 
+def test_two_scenes_mean_the_same_where_one_is_the_other_turned_round():
+    circle, square = Thing("circle", "red"), Thing("square", "blue")
+    one = Scene("relation", (circle, square), "white", "below", 1)
+    turned = Scene("relation", (square, circle), "white", "above", 2)
+    assert scenes.meaning(one) == scenes.meaning(turned)
+    other = replace(turned, things=(circle, square))
+    assert scenes.meaning(one) != scenes.meaning(other)
+    inside = replace(one, detail="inside")
+    assert scenes.meaning(inside) != scenes.meaning(replace(inside, things=(square, circle)))
+
+
 def centre_of(image, colour):
     pixels = np.asarray(image, dtype=int)
     near = np.abs(pixels - np.array(COLOURS[colour])).max(axis=2) < 30

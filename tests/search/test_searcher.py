@@ -11,7 +11,7 @@ from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.search import searcher as module
 from mmsearch.search.fusion import Weights
 from mmsearch.search.page import Section, Tile, render_page, tiles_of
-from mmsearch.search.searcher import Searcher
+from mmsearch.search.searcher import Learned, Searcher
 from mmsearch.store.store import Store
 from mmsearch.types import Filter, Query, Term
 
@@ -65,7 +65,7 @@ def test_what_auto_comes_to(searcher, photos, monkeypatch):
     assert searcher.fusion_of(Query((text,), min_score=0.2)) == "image"
     assert searcher.fusion_of(Query((Term(text="red", weight=-1),))) == "image"
     weights = Weights(0.2, 0.3, 0.5)
-    learned = Searcher(searcher._store, searcher._encoder, lambda: weights)
+    learned = Searcher(searcher._store, searcher._encoder, Learned(weights=lambda: weights))
     assert learned.fusion_of(Query((text,))) == "learned"
     learned.search(Query((text,), fusion="learned"))
 
