@@ -24,7 +24,7 @@ from mmsearch.datasets.formats import read_labelled
 from mmsearch.datasets.scene_changes import CHANGES
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import pick_device
-from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recall_at
+from mmsearch.evaluation.ranking import CUTOFFS, gain_line, rank_of_best, recall_at
 from mmsearch.learning import compose
 from mmsearch.learning.features import embed_set
 from mmsearch.search.compose import Composer, late, write_composer
@@ -49,16 +49,19 @@ def main() -> None:
     photos = embed_set(encoder, flickr / "images", images, settings.cache / "views", 0)
     with tqdm(disable=None, leave=False) as bar:
         learned = compose.learn_compose(encoder, photos, 0, lambda _: bar.update())
+        drawn_only = compose.learn_compose(encoder, None, 0, lambda _: bar.update())
     unseen = compose.drawn_triplets(encoder, compose.MEASURED, lambda _: None, held_out=True)
     composer = Composer(learned.weights)
     ways = {
         "the picture alone": lambda image, text: image,
         "the text alone": lambda image, text: text,
         **{f"late, text x {w:g}": lambda image, text, w=w: late(image, w * text) for w in WEIGHTS},
+        "early, drawn only": Composer(drawn_only.weights),
         "early": composer,
     }
     print(
-        f"drawn scenes, {len(unseen.kinds)} changes to scenes that nothing was learned from, "
+        f"drawn scenes, {len(unseen.kinds)} changes to scenes that nothing was learned from "
+        f"({', '.join(f'{row.targets} {row.kind}' for row in learned.drawn)} targets), "
         f"{len(np.unique([unseen.target_ids, unseen.reference_ids]))} pictures, R@1/10"
     )
     kinds = np.array(unseen.kinds)
@@ -77,6 +80,9 @@ def main() -> None:
                 triple(compose.ranks_of(test, way, without_reference=True)),
             ],
         )
+    if learned.photos is not None:
+        gain = learned.photos.gain
+        print(f"early over {learned.photos.over}: {gain_line(gain)} of the mean of the three")
     items(photos)
     if args.page is not None:
         args.page.write_text(page(args.model, learned.weights), encoding="utf-8")
@@ -137,7 +143,7 @@ def page(model, weights):
             if files.setdefault(scenes.meaning(scene), file) == file:
                 scene_art.render(scene).save(file)
         engine.index(files.values())
-        write_composer(engine.folder, weights, engine.status().space)
+        write_composer(engine.folder, weights, engine.status().space, is_for_photos=True)
         sections = {}
         for one in chosen:
             reference, target = (files[scenes.meaning(s)] for s in (one.reference, one.target))

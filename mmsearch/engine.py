@@ -23,13 +23,11 @@ from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
-from mmsearch.encoders.registry import BUNDLED, TINY
 from mmsearch.errors import IndexNotFound, Interrupted, UsageError
 from mmsearch.store import catalog
 from mmsearch.store.store import Store
 from mmsearch.types import (
     Compose,
-    EncoderSpec,
     Failure,
     Filter,
     Fusion,
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from mmsearch.evaluation.report import BenchReport
     from mmsearch.learning.compose import ComposeLearned
     from mmsearch.learning.fusion import FusionLearned
-    from mmsearch.search.compose import Composer
     from mmsearch.search.searcher import Searcher
 
 log = logging.getLogger(__name__)
@@ -81,10 +78,10 @@ class Engine:
             notify: told, a line at a time, what a user should know.
             confirm: asked whether weights may be fetched; None is "no".
         """
-        self.settings = settings
+        self._settings = settings
         self._asked_model = model
         self._folder = settings.index_folder().absolute()
-        self.notify = notify
+        self._notify = notify
         self._models = ModelChoice(settings, notify, confirm)
         self._store: Store | None = None
         self._lock = threading.RLock()  # around what is opened on first use
@@ -114,6 +111,16 @@ class Engine:
         """An engine for another index, with this one's settings and, unless named, its model."""
         settings = dataclasses.replace(self.settings, index=index)
         return Engine(settings, model=model or self._asked_model, notify=self.notify)
+
+    @property
+    def settings(self) -> Settings:
+        """What it was opened with."""
+        return self._settings
+
+    @property
+    def notify(self) -> Notify:
+        """What is told, a line at a time, what a user should know."""
+        return self._notify
 
     @property
     def folder(self) -> Path:
@@ -277,6 +284,7 @@ class Engine:
 
     def searcher(self) -> Searcher:
         """What answers queries: the store with the encoder of its space."""
+        from mmsearch.search.compose import read_composer
         from mmsearch.search.fusion import read_weights
         from mmsearch.search.searcher import Learned, Searcher
 
@@ -284,16 +292,9 @@ class Engine:
         space = encoder.spec.space
         learned = Learned(
             weights=lambda: read_weights(self._folder, space),
-            composer=lambda: self._composer(encoder.spec),
+            composer=lambda: read_composer(self._folder, space, encoder.spec.dim),
         )
         return Searcher(self.store, encoder, learned)
-
-    def _composer(self, spec: EncoderSpec) -> Composer | None:
-        """What was learned for this index, or else what its model comes with."""
-        from mmsearch.search.compose import read_composer
-
-        own = read_composer(self._folder, spec.space, spec.dim)
-        return own or read_composer(BUNDLED / TINY, spec.space, spec.dim)
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -390,7 +391,7 @@ class Engine:
 
     def train_compose(
         self,
-        dataset: PathLike | None = None,
+        dataset: PathLike | LabelledSet | None = None,
         *,
         images: PathLike | None = None,
         keep: bool = False,
@@ -400,12 +401,13 @@ class Engine:
         """Learns for this index's model what "this picture, but ..." means, from drawn scenes.
 
         Args:
-            dataset: captioned photos to learn from too, a labelled set or its file.
+            dataset: captioned photos to learn from and to measure on too.
             images: the folder of the photos, where it is not beside the labels.
             keep: keep it also where it does not help.
 
-        Returns what was learned, and whether it was kept: where the 95% interval of the mean
-        recall's gain over adding the two up lies above nothing, on scenes and on photos.
+        Returns what was learned, and whether it was kept: where the 95% interval of its gain on
+        drawn scenes lies above nothing. Searches take it unasked only if photos have shown that
+        it finds no less than a sum and than the text alone.
 
         Raises:
             IndexNotFound: there is no index to keep it for.

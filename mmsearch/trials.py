@@ -155,7 +155,8 @@ def train_fusion(
         found = learn_fusion(evidences, asked, trial.engine.status().images, seed)
     is_kept = keep or found.overall.is_gain
     if is_kept:
-        write_weights(engine.folder, found.weights, own.spec.space)
+        with _keeping(engine, own):
+            write_weights(engine.folder, found.weights, own.spec.space)
     return found, is_kept
 
 
@@ -167,6 +168,8 @@ def train_compose(
     from mmsearch.learning.features import embed_set
 
     own = _space_of(engine)
+    with _keeping(engine, own):  # what cannot be kept is not learned first
+        pass
     encoder = engine.encoder_for_writing()
     photos = None
     if labels.dataset is not None:
@@ -176,8 +179,22 @@ def train_compose(
     found = learn_compose(encoder, photos, seed, on_progress)
     is_kept = keep or found.is_gain
     if is_kept:
-        write_composer(engine.folder, found.weights, own.spec.space)
+        with _keeping(engine, own):
+            write_composer(
+                engine.folder, found.weights, own.spec.space, is_for_photos=found.is_for_photos
+            )
     return found, is_kept
+
+
+@contextmanager
+def _keeping(engine: Engine, own: SpaceRow) -> Iterator[None]:
+    """The one writer of an index, whose space is still the one that was learned for."""
+    with engine.store.writer():
+        if _space_of(engine).spec.space != own.spec.space:
+            raise UsageError(
+                f"{engine.folder}: was made anew with another model meanwhile; learn again"
+            )
+        yield
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class Query:
     compose: Compose = "auto"
     """How terms make one vector. "late" adds them up by their weights; "early" is a network that
     has learned "this picture, but ...", for one picture and one text; "auto" is "early" for
-    those where it was learned, unless they have weights, and else "late"."""
+    those, of weight 1, where photos have shown that it finds no less, and else "late"."""
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ ComposeOption = Annotated[
     typer.Option(
         "--compose",
         metavar="HOW",
-        help="How --image and a text make one query: early, by what was learned of 'this picture, "
-        "but ...', or late, their sum; auto is early where it was learned.",
+        help="How --image and a text make one query: late, their sum, or early, by what 'train "
+        "compose' learned of 'this picture, but ...'; auto is early if that did well on photos.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -330,24 +330,32 @@ def compose(
             dataset, images=images, keep=keep, seed=seed, on_progress=bar
         )
         folder = engine.folder
+    measured = [*found.drawn, *([found.photos] if found.photos else [])]
     if json_:
-        measured = [dataclasses.asdict(row) for part in found.measured for row in part]
-        print(json.dumps({"measured": measured, "kept": is_kept}))
+        rows = [dataclasses.asdict(row) for row in measured]
+        print(json.dumps({"measured": rows, "kept": is_kept, "auto": found.is_for_photos}))
         return
     print(
-        "a picture and a change, added up (late) and by what was learned (early), on pictures that"
+        "changes that lead to what was not learned from, by the text alone, by a sum (late) and by "
+        "what was learned (early);\nR@1/5/10 in percent, the picture itself among what is found"
     )
-    print("nothing was learned from; R@1/5/10 in percent, the picture itself among what is found")
-    rows = [
-        [row.kind, str(row.queries), *map(_recalls, (row.late, row.early)), gain_line(row.gain)]
-        for part in found.measured
-        for row in part
-    ]
-    print_table(["change", "queries", "late", "early", "mean of the three"], rows)
-    if is_kept:
-        print(f"kept in {shown_path(folder)}: searches with --image and a text use it")
+    lines = [
+        [row.kind, str(row.queries), str(row.targets),
+         *map(_recalls, (row.text, row.late, row.early)), f"{gain_line(row.gain)} over {row.over}"]
+        for row in measured
+    ]  # fmt: skip
+    head = ["change", "queries", "targets", "text alone", "late", "early", "mean of the three"]
+    print_table(head, lines)
+    if not is_kept:
+        print("it does not help, so it was not kept (--keep keeps it anyway)")
+        return
+    print(f"kept in {shown_path(folder)}: --compose early uses it")
+    if found.is_for_photos:
+        print("searches with --image and a text use it unasked")
+    elif found.photos is None:
+        print("without captioned photos to measure on, searches do not use it unasked")
     else:
-        print("it does not help everywhere, so it was not kept (--keep keeps it anyway)")
+        print("on photos it may find less than the text alone or a sum: not used unasked")
 
 
 def _recalls(recalls: dict[str, float]) -> str:

@@ -97,9 +97,11 @@ def _count(rng: random.Random, what: Scene) -> _Made:
     new = _other(rng, range(2, 7) if what.kind == "count" else range(1, 4), thing.count)
     said, old = scenes.NUMBERS[new], scenes.NUMBERS[thing.count]
     nouns = thing.noun if new == 1 else scenes.plural(thing.noun)
-    words = [f"but {said} of them", f"make it {said}", f"the same with {said} {nouns}",
+    words = [f"make it {said}", f"the same with {said} {nouns}",
              f"{said} {nouns} instead of {old}", f"only {said}" if new < thing.count
              else f"more of them: {said}"]  # fmt: skip
+    if new > 1:  # "one of them" would be about one of those that are there
+        words.append(f"but {said} of them")
     return replace(what, things=(replace(thing, count=new),)), words
 
 

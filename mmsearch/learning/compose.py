@@ -15,7 +15,7 @@ from mmsearch.datasets import scene_art, scene_changes, scenes
 from mmsearch.datasets.scene_changes import CHANGES, Triplet
 from mmsearch.datasets.scenes import Scene
 from mmsearch.encoders.base import Encoder
-from mmsearch.errors import TrainingError
+from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluation.ranking import (
     CUTOFFS,
     Difference,
@@ -36,8 +36,13 @@ PHOTOS = "photo"
 _HELD_OUT_SEED = 10_000_000
 _HIDDEN, _DROPOUT, _RATE, _DECAY, _WARMUP = 512, 0.5, 1e-3, 0.05, 50
 _STEPS, _BATCH, _SCALE = 2500, 256, 20.0
+_MARGIN = 1.0  # points
+#: The length of the noise on a photo's caption, which is 1 long: a model has mostly learned from
+#: captions like those, and the network would trust them more than it should trust others.
+_NOISE = 1.0
 _NEAR = 5  # a photo is the reference of those that are so near to it
 _BLOCK = 256
+_PICTURES = 64
 
 OnProgress = Callable[[Progress], None]
 Compose = Callable[[Vectors, Vectors], Vectors]
@@ -63,24 +68,37 @@ class Composed:
 
     kind: str
     queries: int
+    targets: int
+    """How many different ones: what the intervals are over."""
+    text: dict[str, float]
+    """By the change alone."""
     late: dict[str, float]
     early: dict[str, float]
+    over: str
+    """What early is compared with: "text" or "late", whichever finds more."""
     gain: Difference
-    """Of the mean of the three, with its 95% interval, in points."""
+    """Of the mean of the three over that, with its 95% interval, in points."""
 
 
 @dataclass(frozen=True)
 class ComposeLearned:
-    """What was learned, and what it does on pictures that nothing was learned from."""
+    """What was learned, and what it does for changes that lead to what it did not learn from."""
 
     weights: dict[str, NDArray[np.float16]]
-    measured: tuple[tuple[Composed, ...], ...]
-    """On drawn scenes, and on photos where there are some: by kind of change, over all last."""
+    drawn: tuple[Composed, ...]
+    """On drawn scenes: by kind of change, and over all."""
+    photos: Composed | None
+    """On photos, where there are some."""
 
     @property
     def is_gain(self) -> bool:
-        """Whether it finds more than the plain way, wherever it was measured."""
-        return all(part[-1].gain.is_gain for part in self.measured)
+        """Whether it finds more drawn scenes than the plain ways."""
+        return self.drawn[-1].gain.is_gain
+
+    @property
+    def is_for_photos(self) -> bool:
+        """Whether photos have shown that it finds no less: a point is within what is allowed."""
+        return self.photos is not None and self.photos.gain.low > -_MARGIN
 
 
 def learn_compose(
@@ -98,18 +116,21 @@ def learn_compose(
     Raises:
         TrainingError: what came out are no numbers.
     """
-    drawn = drawn_triplets(encoder, LEARNED, on_progress, held_out=False)
+    learn = [drawn_triplets(encoder, LEARNED, on_progress, held_out=False)]
     unseen = drawn_triplets(encoder, MEASURED, on_progress, held_out=True)
-    learn, measure = [drawn], [unseen]
     if photos is not None:
         learn.append(photo_triplets(photos.of("train")))
-        measure.append(photo_triplets(photos.of("test")))
     network = fit_network(learn, seed, on_progress)
     weights = {n: v.detach().half().numpy() for n, v in network.state_dict().items()}
     if not all(np.isfinite(value).all() for value in weights.values()):
         raise TrainingError("the network that was learned holds values that are no numbers")
     composer = Composer(weights)  # what is measured is what is kept
-    return ComposeLearned(weights, tuple(compare(part, composer) for part in measure))
+    test = photo_triplets(photos.of("test")) if photos is not None else None
+    return ComposeLearned(
+        weights,
+        compare(unseen, composer),
+        compare(test, composer)[-1] if test is not None else None,
+    )
 
 
 def drawn_triplets(
@@ -157,8 +178,8 @@ def changes(count: int, *, held_out: bool) -> Iterator[Triplet]:
 
 def _draw(encoder: Encoder, pictures: Sequence[Scene], told: Callable[[int], None]) -> Vectors:
     how, found = encoder.spec.preprocess, []
-    for start in range(0, len(pictures), _BLOCK):
-        block = pictures[start : start + _BLOCK]
+    for start in range(0, len(pictures), _PICTURES):
+        block = pictures[start : start + _PICTURES]
         pixels = np.stack([fit(scene_art.render(scene), how) for scene in block])
         found.append(encoder.encode_images(pixels))
         told(start + len(block))
@@ -168,30 +189,54 @@ def _draw(encoder: Encoder, pictures: Sequence[Scene], told: Callable[[int], Non
 def photo_triplets(photos: Features) -> Triplets:
     """Each caption as a change that leads to its photo, from another that shows nearly the same.
 
-    That is one of the five whose captions are the nearest in meaning.
+    That is one of the five whose captions are the nearest in meaning, of those that have no
+    caption in common with it: those answer to the same words.
+
+    Raises:
+        UsageError: all of the photos have the same captions.
     """
-    count = len(photos.images)
-    means = np.zeros((count, photos.texts.shape[1]), np.float32)
+    ids = _ids_by_caption(photos)
+    means = np.zeros((len(ids), photos.texts.shape[1]), np.float32)
     np.add.at(means, photos.owner, photos.texts)
-    means /= np.linalg.norm(means, axis=1, keepdims=True)
-    nearest = np.empty((count, min(_NEAR, count - 1)), np.int64)
-    for start in range(0, count, _BLOCK):
-        cosines = means[start : start + _BLOCK] @ means.T
-        rows = np.arange(len(cosines))
-        cosines[rows, start + rows] = -np.inf
-        nearest[start : start + _BLOCK] = np.argsort(-cosines, axis=1)[:, : nearest.shape[1]]
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    nearest = np.empty((len(ids), min(_NEAR, len(ids) - 1)), np.int64)
+    others = np.empty(nearest.shape, bool)
+    for start in range(0, len(ids), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        cosines = means[block] @ means.T
+        cosines[ids[block][:, None] == ids[None, :]] = -np.inf
+        nearest[block] = np.argsort(-cosines, axis=1)[:, : nearest.shape[1]]
+        others[block] = np.isfinite(np.take_along_axis(cosines, nearest[block], axis=1))
     # The first caption of a photo starts from the nearest, the second from the next.
     first = np.searchsorted(photos.owner, photos.owner)
-    place = (np.arange(len(photos.owner)) - first) % nearest.shape[1]
+    choice = np.maximum(others.sum(axis=1), 1)[photos.owner]
+    place = (np.arange(len(photos.owner)) - first) % choice
     reference = nearest[photos.owner, place]
+    kept = others[photos.owner, place]
+    if not kept.any():
+        raise UsageError("the photos all have the same captions: they tell no changes")
+    owner = photos.owner[kept]
     return Triplets(
-        photos.images[reference],
-        photos.texts,
-        photos.images[photos.owner],
-        reference,
-        photos.owner,
-        (PHOTOS,) * len(photos.owner),
+        photos.images[reference[kept]],
+        photos.texts[kept],
+        photos.images[owner],
+        ids[reference[kept]],
+        ids[owner],
+        (PHOTOS,) * len(owner),
     )
+
+
+def _ids_by_caption(photos: Features) -> Ids:
+    """A number for each photo, (n,): one for all that are joined by equal captions."""
+    ids = np.arange(len(photos.images))
+    _, text = np.unique(photos.texts, axis=0, return_inverse=True)
+    order = np.argsort(text.reshape(-1), kind="stable")
+    bounds = np.flatnonzero(np.diff(text.reshape(-1)[order])) + 1
+    for rows in np.split(order, bounds):
+        joined = np.unique(ids[photos.owner[rows]])
+        if len(joined) > 1:
+            ids[np.isin(ids, joined)] = joined[0]
+    return ids
 
 
 def fit_network(
@@ -199,8 +244,11 @@ def fit_network(
 ) -> EarlyFusion:
     """The network that finds the targets among the targets and references of a batch.
 
-    The parts take turns, so that each counts alike. What answers to the same words as the target
-    is not held against it.
+    Each part has its share of the steps, drawn scenes at least a half. What answers to the same
+    words as the target is not held against it.
+
+    Args:
+        parts: drawn scenes first.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -213,12 +261,19 @@ def fit_network(
         lambda step: min(1, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / _STEPS)) / 2,
     )
     batches = [_batches(part, rng) for part in parts]
+    sizes = np.array([len(part.kinds) for part in parts])
+    share = sizes / sizes.sum()
+    share[0] = max(0.5, share[0])
+    share[1:] *= (1 - share[0]) / max(share[1:].sum(), 1e-12)
     for step in range(_STEPS):
-        part, rows = next(batches[step % len(parts)])
+        part, rows = next(batches[rng.choice(len(parts), p=share)])
         reference, change, target = (
             torch.from_numpy(vectors[rows])
             for vectors in (part.references, part.changes, part.targets)
         )
+        if part.kinds[0] == PHOTOS:
+            noisy = change + torch.randn_like(change) * (_NOISE / math.sqrt(dim))
+            change = nn.functional.normalize(noisy, dim=-1)
         shown = np.concatenate([part.target_ids[rows], part.reference_ids[rows]])
         alike = torch.from_numpy(shown[None, :] == part.target_ids[rows][:, None])
         alike.fill_diagonal_(False)
@@ -248,8 +303,11 @@ def ranks_of(
 ) -> NDArray[np.int64]:
     """The rank of each target among all that the triplets show, (n,).
 
+    Of what is shown in several pictures one is there; of what a query starts from and of what it
+    is to find, those pictures.
+
     Args:
-        without_reference: leave a query's own reference out of what is found.
+        without_reference: leave what a query starts from out.
     """
     shown = np.concatenate([part.target_ids, part.reference_ids])
     ids, first = np.unique(shown, return_index=True)
@@ -257,31 +315,42 @@ def ranks_of(
     found = []
     for start in range(0, len(part.kinds), _BLOCK):
         block = slice(start, start + _BLOCK)
-        cosines = compose(part.references[block], part.changes[block]) @ gallery.T
+        queries = compose(part.references[block], part.changes[block])
+        cosines = queries @ gallery.T
+        reference = part.reference_ids[block][:, None] == ids[None, :]
+        target = part.target_ids[block][:, None] == ids[None, :]
+        cosines[target] = (queries * part.targets[block]).sum(axis=1)
+        cosines[reference] = (queries * part.references[block]).sum(axis=1)
         if without_reference:
-            cosines[part.reference_ids[block][:, None] == ids[None, :]] = -np.inf
-        found.append(rank_of_best(cosines, part.target_ids[block][:, None] == ids[None, :]))
+            cosines[reference] = -np.inf
+        found.append(rank_of_best(cosines, target))
     return np.concatenate(found)
 
 
 def compare(part: Triplets, compose: Compose) -> tuple[Composed, ...]:
-    """Each kind of change alone, where there are several, and all together, which comes last."""
-    old, new = ranks_of(part, late), ranks_of(part, compose)
-    kinds = np.array(part.kinds)
-    every = np.ones(len(kinds), bool)
-    groups: dict[str, NDArray[np.bool_]] = {
-        kind: kinds == kind for kind in CHANGES if (kinds == kind).any()
+    """Each kind of change alone, where there are several, and all together, which comes last.
+
+    What a query starts from is among what is found.
+    """
+    ranks = {
+        "text": ranks_of(part, lambda image, text: text),
+        "late": ranks_of(part, late),
+        "early": ranks_of(part, compose),
     }
-    groups["all photos" if PHOTOS in part.kinds else "all drawn scenes"] = every
+    kinds = np.array(part.kinds)
+    groups: dict[str, NDArray[np.bool_]] = {k: kinds == k for k in CHANGES if (kinds == k).any()}
+    everything = "all photos" if PHOTOS in part.kinds else "all drawn scenes"
+    groups[everything] = np.ones(len(kinds), bool)
     found = []
     for name, rows in groups.items():
-        by_query = [
-            (100.0 * (new[rows] <= k) - 100.0 * (old[rows] <= k), part.target_ids[rows])
-            for k in CUTOFFS
-        ]
-        before, after = (
-            {f"R@{k}": recall_at(ranks[rows], k) for k in CUTOFFS} for ranks in (old, new)
+        by_way = {
+            way: {f"R@{k}": recall_at(r[rows], k) for k in CUTOFFS} for way, r in ranks.items()
+        }
+        over = max(("text", "late"), key=lambda way: sum(by_way[way].values()))
+        new, old, clusters = ranks["early"][rows], ranks[over][rows], part.target_ids[rows]
+        gain = paired_difference(
+            *((100.0 * (new <= k) - 100.0 * (old <= k), clusters) for k in CUTOFFS)
         )
-        gain = paired_difference(*by_query)
-        found.append(Composed(name, int(rows.sum()), before, after, gain))
+        targets = len(np.unique(clusters))
+        found.append(Composed(name, int(rows.sum()), targets, **by_way, over=over, gain=gain))
     return tuple(found)

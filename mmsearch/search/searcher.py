@@ -65,7 +65,7 @@ class Searcher:
         if query.k < 1:
             raise UsageError(f"k is a whole number from 1, not {query.k}")
         how = self.fusion_of(query)
-        vector = self.embed(query.terms, query.compose)
+        vector = self.embed(query.terms, self.compose_of(query, how))
         hits = self._nearest(query, vector) if how == "image" else self._fused(query, vector, how)
         if query.min_score is not None:
             hits = [hit for hit in hits if hit.score >= query.min_score]
@@ -109,7 +109,7 @@ class Searcher:
         """
         return self._store.evidence(
             self._encoder.spec.space,
-            self.embed(query.terms, query.compose) if vector is None else vector,
+            self.embed(query.terms) if vector is None else vector,
             _words_of(query.terms),
             max(DEPTH, query.k),
             query.filter,
@@ -160,49 +160,66 @@ class Searcher:
         """The best k items for each query vector, shape (q, dim): what every search runs on."""
         return self._store.search(self._encoder.spec.space, queries, to, k, where)
 
-    def embed(self, terms: Sequence[Term], compose: Compose = "auto") -> Vectors:
-        """One unit vector, shape (dim,), for several terms: what `Query.compose` says.
+    def compose_of(self, query: Query, how: Fusion) -> Compose:
+        """How a query's terms make one vector: what "auto" comes to.
+
+        That is "early" for one picture and one text without weights that are to find images by
+        what they show, where photos have shown that what was learned finds no less.
+
+        Args:
+            how: the fusion that answers the query.
 
         Raises:
-            UsageError: no terms, a sum of nothing, an example that is not a usable image, or
-                "early" for other terms than a picture and a text or where it was not learned.
+            UsageError: "early" for other terms, or where it was not learned.
+        """
+        if query.compose not in COMPOSES:
+            raise UsageError(f"--compose is {', '.join(COMPOSES)}, not '{query.compose}'")
+        is_pair = sorted(term.text is None for term in query.terms) == [False, True]
+        is_pair = is_pair and all(term.weight == 1 for term in query.terms)
+        if query.compose == "early":
+            if not is_pair:
+                raise UsageError(
+                    "--compose early is for one --image and one text, both of weight 1; "
+                    "--compose late takes any"
+                )
+            if self._learned.composer() is None:
+                raise UsageError(NOT_LEARNED)
+            return "early"
+        if query.compose == "late" or not is_pair or query.to != "image" or how != "image":
+            return "late"
+        composer = self._learned.composer()
+        return "early" if composer is not None and composer.is_for_photos else "late"
+
+    def embed(self, terms: Sequence[Term], compose: Compose = "late") -> Vectors:
+        """One unit vector, shape (dim,), for several terms.
+
+        Args:
+            compose: "late" for their weighted sum, or "early" for one picture and one text.
+
+        Raises:
+            UsageError: no terms, nothing that is left of them, or an example that is not a
+                usable image.
         """
         if not terms:
             raise UsageError("nothing to search for: give a text or --image FILE")
-        if compose not in COMPOSES:
-            raise UsageError(f"--compose is {', '.join(COMPOSES)}, not '{compose}'")
-        composer = self._composer(terms, compose)
-        if composer is not None:
-            image = next(self._embed_image(term) for term in terms if term.image is not None)
-            change = self._encoder.encode_texts([t.text for t in terms if t.text is not None])
-            found: Vectors = composer(image[None], change)[0]
-            return found
         texts = [term.text for term in terms if term.text is not None]
-        text_rows = iter(self._encoder.encode_texts(texts)) if texts else iter(())
-        total = np.zeros(self._encoder.spec.dim, dtype=np.float32)
-        for term in terms:
-            row = next(text_rows) if term.text is not None else self._embed_image(term)
-            total += np.float32(term.weight) * row
+        text_rows = self._encoder.encode_texts(texts) if texts else np.empty((0, 0), np.float32)
+        if compose == "early":
+            composer = self._learned.composer()
+            assert composer is not None, "compose_of has looked"
+            image = next(self._embed_image(term) for term in terms if term.image is not None)
+            total = composer(image[None], text_rows)[0]
+        else:
+            rows = iter(text_rows)
+            total = np.zeros(self._encoder.spec.dim, dtype=np.float32)
+            for term in terms:
+                row = next(rows) if term.text is not None else self._embed_image(term)
+                total += np.float32(term.weight) * row
         length = float(np.linalg.norm(total))
         if not np.isfinite(length) or length < 1e-6:
             raise UsageError("the terms cancel each other out: nothing is left to search for")
-        return total / np.float32(length)
-
-    def _composer(self, terms: Sequence[Term], compose: Compose) -> Composer | None:
-        """The network that composes these terms; None where they are added up."""
-        is_pair = sorted(term.text is None for term in terms) == [False, True]
-        is_pair = is_pair and all(term.weight == 1 for term in terms)
-        if compose == "early" and not is_pair:
-            raise UsageError(
-                "--compose early is for one --image and one text, neither with a weight; "
-                "--compose late takes any"
-            )
-        if compose == "late" or not is_pair:
-            return None
-        composer = self._learned.composer()
-        if composer is None and compose == "early":
-            raise UsageError(NOT_LEARNED)
-        return composer
+        unit: Vectors = total / np.float32(length)
+        return unit
 
     def _embed_image(self, term: Term) -> Vectors:
         if term.image is None:

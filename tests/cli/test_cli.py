@@ -150,13 +150,13 @@ def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_pat
     told = run("train", "compose", "--index", own).stdout
     assert "all drawn scenes  60 " in told
     assert "not kept" in told  # so few steps teach next to nothing
-    assert run(*ask).stdout == added
     assert "train compose" in run(*ask, "--compose", "early", code=2).stderr
-    assert f"kept in {own}" in run("train", "compose", "--index", own, "--keep").stdout
+    told = run("train", "compose", "--index", own, "--keep").stdout
+    assert f"kept in {own}: --compose early uses it" in told
+    assert "without captioned photos" in told
     early = run(*ask, "--compose", "early").stdout
     assert early != added
-    assert run(*ask).stdout == early
-    assert run(*ask, "--compose", "late").stdout == added
+    assert run(*ask).stdout == added  # no photo has shown that it may be used unasked
     weighted = ("search", "--and", "2:blue", "--image", gallery / "00.png", "--index", own)
     run(*weighted)  # as a sum, as ever
     for arguments, message in (
@@ -166,10 +166,34 @@ def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_pat
         (("train", "compose", "--images", gallery, "--index", own), "goes with a DATASET"),
     ):
         assert message in run(*arguments, code=2).stderr
-    again = json.loads(run("train", "compose", "--index", own, "--json").stdout)
-    assert not again["kept"]
-    assert again["measured"][-1]["kind"] == "all drawn scenes"
     run("train", "compose", "--index", tmp_path / "none", code=3)
+
+
+def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypatch):
+    from mmsearch.learning import compose
+
+    changes = {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60, "_MARGIN": 100}
+    for name, value in changes.items():
+        monkeypatch.setattr(compose, name, value)
+    own, photos = tmp_path / "index", tmp_path / "photos"
+    shutil.copytree(index, own)
+    photos.mkdir()
+    for number, scene in enumerate(scenes.gallery(100, seed=900)):
+        scene_art.render(scene).save(photos / f"{number:03}.png")
+        (photos / f"{number:03}.txt").write_text("\n".join(scenes.captions(scene)[:2]))
+    learned = json.loads(run("train", "compose", photos, "--index", own, "--keep", "--json").stdout)
+    assert (learned["kept"], learned["auto"]) == (True, True)
+    last = learned["measured"][-1]
+    assert last["kind"] == "all photos"
+    assert 15 < last["queries"] <= 20  # the captions of ten; those of some scenes are equal
+    ask = ("search", "but in blue", "--image", photos / "000.png", "--index", own, "--json")
+    assert run(*ask).stdout == run(*ask, "--compose", "early").stdout
+    assert run(*ask).stdout != run(*ask, "--compose", "late").stdout
+    monkeypatch.setattr(compose, "_MARGIN", -100)
+    told = run("train", "compose", photos, "--index", own, "--keep").stdout
+    assert "all photos" in told
+    assert "not used unasked" in told
+    assert run(*ask).stdout == run(*ask, "--compose", "late").stdout
 
 
 def test_unquoted_words_are_one_text(index):

@@ -50,10 +50,22 @@ def test_the_words_name_what_is_new_or_what_goes(kind):
         elif kind == "shape":
             named = changed[0][1].noun.removesuffix("y")
         elif kind == "relation":
-            named = after.things[0].noun
+            first, second = (thing.noun for thing in after.things)
+            named = after.detail
+            if found.words.index(first) > found.words.index(second):
+                named = scenes.INVERSE[named]
         else:
             named = (after.detail or before.detail).removeprefix("a ")
         assert named in found.words
+        goes = any(word in found.words.split() for word in ("without", "no", "remove"))
+        assert goes == (kind == "remove")
+
+
+def test_one_is_never_said_of_those_that_are_there():
+    made = [scene_changes.triplet(seed, ("count",)) for seed in range(300)]
+    single = [one for one in made if one.target.things[0].count == 1]
+    assert len(single) > 10
+    assert not any("of them" in one.words for one in single)
 
 
 def test_an_added_thing_was_not_there_and_a_removed_one_is_gone():
