@@ -80,9 +80,8 @@ def main() -> None:
                 triple(compose.ranks_of(test, way, without_reference=True)),
             ],
         )
-    if learned.photos is not None:
-        gain = learned.photos.gain
-        print(f"early over {learned.photos.over}: {gain_line(gain)} of the mean of the three")
+    gain = gain_line(learned.photos.gain)
+    print(f"early over {learned.photos.over}: {gain} of the mean of the three")
     items(photos)
     if args.page is not None:
         args.page.write_text(page(args.model, learned.weights), encoding="utf-8")

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,8 @@ from mmsearch.errors import UsageError
 if TYPE_CHECKING:
     from mmsearch.engine import Engine, OnProgress
     from mmsearch.types import Compose, Fusion, Progress
+
+Choice = TypeVar("Choice", bound=str)
 
 IndexOption = Annotated[
     Path | None,
@@ -66,19 +68,20 @@ def fusion_named(name: str) -> Fusion:
     """The fusion that --fusion names."""
     from mmsearch.types import FUSIONS
 
-    found = next((fusion for fusion in FUSIONS if fusion == name), None)
-    if found is None:
-        raise UsageError(f"--fusion is one of {', '.join(FUSIONS)}, not '{name}'")
-    return found
+    return _one_of("--fusion", name, FUSIONS)
 
 
 def compose_named(name: str) -> Compose:
     """The way that --compose names."""
     from mmsearch.types import COMPOSES
 
-    found = next((compose for compose in COMPOSES if compose == name), None)
+    return _one_of("--compose", name, COMPOSES)
+
+
+def _one_of(option: str, name: str, choices: tuple[Choice, ...]) -> Choice:
+    found = next((choice for choice in choices if choice == name), None)
     if found is None:
-        raise UsageError(f"--compose is one of {', '.join(COMPOSES)}, not '{name}'")
+        raise UsageError(f"{option} is one of {', '.join(choices)}, not '{name}'")
     return found
 
 

@@ -37,6 +37,10 @@ class Head(StrEnum):
     residual = "residual"
 
 
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
+]
 OutOption = Annotated[
     str,
     typer.Option(
@@ -64,10 +68,7 @@ def align(
             "--base", metavar="MODEL", help="The frozen model; as `index` would take without it."
         ),
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
-    ] = None,
+    images: ImagesOption = None,
     features: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -250,10 +251,7 @@ def fusion(
         ),
     ] = None,
     index: IndexOption = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
-    ] = None,
+    images: ImagesOption = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="Which split of the DATASET.")
     ] = None,
@@ -307,10 +305,7 @@ def compose(
         ),
     ] = None,
     index: IndexOption = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
-    ] = None,
+    images: ImagesOption = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of what is random.")
     ] = 0,

@@ -114,18 +114,20 @@ def learn_compose(
         photos: captioned photos of the same space to learn from too.
 
     Raises:
+        UsageError: photos that all have the same captions.
         TrainingError: what came out are no numbers.
     """
     learn = [drawn_triplets(encoder, LEARNED, on_progress, held_out=False)]
     unseen = drawn_triplets(encoder, MEASURED, on_progress, held_out=True)
-    if photos is not None:
+    test = None
+    if photos is not None:  # before anything is learned: these may be of no use
         learn.append(photo_triplets(photos.of("train")))
+        test = photo_triplets(photos.of("test"))
     network = fit_network(learn, seed, on_progress)
     weights = {n: v.detach().half().numpy() for n, v in network.state_dict().items()}
     if not all(np.isfinite(value).all() for value in weights.values()):
         raise TrainingError("the network that was learned holds values that are no numbers")
     composer = Composer(weights)  # what is measured is what is kept
-    test = photo_triplets(photos.of("test")) if photos is not None else None
     return ComposeLearned(
         weights,
         compare(unseen, composer),
