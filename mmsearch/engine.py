@@ -25,7 +25,7 @@ from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
 from mmsearch.errors import IndexNotFound, Interrupted, UsageError
 from mmsearch.store import catalog
-from mmsearch.store.store import Store
+from mmsearch.store.store import Store, Writer
 from mmsearch.types import (
     Compose,
     Failure,
@@ -42,11 +42,14 @@ from mmsearch.types import (
 
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
+    from mmsearch.encoders.local import LocalEncoder
     from mmsearch.evaluation.comparison import FusionReport
     from mmsearch.evaluation.report import BenchReport
     from mmsearch.learning.compose import ComposeLearned
     from mmsearch.learning.fusion import FusionLearned
-    from mmsearch.search.searcher import Searcher
+    from mmsearch.learning.rerank import RerankLearned
+    from mmsearch.search.matchers import Kind
+    from mmsearch.search.searcher import Learned, Searcher
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +168,7 @@ class Engine:
         captions: PathLike | LabelledSet | None = None,
         prune: bool | None = None,
         exclude: Sequence[str] | None = None,
+        patches: bool | None = None,
         dry_run: bool = False,
         on_progress: OnProgress = _ignore,
     ) -> IngestReport:
@@ -176,6 +180,8 @@ class Engine:
             prune: whether to remove what is gone. None removes it, but not from a folder that
                 is missing or empty, as an unmounted disk would be.
             exclude: globs of names or relative paths to leave out, now and in later runs.
+            patches: keep what re-ranking reads of every image, now and in later runs; False drops
+                it. None goes on as before.
             dry_run: only count what would be done; a new index is not made.
 
         Raises:
@@ -198,6 +204,8 @@ class Engine:
         absolute = [os.fsencode(os.path.abspath(path)) for path in named]
         check_paths(self.store if self.has_index() else None, absolute)
         encoder = self.encoder_for_writing()
+        if patches:  # a model that has none is told of before the work
+            self._models.local_of(encoder.spec)
         loaded = time.perf_counter()
         self._store = self._store or Store.create(self._folder)
         try:
@@ -212,6 +220,7 @@ class Engine:
                     workers=self.settings.workers,
                     on_progress=on_progress,
                 ).run(plan)
+                report = self._keep_patches(writer, report, patches, on_progress)
         except KeyboardInterrupt:
             raise Interrupted(
                 "interrupted: everything committed so far is kept; run the same command again "
@@ -223,6 +232,28 @@ class Engine:
             "scan": scanned - loaded,
         }
         return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)
+
+    def _keep_patches(
+        self, writer: Writer, report: IngestReport, wanted: bool | None, on_progress: OnProgress
+    ) -> IngestReport:
+        from mmsearch.ingest.looks import add_looks
+
+        started = time.perf_counter()
+        if wanted is None:
+            with self.store.catalog.read() as connection:
+                wanted = catalog.has_looks(connection)
+        elif not wanted:
+            with writer.change() as change:
+                change.remove_looks()
+        space = self.store.active_space()
+        if not wanted or space is None:
+            return report
+        local = self.local_encoder()
+        looks = add_looks(
+            self.store, writer, local, workers=self.settings.workers, on_progress=on_progress
+        )
+        stages = {**report.stages, "patches": time.perf_counter() - started}
+        return dataclasses.replace(report, looks=looks, stages=stages)
 
     def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
         from mmsearch.datasets.formats import read_labelled
@@ -258,12 +289,14 @@ class Engine:
         min_score: float | None = None,
         fusion: Fusion = "auto",
         compose: Compose = "auto",
+        rerank: int = 0,
     ) -> list[Hit]:
         """The best hits for a text, an example picture, both, or a whole `Query`.
 
         Args:
             fusion: how an image's own score and its captions' make one (`Query.fusion`).
             compose: how a picture and a text make one vector (`Query.compose`).
+            rerank: how many of the first images are looked at a second time (`Query.rerank`).
 
         Raises:
             IndexNotFound: there is no index yet.
@@ -273,7 +306,7 @@ class Engine:
             terms = [Term(text=query)] if query else []
             terms += [Term(image=Path(image))] if image is not None else []
             where = Filter(under=Path(under) if under is not None else None)
-            query = Query(tuple(terms), to, k, where, min_score, fusion, compose)
+            query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank)
         if not query.terms:
             raise UsageError("nothing to search for: give a text or an image")
         if query.k < 1:
@@ -282,19 +315,27 @@ class Engine:
             return []
         return self.searcher().search(query)
 
-    def searcher(self) -> Searcher:
-        """What answers queries: the store with the encoder of its space."""
+    def searcher(self, learned: Learned | None = None) -> Searcher:
+        """What answers queries: the store with the encoder of its space.
+
+        Args:
+            learned: what was learned for that space; None takes what lies with the index and
+                with the model.
+        """
         from mmsearch.search.compose import read_composer
         from mmsearch.search.fusion import read_weights
+        from mmsearch.search.rerank import read_reranker
         from mmsearch.search.searcher import Learned, Searcher
 
         encoder = self._encoder_of_index()
         space = encoder.spec.space
-        learned = Learned(
-            weights=lambda: read_weights(self._folder, space),
-            composer=lambda: read_composer(self._folder, space, encoder.spec.dim),
-        )
-        return Searcher(self.store, encoder, learned)
+        if learned is None:
+            learned = Learned(
+                weights=lambda: read_weights(self._folder, space),
+                composer=lambda: read_composer(self._folder, space, encoder.spec.dim),
+                reranker=lambda: read_reranker(self._folder, space),
+            )
+        return Searcher(self.store, encoder, learned, self.local_encoder)
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -328,6 +369,7 @@ class Engine:
         fusions: Sequence[Fusion],
         dataset: PathLike | LabelledSet | None = None,
         *,
+        rerank: int = 0,
         hold_out: int = 1,
         captioned: float = 1.0,
         images: PathLike | None = None,
@@ -335,24 +377,31 @@ class Engine:
         limit: int | None = None,
         on_progress: OnProgress = _ignore,
     ) -> FusionReport:
-        """How well each fusion finds images by captions that the index does not hold.
+        """How well each setting finds images by captions that the index does not hold.
 
         This works on a copy: neither the index nor the labelled set changes. The other
         arguments are those of `bench`.
 
         Args:
             fusions: what to measure; the others are compared with the first.
-            hold_out: how many captions of each image ask, and are not in the index.
+            rerank: measure each of them with so many images looked at a second time, too.
+            hold_out: how many captions of each image ask, and are not in the index; 0 is all.
             captioned: the share of the images that keep captions.
 
         Raises:
-            UsageError: no image has a caption, or "learned" and nothing was.
+            UsageError: no image has a caption, or a setting needs what was not learned.
         """
         from mmsearch import trials
 
         labels = trials.Labels(dataset, images, split, limit)
         return trials.compare_fusions(
-            self, labels, fusions, hold_out=hold_out, captioned=captioned, on_progress=on_progress
+            self,
+            labels,
+            fusions,
+            rerank=rerank,
+            hold_out=hold_out,
+            captioned=captioned,
+            on_progress=on_progress,
         )
 
     def train_fusion(
@@ -417,6 +466,39 @@ class Engine:
         labels = trials.Labels(dataset, images)
         return trials.train_compose(self, labels, keep=keep, seed=seed, on_progress=on_progress)
 
+    def train_rerank(
+        self,
+        dataset: PathLike | LabelledSet,
+        *,
+        kind: Kind = "interaction",
+        images: PathLike | None = None,
+        keep: bool = False,
+        seed: int = 0,
+        on_progress: OnProgress = _ignore,
+    ) -> tuple[RerankLearned, bool]:
+        """Learns for this index's model to re-rank, from captioned photos.
+
+        Args:
+            dataset: learned from, chosen by (val) and measured on (test); splits that it lacks
+                are made, a tenth each.
+            kind: "interaction" (the best patch of each token) or "attention" (cross-modal).
+            images: the folder of the photos, where it is not beside the labels.
+            keep: keep it also where it does not help.
+
+        Returns what was learned, and whether it was kept: where the 95% interval of its gain on
+        the test photos lies above nothing.
+
+        Raises:
+            IndexNotFound: there is no index to keep it for.
+            UsageError: too few photos, or a model whose patches cannot be read.
+        """
+        from mmsearch import trials
+
+        labels = trials.Labels(dataset, images)
+        return trials.train_rerank(
+            self, labels, kind=kind, keep=keep, seed=seed, on_progress=on_progress
+        )
+
     # -- the rest --------------------------------------------------------------------------
 
     def status(self) -> Status:
@@ -469,6 +551,15 @@ class Engine:
         device = "cpu" if self.settings.device == "auto" else self.settings.device
         return self._models.for_space(space.spec, device)
 
+    def may_use(self, model: str) -> bool:
+        """Whether a model is the one that was asked for, where one was."""
+        asked = self._asked_model
+        return asked in (None, "auto") or self._models.source(asked).name == model
+
+    def local_encoder(self) -> LocalEncoder:
+        """What gives the patches of images and the tokens of texts, in this index's space."""
+        return self._models.local_of(self._encoder_of_index().spec)
+
     def encoder_for_writing(self, suggested: str | None = None) -> Encoder:
         """What indexes: the index's own model; for a new one that asked for, suggested or set."""
         device = pick_device(self.settings.device)
@@ -477,7 +568,7 @@ class Engine:
             model = self._asked_model or suggested or self.settings.model
             return self._models.for_new_index(model, device)
         asked = self._asked_model
-        if asked not in (None, "auto") and self._models.source(asked).name != space.spec.model:
+        if not self.may_use(space.spec.model):
             raise UsageError(
                 f"{self._folder} was made with '{space.spec.model}', and an index has one model; "
                 f"index with '{asked}' into another folder with --index DIR"

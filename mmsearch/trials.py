@@ -1,6 +1,6 @@
 """Measures and learns with an engine, on labels: in an index of its own where it changes one.
 
-`Engine.bench`, `compare_fusions`, `train_fusion` and `train_compose` are these functions.
+`Engine.bench`, `compare_fusions` and the `train_...` are these functions.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,18 +22,29 @@ from mmsearch.evaluation import comparison
 from mmsearch.evaluation.comparison import FusionReport
 from mmsearch.evaluation.report import BenchReport
 from mmsearch.evaluation.retrieval import Corpus, evaluate
+from mmsearch.ingest.looks import add_looks
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
 from mmsearch.search.compose import write_composer
 from mmsearch.search.fusion import NOT_LEARNED, read_weights, write_weights
+from mmsearch.search.matchers import Kind, matcher_of
+from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
+from mmsearch.search.rerank import (
+    Mix,
+    Reranker,
+    read_reranker,
+    write_reranker,
+)
+from mmsearch.search.searcher import Learned
 from mmsearch.store.catalog import SpaceRow
-from mmsearch.store.store import Store
-from mmsearch.types import Fusion
+from mmsearch.store.store import Store, Writer
+from mmsearch.types import Fusion, Progress, Query, Term
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine, OnProgress, PathLike
     from mmsearch.learning.compose import ComposeLearned
     from mmsearch.learning.fusion import FusionLearned
+    from mmsearch.learning.rerank import Candidates, RerankLearned
 
 _QUERIES = 4000  # held-out captions that three weights are learned from: more tell nothing new
 
@@ -106,28 +117,41 @@ def compare_fusions(
     labels: Labels,
     fusions: Sequence[Fusion],
     *,
+    rerank: int,
     hold_out: int,
     captioned: float,
     on_progress: OnProgress,
 ) -> FusionReport:
     """`Engine.compare_fusions`."""
     own = engine.store.active_space() if engine.has_index() else None
-    weights, model = None, None
-    if "learned" in fusions:
-        weights = read_weights(engine.folder, own.spec.space) if own else None
-        if own is None or weights is None:
-            raise UsageError(NOT_LEARNED)
+    if own is not None and not engine.may_use(own.spec.model):
+        own = None  # what was learned for the index's model is of no use for the one asked for
+    learned, model = Learned(), None
+    if own is not None and ("learned" in fusions or rerank):
+        space = own.spec.space
+        learned = Learned(
+            weights=lambda: read_weights(engine.folder, space),
+            reranker=lambda: read_reranker(engine.folder, space),
+        )
         model = own.spec.model
-    with _scratch(engine, labels, on_progress, model) as trial:
+    if "learned" in fusions and learned.weights() is None:
+        raise UsageError(NOT_LEARNED)
+    if rerank and (useless := {"caption", "words"} & set(fusions)):
+        raise UsageError(f"--rerank looks at images, and --fusion {min(useless)} does not")
+    if rerank and model is not None and learned.reranker() is None:
+        raise UsageError(NOTHING_TO_RERANK_WITH)
+    settings = [(how, depth) for how in fusions for depth in dict.fromkeys((0, rerank))]
+    with _scratch(engine, labels, on_progress, model, patches=rerank > 0) as trial:
         status = trial.engine.status()
         if model is not None and own is not None and status.space != own.spec.space:
             raise UsageError(
-                "the weights that were learned are for the model as it was when the index was "
-                "made; its weights have changed since"
+                "what was learned is for the model as it was when the index was made; its weights "
+                "have changed since"
             )
         asked = comparison.hold_out(trial.engine.store, hold_out, captioned=captioned)
-        searcher, status = trial.engine.searcher(), trial.engine.status()
-        rows = comparison.compare(searcher, asked, fusions, weights, status.images, on_progress)
+        searcher = trial.engine.searcher(learned if model is not None else None)
+        status = trial.engine.status()
+        rows = comparison.compare(searcher, asked, settings, status.images, on_progress)
         return FusionReport(
             trial.name, trial.split, status.model, status.images, status.captions, rows
         )
@@ -151,7 +175,8 @@ def train_fusion(
         if len(asked) > _QUERIES:
             rows = np.random.default_rng(seed).permutation(len(asked))[:_QUERIES]
             asked = [asked[row] for row in rows]
-        evidences = list(comparison.evidence_of(trial.engine.searcher(), asked, on_progress))
+        found_for = comparison.evidence_of(trial.engine.searcher(), asked, on_progress)
+        evidences = [replace(evidence, items=()) for _, _, evidence in found_for]
         found = learn_fusion(evidences, asked, trial.engine.status().images, seed)
     is_kept = keep or found.overall.is_gain
     if is_kept:
@@ -186,6 +211,94 @@ def train_compose(
     return found, is_kept
 
 
+def train_rerank(
+    engine: Engine, labels: Labels, *, kind: Kind, keep: bool, seed: int, on_progress: OnProgress
+) -> tuple[RerankLearned, bool]:
+    """`Engine.train_rerank`."""
+    from mmsearch.learning import rerank as learning
+    from mmsearch.learning.embedding import embed_texts
+    from mmsearch.learning.features import splits_of
+    from mmsearch.learning.sets import merge_copies
+
+    own = _space_of(engine)
+    with _keeping(engine, own):  # what cannot be kept is not learned first
+        pass
+    labelled = labels.read()
+    folder = labels.folder_of(list(labelled.images))
+    captioned = [image for image in labelled.images if image.captions]
+    images = merge_copies(folder, captioned, engine.notify)
+    splits = splits_of([image.split for image in images], seed)
+    parts = {
+        split: [image for image, name in zip(images, splits, strict=True) if name == split]
+        for split in ("train", "val", "test")
+    }
+    encoder, local = engine.encoder_for_writing(), engine.local_encoder()
+    cache = engine.settings.cache / "views"
+    photos = learning.embed_photos(
+        encoder, local, [folder / image.file for image in parts["train"]],
+        [image.captions for image in parts["train"]], cache, seed, on_progress,
+    )  # fmt: skip
+    network = learning.fit_network(photos, kind, seed, on_progress=on_progress)
+    weights = {name: v.detach().half().numpy() for name, v in network.state_dict().items()}
+    chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: learning.CAPTIONS]
+    captions = photos.captions[np.sort(chosen)].astype(np.float16).astype(np.float32)
+    # What is measured is what is kept: half precision.
+    matcher = matcher_of(kind, weights, learning.HEADS)
+    asked = [text for image in parts["val"] for text in image.captions]
+    queries = embed_texts(encoder, asked, cache, "embedding captions", on_progress)
+    familiar = learning.familiar_from(queries, captions)
+    reranker = Reranker(matcher, captions, Mix(0.0, 0.0), familiar)
+    val, test = (
+        candidates_of(engine, folder, LabelledSet(labelled.name, tuple(parts[split])), reranker,
+                      on_progress) for split in ("val", "test")
+    )  # fmt: skip
+    reranker = replace(reranker, mix=learning.choose_mix(val))
+    recalls, gain = learning.measure(test, reranker.mix)
+    found = learning.RerankLearned(kind, weights, reranker, len(test), recalls, gain)
+    is_kept = keep or found.gain.is_gain
+    if is_kept:
+        with _keeping(engine, own):
+            write_reranker(engine.folder, kind, weights, learning.HEADS, reranker, own.spec.space)
+    return found, is_kept
+
+
+def candidates_of(
+    engine: Engine,
+    folder: Path,
+    labelled: LabelledSet,
+    reranker: Reranker,
+    on_progress: OnProgress,
+    depth: int = 50,
+) -> list[Candidates]:
+    """What a search finds for each caption of a labelled set, and what a second look says of it.
+
+    Args:
+        depth: how many of the first images.
+    """
+    from mmsearch.learning.rerank import Candidates
+
+    model = _space_of(engine).spec.model
+    found = []
+    with (
+        tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch,
+        engine.beside(Path(scratch) / "index", model) as other,
+    ):
+        _index_listed(other, folder, labelled, on_progress, patches=True)
+        held = other.store.contents()
+        searcher = other.searcher(Learned(reranker=lambda: reranker))
+        for place, (text, media) in enumerate(
+            zip(held.caption_texts, held.caption_media.tolist(), strict=True), 1
+        ):
+            query = Query((Term(text=text),), k=depth, rerank=depth)
+            vector = searcher.embed(query.terms)
+            answer = searcher.rank(vector[None], "image", depth)[0]
+            seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
+            ids, cosines = np.array(answer.ids), np.array(answer.scores)
+            found.append(Candidates(media, ids[seen], cosines[seen], parts))
+            on_progress(Progress("queries", place, len(held.caption_texts)))
+    return found
+
+
 @contextmanager
 def _keeping(engine: Engine, own: SpaceRow) -> Iterator[None]:
     """The one writer of an index, whose space is still the one that was learned for."""
@@ -199,11 +312,16 @@ def _keeping(engine: Engine, own: SpaceRow) -> Iterator[None]:
 
 @contextmanager
 def _scratch(
-    engine: Engine, labels: Labels, on_progress: OnProgress, model: str | None
+    engine: Engine,
+    labels: Labels,
+    on_progress: OnProgress,
+    model: str | None,
+    *,
+    patches: bool = False,
 ) -> Iterator[Trial]:
     """An index of a labelled set, or a copy of the engine's own."""
     if labels.dataset is not None:
-        with _indexed(engine, labels, on_progress, model) as trial:
+        with _indexed(engine, labels, on_progress, model, patches=patches) as trial:
             yield trial
         return
     with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as folder:
@@ -212,12 +330,20 @@ def _scratch(
         engine.store.copy_catalog(copy)
         copy.close()
         with engine.beside(index) as other:
+            if patches:  # once, and not for every query
+                with other.store.writer() as writer:
+                    _add_looks(other, writer, on_progress)
             yield Trial(other, _name_of(engine), "")
 
 
 @contextmanager
 def _indexed(
-    engine: Engine, labels: Labels, on_progress: OnProgress, model: str | None = None
+    engine: Engine,
+    labels: Labels,
+    on_progress: OnProgress,
+    model: str | None = None,
+    *,
+    patches: bool = False,
 ) -> Iterator[Trial]:
     """An index of a labelled set."""
     labelled = labels.read()
@@ -228,12 +354,17 @@ def _indexed(
         engine.beside(Path(scratch) / "index", model) as other,
     ):
         some = LabelledSet(labelled.name, tuple(chosen))
-        missing = _index_listed(other, folder, some, on_progress)
+        missing = _index_listed(other, folder, some, on_progress, patches=patches)
         yield Trial(other, labelled.name, split, missing)
 
 
 def _index_listed(
-    engine: Engine, folder: Path, labelled: LabelledSet, on_progress: OnProgress
+    engine: Engine,
+    folder: Path,
+    labelled: LabelledSet,
+    on_progress: OnProgress,
+    *,
+    patches: bool = False,
 ) -> tuple[str, ...]:
     """Indexes just the images of a set with their captions; returns those that failed."""
     encoder = engine.encoder_for_writing()
@@ -243,8 +374,15 @@ def _index_listed(
         Pipeline(
             engine.store, writer, encoder, workers=engine.settings.workers, on_progress=on_progress
         ).run(plan)
+        if patches:
+            _add_looks(engine, writer, on_progress)
     bad = {os.path.relpath(failure.path, folder) for failure in engine.errors()}
     return (*plan.labels.unmatched, *sorted(bad))
+
+
+def _add_looks(engine: Engine, writer: Writer, on_progress: OnProgress) -> None:
+    local, workers = engine.local_encoder(), engine.settings.workers
+    add_looks(engine.store, writer, local, workers=workers, on_progress=on_progress)
 
 
 def _space_of(engine: Engine) -> SpaceRow:

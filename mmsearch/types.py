@@ -115,6 +115,9 @@ class Query:
     """How terms make one vector. "late" adds them up by their weights; "early" is a network that
     has learned "this picture, but ...", for one picture and one text; "auto" is "early" for
     those, of weight 1, where photos have shown that it finds no less, and else "late"."""
+    rerank: int = 0
+    """How many of the first images are looked at a second time, for queries by text: see
+    `mmsearch.search.rerank`. 0 is none."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class Hit:
     """The caption that was found; None where the hit is an image."""
     media_id: int
     scores: Mapping[str, float] = field(default_factory=dict)
-    """What was fused: the cosines of "image" and of the best "caption", BM25 of "words"."""
+    """What was fused: the cosines of "image" and of the best "caption", BM25 of "words"; "rerank"
+    is what a second look made of the first."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +162,13 @@ class IngestReport:
     known_bad: int = 0
     """Files that failed in an earlier run and have not changed: not tried again."""
     captions: int = 0
+    looks: int = 0
+    """Images whose patches were computed and kept (`patches`)."""
     seconds: float = 0.0
     images_per_second: float = 0.0
     """Images embedded over the seconds from the first file opened to the last commit."""
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds in scan, decode (summed over threads), encode, write and load."""
+    """Seconds in scan, decode (summed over threads), encode, write, load and patches."""
     model: str = ""
     precision: str = ""
     dry_run: bool = False
@@ -197,3 +203,5 @@ class Status:
     """The globs that each root leaves out, where it has any."""
     bytes: int
     format_version: int
+    looks: int = 0
+    """Images of which patches are kept for re-ranking (`mmsearch index --patches`)."""

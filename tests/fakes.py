@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mmsearch.encoders.local import Looks, Tokens
 from mmsearch.types import EncoderSpec, Preprocess
 
 DIM = 16
@@ -61,6 +62,32 @@ class FakeEncoder:
         full = np.concatenate([colours, np.full((len(colours), 1), 0.3)], axis=1)
         vectors = full.astype(np.float32) @ self._basis
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+class FakeLocal:
+    """Looks at the four corners of a picture and at each word of a text."""
+
+    def __init__(self, encoder: FakeEncoder | None = None) -> None:
+        self._encoder = encoder or FakeEncoder()
+        self.spec = self._encoder.spec
+        self.preprocess = self.spec.preprocess
+        self.looked = 0
+
+    def looks(self, pixels):
+        self.looked += len(pixels)
+        corners = [pixels[:, :4, :4], pixels[:, :4, 4:], pixels[:, 4:, :4], pixels[:, 4:, 4:]]
+        patches = np.stack([self._encoder.encode_images(corner) for corner in corners], axis=1)
+        return Looks(self._encoder.encode_images(pixels[:, ::-1, ::-1]), patches)
+
+    def tokens(self, texts):
+        words = [text.split() or [""] for text in texts]
+        longest = max(map(len, words), default=1)
+        rows = np.zeros((len(texts), longest, DIM), np.float32)
+        there = np.zeros((len(texts), longest), bool)
+        for place, own in enumerate(words):
+            rows[place, : len(own)] = self._encoder.encode_texts(own)
+            there[place, : len(own)] = True
+        return Tokens(rows, there)
 
 
 def paint(path: Path, colour: str, *, mark: int = 0, size=(40, 30)) -> Path:

@@ -108,6 +108,7 @@ _training = typer.Typer(
 _training.command("align")(_explaining(train.align))
 _training.command("clip")(_explaining(train.clip))
 _training.command("compose")(_explaining(train.compose))
+_training.command("rerank")(_explaining(train.rerank))
 _training.command("fusion")(_explaining(train.fusion))
 app.add_typer(_training, name="train")
 

@@ -65,9 +65,19 @@ def bench(
             min=1,
             metavar="N",
             help="With --fusion: how many captions of each image ask, and are not in the index. "
-            "Default: 1.",
+            "Default: 1; with --rerank alone, all.",
         ),
     ] = None,
+    rerank: Annotated[
+        int,
+        typer.Option(
+            "--rerank",
+            min=0,
+            metavar="N",
+            help="Measure text -> image with the first N looked at a second time, too, as in "
+            "search; with --fusion image unless one is named.",
+        ),
+    ] = 0,
     export: Annotated[
         Path | None,
         typer.Option("--export", metavar="DIR", help="Write the vectors that were compared."),
@@ -88,13 +98,14 @@ def bench(
 
     if dataset is None and (images or split or limit or model):
         raise UsageError("--images, --split, --limit and --model go with a DATASET")
-    if hold_out and not fusion:
-        raise UsageError("--hold-out goes with --fusion")
-    if fusion:
+    if hold_out and not (fusion or rerank):
+        raise UsageError("--hold-out goes with --fusion and --rerank")
+    if fusion or rerank:
         if export or run_out or html:
-            raise UsageError("--export, --run-out and --html do not go with --fusion")
+            raise UsageError("--export, --run-out and --html do not go with --fusion or --rerank")
         _compare(
-            dataset, fusion, hold_out or 1, images, split, limit, json_=json_,
+            dataset, fusion or ["image"], rerank, hold_out or (1 if fusion else 0), images, split,
+            limit, json_=json_,
             engine=engine_for(index, model=model, device=device, precision=precision),
         )  # fmt: skip
         return
@@ -133,6 +144,7 @@ def _write(
 def _compare(
     dataset: Path | None,
     fusions: list[str],
+    rerank: int,
     hold_out: int,
     images: Path | None,
     split: str | None,
@@ -148,8 +160,8 @@ def _compare(
         raise UsageError("--fusion auto is one of the others: name that")
     with engine, progress_bar() as bar:
         report = engine.compare_fusions(
-            chosen, dataset, hold_out=hold_out, images=images, split=split, limit=limit,
-            on_progress=bar,
+            chosen, dataset, rerank=rerank, hold_out=hold_out, images=images, split=split,
+            limit=limit, on_progress=bar,
         )  # fmt: skip
     if json_:
         print(json.dumps(out.to_json(report)))

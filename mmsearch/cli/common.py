@@ -68,17 +68,18 @@ def fusion_named(name: str) -> Fusion:
     """The fusion that --fusion names."""
     from mmsearch.types import FUSIONS
 
-    return _one_of("--fusion", name, FUSIONS)
+    return one_of("--fusion", name, FUSIONS)
 
 
 def compose_named(name: str) -> Compose:
     """The way that --compose names."""
     from mmsearch.types import COMPOSES
 
-    return _one_of("--compose", name, COMPOSES)
+    return one_of("--compose", name, COMPOSES)
 
 
-def _one_of(option: str, name: str, choices: tuple[Choice, ...]) -> Choice:
+def one_of(option: str, name: str, choices: tuple[Choice, ...]) -> Choice:
+    """The choice that an option names."""
     found = next((choice for choice in choices if choice == name), None)
     if found is None:
         raise UsageError(f"{option} is one of {', '.join(choices)}, not '{name}'")

@@ -24,6 +24,8 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     print(f"model     {model}")
     print(f"images    {found.images}")
     print(f"captions  {found.captions}")
+    if found.looks:
+        print(f"patches   of {found.looks} images")
     print(f"failed    {found.failures}")
     print(f"size      {found.bytes / 1e6:.1f} MB")
     for place, root in enumerate(found.roots):

@@ -16,6 +16,7 @@ from mmsearch.cli.common import (
     IndexOption,
     JsonOption,
     engine_for,
+    one_of,
     print_table,
     progress_bar,
     say,
@@ -351,6 +352,64 @@ def compose(
         print("without captioned photos to measure on, searches do not use it unasked")
     else:
         print("on photos it may find less than the text alone or a sum: not used unasked")
+
+
+def rerank(
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Captioned photos: a folder or a file.")
+    ],
+    index: IndexOption = None,
+    images: ImagesOption = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="interaction (the best patch of each word) or attention (cross-modal, slower).",
+        ),
+    ] = "interaction",
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of what is random.")
+    ] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep what does not help.")] = False,
+    json_: JsonOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Learn to re-rank for the index's model, for --rerank: from captioned photos, no GPU."""
+    from mmsearch.evaluation.ranking import gain_line
+    from mmsearch.search.matchers import KINDS
+
+    with engine_for(index, device=device) as engine, progress_bar() as bar:
+        found, is_kept = engine.train_rerank(
+            dataset, kind=one_of("--kind", kind, KINDS), images=images, keep=keep, seed=seed,
+            on_progress=bar,
+        )  # fmt: skip
+        folder = engine.folder
+    if json_:
+        print(
+            json.dumps(
+                {
+                    "kind": found.kind,
+                    "queries": found.queries,
+                    "recalls": found.recalls,
+                    "mix": dataclasses.asdict(found.reranker.mix),
+                    "gain": dataclasses.asdict(found.gain),
+                    "kept": is_kept,
+                }
+            )
+        )
+        return
+    print(
+        f"{found.queries} captions of photos that were not learned from, the first 50 re-ranked; "
+        "R@1/5/10 in percent, each line with what stands above it"
+    )
+    lines = [[name, _recalls(recalls)] for name, recalls in found.recalls.items()]
+    print_table(["by", "R@1/5/10"], lines)
+    print(f"mean of the three: {gain_line(found.gain)}")
+    if is_kept:
+        print(f"kept in {shown_path(folder)}: search --rerank N uses it")
+    else:
+        print("it does not help, so it was not kept (--keep keeps it anyway)")
 
 
 def _recalls(recalls: dict[str, float]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mmsearch.config import Settings
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.loading import ModelCache, Notify, open_encoder, open_space
+from mmsearch.encoders.loading import ModelCache, Notify, open_encoder, open_local, open_space
 from mmsearch.encoders.registry import (
     BASE,
     BASE_MEGABYTES,
@@ -19,6 +20,9 @@ from mmsearch.encoders.registry import (
 )
 from mmsearch.errors import ModelNotFound
 from mmsearch.types import EncoderSpec
+
+if TYPE_CHECKING:
+    from mmsearch.encoders.local import LocalEncoder
 
 
 class ModelChoice:
@@ -34,6 +38,7 @@ class ModelChoice:
         self._notify = notify
         self._confirm = confirm
         self._open: dict[tuple[str, str], Encoder] = {}
+        self._local: dict[str, LocalEncoder] = {}
         self._lock = threading.Lock()
 
     def source(self, name: str) -> ModelSource:
@@ -55,6 +60,19 @@ class ModelChoice:
             if key not in self._open:
                 self._open[key] = self._open_space(spec, device)
             return self._open[key]
+
+    def local_of(self, spec: EncoderSpec) -> LocalEncoder:
+        """What gives the patches and tokens of the model that an index was made with, on the CPU.
+
+        Raises:
+            UsageError: a model whose patches cannot be read.
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
+        encoder = self.for_space(spec, "cpu")
+        with self._lock:
+            if spec.space not in self._local:
+                self._local[spec.space] = open_local(encoder, self.cache, self._notify)
+            return self._local[spec.space]
 
     def for_new_index(self, model: str, device: str) -> Encoder:
         """The named model; "auto" is `base` where it is here or may be fetched, else `tiny`.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -24,8 +24,11 @@ from mmsearch.encoders.registry import (
     require_weights,
     trained_names,
 )
-from mmsearch.errors import MmsearchError, UsageError
+from mmsearch.errors import MmsearchError, ModelNotFound, UsageError
 from mmsearch.types import EncoderSpec
+
+if TYPE_CHECKING:
+    from mmsearch.encoders.local import LocalEncoder
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +223,37 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
     encoder = open_space(model.spec.space, cache, precision, notify)
     assert encoder is not None, "it was just converted"
     return encoder
+
+
+def open_local(encoder: Encoder, cache: ModelCache, notify: Notify = log.info) -> LocalEncoder:
+    """What gives the patches and tokens of a converted model, converted first where need be.
+
+    Raises:
+        UsageError: a model whose patches cannot be read.
+        ModelNotFound: its weights are needed, and cannot be had or are others by now.
+    """
+    from mmsearch.encoders.local import LocalEncoder, has_local
+    from mmsearch.encoders.openvino import OpenVinoEncoder
+
+    if not isinstance(encoder, OpenVinoEncoder):
+        raise UsageError(
+            f"'{encoder.spec.model}' runs with torch here, and patches are read with OpenVINO only"
+        )
+    if not has_local(encoder.folder):
+        with cache.lock():
+            if not has_local(encoder.folder):  # another process may have been at it
+                notify(f"preparing the patches of '{encoder.spec.model}' for this machine (once)")
+                from mmsearch.encoders.local_towers import export_local
+                from mmsearch.encoders.open_clip import load_model
+
+                model = load_model(parse_model(encoder.spec.model))
+                if model.spec.space != encoder.spec.space:
+                    raise ModelNotFound(
+                        f"the weights of '{encoder.spec.model}' are not those that the index was "
+                        "made with; put those back, or index into another folder"
+                    )
+                export_local(model, encoder.folder)
+    return LocalEncoder(encoder)
 
 
 def pick_device(asked: str) -> str:

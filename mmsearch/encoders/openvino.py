@@ -62,7 +62,8 @@ class OpenVinoEncoder:
         self.precision = choose_precision(precision, manifest["agreement"])
         self.agreement = float(manifest["agreement"].get(self.precision, 0.0))
         """The lowest cosine with torch that was seen when the model was converted."""
-        self._folder = folder
+        self.folder = folder
+        """Where the converted model lies."""
         self._lock = threading.Lock()
         self._towers: dict[str, Any] = {}
         self._tokenizer: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
@@ -75,7 +76,7 @@ class OpenVinoEncoder:
         return self._run("image", np.ascontiguousarray(pixels))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        return self._run("text", self._tokenize(texts))
+        return self._run("text", self.tokenize(texts))
 
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
@@ -94,11 +95,12 @@ class OpenVinoEncoder:
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
-            "CACHE_DIR": str(self._folder / "compiled"),
+            "CACHE_DIR": str(self.folder / "compiled"),
         }
-        return openvino_core().compile_model(self._folder / f"{tower}.xml", "CPU", options)
+        return openvino_core().compile_model(self.folder / f"{tower}.xml", "CPU", options)
 
-    def _tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """The ids of texts, (n, context_length), zero where nothing is."""
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = self._load_tokenizer()
@@ -108,7 +110,7 @@ class OpenVinoEncoder:
         if self.spec.tokenizer == "clip":
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
             return ClipTokenizer(tokenizer, self.spec.context_length, self.spec.tokenizer_clean)
         from mmsearch.encoders.open_clip import OpenClipTokenizer
 

@@ -1,4 +1,4 @@
-"""Compares ways to fuse an image's score with its captions', on captions that are held out.
+"""Compares settings of a search by text, on captions that are held out.
 
 A query must not meet itself: the captions that ask are taken out of the index first.
 """
@@ -21,11 +21,11 @@ from mmsearch.evaluation.ranking import (
     rank_of_best,
 )
 from mmsearch.evaluation.report import text_of
-from mmsearch.search.fusion import Scores, Weights, fuse
+from mmsearch.search.fusion import Scores
 from mmsearch.search.page import Table
 from mmsearch.search.searcher import Searcher
 from mmsearch.store.store import Evidence, Store
-from mmsearch.types import Fusion, Progress, Query, Term
+from mmsearch.types import Fusion, Progress, Query, Term, Vectors
 
 DEFINITION = (
     "Each query is a caption that is not in the index; what is sought is its image. Recall@K in "
@@ -51,7 +51,7 @@ def hold_out(store: Store, count: int, *, captioned: float = 1.0, seed: int = 0)
     The same text a second time on one image goes with them.
 
     Args:
-        count: how many of each image.
+        count: how many of each image; 0 is all of them.
         captioned: the share of the images that keep their other captions.
 
     Raises:
@@ -69,9 +69,10 @@ def hold_out(store: Store, count: int, *, captioned: float = 1.0, seed: int = 0)
     found, gone = [], []
     for (owner, captions), place in zip(of_media.items(), order, strict=True):
         texts = list(dict.fromkeys(text for _, text in captions))
-        is_bare = bool(place >= round(captioned * len(of_media)) or len(texts) <= count)
-        found += [HeldOut(text, owner, is_bare) for text in texts[:count]]
-        gone += [number for number, text in captions if is_bare or text in texts[:count]]
+        asking = texts[: count or len(texts)]
+        is_bare = bool(place >= round(captioned * len(of_media)) or len(texts) == len(asking))
+        found += [HeldOut(text, owner, is_bare) for text in asking]
+        gone += [number for number, text in captions if is_bare or text in asking]
     with store.writer() as writer:
         with writer.change() as change:
             change.remove_captions(gone)
@@ -81,19 +82,25 @@ def hold_out(store: Store, count: int, *, captioned: float = 1.0, seed: int = 0)
 
 @dataclass(frozen=True)
 class Compared:
-    """One fusion's figures, and what it gains over the first that was measured."""
+    """One setting's figures, and what it gains over the first that was measured."""
 
     fusion: Fusion
+    rerank: int
+    """How many of the first images were looked at a second time."""
     metrics: Metrics
     gains: dict[int, Difference] | None
     """The difference of Recall@K, in points; None for the first."""
     bare: dict[int, float] | None
-    """Recall@K of the queries whose image has no caption left; None where there are none."""
+    """Recall@K of the queries whose image has no caption left; None where all or none are so."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.fusion}, rerank {self.rerank}" if self.rerank else self.fusion
 
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What `bench --fusion` measured, and on what."""
+    """What `bench --fusion` or `--rerank` measured, and on what."""
 
     dataset: str
     split: str
@@ -108,10 +115,17 @@ def evidence_of(
     searcher: Searcher,
     asked: Sequence[HeldOut],
     on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Evidence]:
-    """What the index holds for each of the held-out captions, without the items' paths."""
+    depth: int = 0,
+) -> Iterator[tuple[Query, Vectors, Evidence]]:
+    """What the index holds for each of the held-out captions, with the query and its vector.
+
+    Args:
+        depth: how many images are looked at a second time.
+    """
     for place, one in enumerate(asked, 1):
-        yield replace(searcher.evidence(Query((Term(text=one.text),))), items=())
+        query = Query((Term(text=one.text),), rerank=depth)
+        vector = searcher.embed(query.terms)
+        yield query, vector, searcher.evidence(query, vector)
         on_progress(Progress("queries", place, len(asked)))
 
 
@@ -127,43 +141,53 @@ def rank_in(evidence: Evidence, scores: Scores, media: int, images: int) -> int:
 def compare(
     searcher: Searcher,
     asked: Sequence[HeldOut],
-    fusions: Sequence[Fusion],
-    weights: Weights | None,
+    settings: Sequence[tuple[Fusion, int]],
     images: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Compared, ...]:
-    """Each fusion on the same queries, and how it differs from the first.
+    """Each setting on the same queries, and how it differs from the first.
 
     Args:
-        weights: those of "learned".
+        settings: fusions, and how many images each re-ranks.
         images: how many the index holds.
+
+    Raises:
+        UsageError: a setting that needs what was not learned.
     """
-    ranks: dict[Fusion, list[int]] = {how: [] for how in fusions}
-    for one, evidence in zip(asked, evidence_of(searcher, asked, on_progress), strict=True):
-        for how in fusions:
-            scores = fuse(evidence, how, weights)
-            ranks[how].append(rank_in(evidence, scores, one.media, images))
+    ranks: dict[tuple[Fusion, int], list[int]] = {setting: [] for setting in settings}
+    deepest = max(depth for _, depth in settings)
+    found_for = evidence_of(searcher, asked, on_progress, deepest)
+    for one, (query, vector, evidence) in zip(asked, found_for, strict=True):
+        for how, depth in settings:
+            set_so = replace(query, rerank=depth, k=depth or query.k)  # no more than depth
+            if depth:
+                searcher.reranker_of(set_so, how)
+            scores, _ = searcher.scores(set_so, vector, evidence, how)
+            ranks[how, depth].append(rank_in(evidence, scores, one.media, images))
     clusters = np.array([one.media for one in asked])
+    is_bare = np.array([one.is_bare for one in asked], bool)
     found = []
-    first = np.array(ranks[fusions[0]])
-    for how in fusions:
-        own = np.array(ranks[how])
+    first = np.array(ranks[settings[0]])
+    for how, depth in settings:
+        own = np.array(ranks[how, depth])
         gains = {
             k: paired_difference((100.0 * (own <= k) - 100.0 * (first <= k), clusters))
             for k in CUTOFFS
         }
+        bare = None
+        if is_bare.any() and not is_bare.all():
+            bare = {k: float(100 * np.mean(own[is_bare] <= k)) for k in CUTOFFS}
+        is_first = (how, depth) == settings[0]
         metrics = metrics_of(own, clusters)
-        alone = own[np.array([one.is_bare for one in asked], bool)]
-        bare = {k: float(100 * np.mean(alone <= k)) for k in CUTOFFS} if len(alone) else None
-        found.append(Compared(how, metrics, gains if how != fusions[0] else None, bare))
+        found.append(Compared(how, depth, metrics, None if is_first else gains, bare))
     return tuple(found)
 
 
 def table_of(report: FusionReport) -> Table:
     """The figures for people."""
-    first = report.rows[0].fusion
+    first = report.rows[0].name
     has_bare = report.rows[0].bare is not None
-    head = ["fusion", *(f"R@{k}" for k in CUTOFFS), "median rank", "MRR",
+    head = ["setting", *(f"R@{k}" for k in CUTOFFS), "median rank", "MRR",
             *(["bare R@1/5/10"] if has_bare else []),
             *([f"R@1 over {first}", ""] if len(report.rows) > 1 else [])]  # fmt: skip
     rows = []
@@ -172,7 +196,7 @@ def table_of(report: FusionReport) -> Table:
             f"{row.metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
             for k, (low, high) in row.metrics.intervals.items()
         ]
-        line = [row.fusion, *cells, f"{row.metrics.median_rank:g}", f"{row.metrics.mrr:.3f}"]
+        line = [row.name, *cells, f"{row.metrics.median_rank:g}", f"{row.metrics.mrr:.3f}"]
         if row.bare is not None:
             line.append(" / ".join(f"{row.bare[k]:.1f}" for k in CUTOFFS))
         if len(report.rows) > 1:
@@ -210,7 +234,9 @@ def to_json(report: FusionReport) -> dict[str, Any]:
     """The figures for machines: recall in percent, gains in points."""
     rows = []
     for row in report.rows:
-        figures: dict[str, Any] = {"fusion": row.fusion, "queries": row.metrics.queries}
+        figures: dict[str, Any] = {
+            "fusion": row.fusion, "rerank": row.rerank, "queries": row.metrics.queries
+        }  # fmt: skip
         for k in CUTOFFS:
             figures[f"R@{k}"] = round(row.metrics.recall[k], 4)
             figures[f"R@{k}_interval"] = [round(edge, 2) for edge in row.metrics.intervals[k]]

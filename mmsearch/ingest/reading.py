@@ -52,7 +52,7 @@ def read(candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool
     Never raises for what is wrong with the file: that is the outcome's `reason`.
     """
     started = time.perf_counter()
-    stamp, content, reason = _content(candidate.absolute)
+    stamp, content, reason = content_of(candidate.absolute)
     if reason:
         return Reading(candidate, stamp, reason=reason)
     digest = content_hash(content)
@@ -72,7 +72,8 @@ def read(candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool
     )
 
 
-def _content(path: bytes) -> tuple[Stamp, bytes, str]:
+def content_of(path: bytes) -> tuple[Stamp, bytes, str]:
+    """A file's stamp and its bytes, or why they cannot be had."""
     try:
         # O_NONBLOCK: a FIFO that took a file's place since the walk must not hang us.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

@@ -49,11 +49,11 @@ def embed_pictures(
         return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
 
     found = []
-    for portion in _portions(len(files)):
+    for portion in portions(len(files)):
         part = files[portion]
         about = [encoder.spec.space, encoder.precision, stamps(part)]
         made = functools.partial(embed, part, portion.start)
-        found.append(_remembered(cache, "features", about, made))
+        found.append(remembered(cache, "features", about, made))
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
     vectors += [part["images"].numpy() for part in found]
     good = [np.empty(0, bool), *(part["good"].numpy().astype(bool) for part in found)]
@@ -75,11 +75,11 @@ def embed_texts(
         return {"texts": torch.from_numpy(np.concatenate(found))}
 
     found = [np.empty((0, encoder.spec.dim), np.float32)]
-    for portion in _portions(len(each)):
+    for portion in portions(len(each)):
         part = each[portion]
         about = [encoder.spec.space, encoder.precision, part]
         made = functools.partial(embed, part, portion.start)
-        found.append(_remembered(cache, "captions", about, made)["texts"].numpy())
+        found.append(remembered(cache, "captions", about, made)["texts"].numpy())
     rows = {text: row for row, text in enumerate(each)}
     vectors: Vectors = np.concatenate(found)[[rows[text] for text in texts]]
     return vectors
@@ -98,10 +98,10 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
             good = list(pool.map(lambda file: _decoded(file, 1) is not None, part))
             return {"good": torch.from_numpy(np.array(good, "u1"))}
 
-        for portion in _portions(len(files)):
+        for portion in portions(len(files)):
             part = files[portion]
             made = functools.partial(look, part)
-            good = _remembered(cache, "looked", stamps(part), made)["good"].numpy()
+            good = remembered(cache, "looked", stamps(part), made)["good"].numpy()
             found |= {portion.start + int(place) for place in np.flatnonzero(good == 0)}
             on_progress(Progress(job, portion.start + len(part), len(files)))
     return found
@@ -110,11 +110,13 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
 # -- what is kept ----------------------------------------------------------------------------
 
 
-def _portions(count: int) -> list[slice]:
+def portions(count: int) -> list[slice]:
+    """What is made and kept at once, of so many."""
     return [slice(start, start + _PORTION) for start in range(0, count, _PORTION)]
 
 
-def _remembered(cache: Path, kind: str, about: Any, make: Callable[[], State]) -> State:
+def remembered(cache: Path, kind: str, about: Any, make: Callable[[], State]) -> State:
+    """What was made of the same things before, else what `make` makes now, which is kept."""
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     kept = cache / f"{kind}-{key}.safetensors"
     cache.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def embed_set(
     texts = [text for image in usable for text in image.captions]
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
     found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
-    return Features(vectors, found, owner, _splits([i.split for i in usable], seed))
+    return Features(vectors, found, owner, splits_of([i.split for i in usable], seed))
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:
@@ -99,7 +99,7 @@ def read_features(text: Path, image: Path, seed: int) -> Features:
     _, first, which = np.unique(images, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(which.reshape(-1), kind="stable")
     owner = which.reshape(-1)[order]
-    splits = _splits([""] * len(first), seed)
+    splits = splits_of([""] * len(first), seed)
     return Features(unit(images[first]), unit(texts[order]), owner, splits)
 
 
@@ -138,7 +138,7 @@ def unit(vectors: np.ndarray) -> Vectors:
     return found
 
 
-def _splits(names: Sequence[str], seed: int) -> tuple[str, ...]:
+def splits_of(names: Sequence[str], seed: int) -> tuple[str, ...]:
     """The set's own splits; a tenth of its other pictures for each of val and test that it lacks.
 
     What the set holds out is never learned from: its figures would be worth nothing any more.

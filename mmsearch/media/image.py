@@ -7,13 +7,14 @@ import math
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pillow_heif
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mmsearch.errors import DecodeError
+from mmsearch.errors import DecodeError, UsageError
 from mmsearch.types import Preprocess
 
 pillow_heif.register_heif_opener()
@@ -238,6 +239,22 @@ def _centre(image: Image.Image, how: Preprocess) -> Image.Image:
     left = round((image.width - width) / 2.0)
     top = round((image.height - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file that a user names.
+
+    Raises:
+        UsageError: there is none, it is too large to be one, or cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such image file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path}: too large to be an image to search with")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def thumbnail(content: bytes, side: int) -> bytes:

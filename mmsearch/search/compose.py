@@ -6,17 +6,14 @@ It runs in NumPy: a few small matrices, for which torch need not be imported. Th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from mmsearch.errors import UsageError
-from mmsearch.store.files import write_durably
+from mmsearch.search.learned import Arrays, read_learned, write_learned
 from mmsearch.types import Vectors
 
 FILE_NAME = "compose.safetensors"
@@ -28,8 +25,6 @@ _VERSION = "1"
 _FAR = 30.0  # a gate is open or shut long before
 _LEAST = 1e-6
 _LAYERS = ("image", "text", "joint", "gate", "residual")
-
-Arrays = Mapping[str, NDArray[np.floating]]
 
 
 class Composer:
@@ -44,8 +39,6 @@ class Composer:
         Raises:
             ValueError: not that network's.
         """
-        if any(value.dtype.kind != "f" for value in weights.values()):
-            raise ValueError("holds something else than real numbers")
         self._layers = {
             name: (
                 weights[f"{name}.weight"].astype(np.float32),
@@ -59,8 +52,6 @@ class Composer:
         for name, (matrix, bias) in self._layers.items():
             if matrix.shape != shapes[name] or bias.shape != shapes[name][:1]:
                 raise ValueError(f"{name} has the shape {matrix.shape}, not {shapes[name]}")
-            if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
-                raise ValueError(f"{name} holds values that are no finite numbers")
         self.dim = dim
         self.is_for_photos = is_for_photos
 
@@ -93,42 +84,25 @@ def _unit(rows: NDArray[np.floating]) -> Vectors:
 
 def write_composer(folder: Path, weights: Arrays, space: str, *, is_for_photos: bool) -> None:
     """Keeps a network beside an index, in half precision."""
-    half = {name: np.ascontiguousarray(value, np.float16) for name, value in weights.items()}
-    remarks = {"version": _VERSION, "space": space, "photos": "yes" if is_for_photos else "no"}
-    write_durably(folder / FILE_NAME, save(half, metadata=remarks))
+    photos = "yes" if is_for_photos else "no"
+    remarks = {"version": _VERSION, "space": space, "photos": photos}
+    write_learned(folder / FILE_NAME, weights, remarks)
 
 
 def read_composer(folder: Path, space: str, dim: int) -> Composer | None:
-    """The network in a folder, if there is one for that space, whose vectors are `dim` wide.
+    """The network for a space, whose vectors are `dim` wide, in a folder or with a bundled model.
 
     Raises:
-        UsageError: the file is damaged.
+        UsageError: the file is damaged, or of a newer program.
     """
-    path = folder / FILE_NAME
-    try:
-        facts = path.stat()
-        return _read(path, facts.st_mtime_ns, facts.st_size, space, dim)
-    except FileNotFoundError:
-        return None
-    # What safetensors raises depends on what is wrong with the file.
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    found = read_learned(folder, FILE_NAME, space, _VERSION, _build, "mmsearch train compose")
+    if found is not None and found.dim != dim:
         raise UsageError(
-            f"{path}: cannot be used ({error}); delete it, or learn it anew with "
-            "'mmsearch train compose'"
-        ) from error
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path: Path, mtime_ns: int, size: int, space: str, dim: int) -> Composer | None:  # noqa: ARG001
-    """One read for as long as the file stays as it is."""
-    with safe_open(path, "np") as file:
-        remarks = file.metadata() or {}
-        if "space" in remarks and remarks["space"] != space:
-            return None
-        if remarks.get("version") != _VERSION:
-            raise ValueError("not a version that this program understands")
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    found = Composer(weights, is_for_photos=remarks.get("photos") == "yes")
-    if found.dim != dim:
-        raise ValueError(f"it takes vectors of {found.dim} dimensions, not {dim}")
+            f"{folder / FILE_NAME}: it takes vectors of {found.dim} dimensions, not {dim}; delete "
+            "it, or learn it anew with 'mmsearch train compose'"
+        )
     return found
+
+
+def _build(weights: Arrays, remarks: Mapping[str, str]) -> Composer:
+    return Composer(weights, is_for_photos=remarks.get("photos") == "yes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.local import LocalEncoder
 from mmsearch.errors import DecodeError, UsageError
-from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
+from mmsearch.media.image import decode, fit, read_image
 from mmsearch.search.compose import NOT_LEARNED, Composer
-from mmsearch.search.fusion import LEAST_CAPTIONS, Weights, fuse
+from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse
+from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
+from mmsearch.search.rerank import Reranker, SecondLooks
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Answer, Evidence, Store
 from mmsearch.types import (
@@ -22,6 +26,7 @@ from mmsearch.types import (
     Filter,
     Fusion,
     Hit,
+    Ids,
     Modality,
     Query,
     Term,
@@ -40,6 +45,8 @@ class Learned:
     """Those of the fusion "learned"."""
     composer: Callable[[], Composer | None] = lambda: None
     """That of queries by a picture and a text."""
+    reranker: Callable[[], Reranker | None] = lambda: None
+    """What the first images are scored again with."""
 
 
 NOTHING_LEARNED = Learned()
@@ -48,11 +55,22 @@ NOTHING_LEARNED = Learned()
 class Searcher:
     """Answers queries from one index with the encoder of its space."""
 
-    def __init__(self, store: Store, encoder: Encoder, learned: Learned = NOTHING_LEARNED) -> None:
-        """Takes the encoder of the store's space."""
+    def __init__(
+        self,
+        store: Store,
+        encoder: Encoder,
+        learned: Learned = NOTHING_LEARNED,
+        local: Callable[[], LocalEncoder] | None = None,
+    ) -> None:
+        """Takes the encoder of the store's space.
+
+        Args:
+            local: gives what looks at images a second time; needed where there is a reranker.
+        """
         self._store = store
         self._encoder = encoder
         self._learned = learned
+        self._local = local
 
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first; at most `query.k`.
@@ -66,10 +84,9 @@ class Searcher:
             raise UsageError(f"k is a whole number from 1, not {query.k}")
         how = self.fusion_of(query)
         vector = self.embed(query.terms, self.compose_of(query, how))
-        hits = self._nearest(query, vector) if how == "image" else self._fused(query, vector, how)
-        if query.min_score is not None:
-            hits = [hit for hit in hits if hit.score >= query.min_score]
-        return hits
+        if query.rerank:
+            self.reranker_of(query, how)
+        return self._nearest(query, vector) if how == "image" else self._fused(query, vector, how)
 
     def fusion_of(self, query: Query) -> Fusion:
         """The fusion that answers a query: what "auto" comes to.
@@ -111,17 +128,43 @@ class Searcher:
             self._encoder.spec.space,
             self.embed(query.terms) if vector is None else vector,
             _words_of(query.terms),
-            max(DEPTH, query.k),
+            max(DEPTH, query.k, query.rerank),
             query.filter,
         )
 
+    def scores(
+        self, query: Query, vector: Vectors, evidence: Evidence, how: Fusion
+    ) -> tuple[Scores, Scores]:
+        """One score for each of the media of an evidence, (m,), and what is taken for the image's.
+
+        With re-ranking, the first get another score for their image before they are fused
+        again; what lies beyond them stays beyond.
+        """
+        weights = self._learned.weights() if how == "learned" else None
+        scores = fuse(evidence, how, weights)
+        if not query.rerank:
+            return scores, evidence.image
+        order = _best_first(scores, evidence.media)
+        first, rest = np.split(order, [max(query.rerank, query.k)])
+        image = evidence.image.copy()
+        items = [evidence.items[row] for row in first.tolist()]
+        image[first] = self.second_looks(query, how).scores(
+            vector, query.terms, items, image[first]
+        )
+        again = fuse(dataclasses.replace(evidence, image=image), how, weights).copy()
+        if len(rest):
+            again[rest] = again[first].min() - 1.0 - np.arange(len(rest))
+        return again, image
+
     def _fused(self, query: Query, vector: Vectors, how: Fusion) -> list[Hit]:
         evidence = self.evidence(query, vector)
-        scores = fuse(evidence, how, self._learned.weights() if how == "learned" else None)
-        order = np.lexsort((evidence.media, -np.nan_to_num(scores, nan=-np.inf)))
-        chosen = [row for row in order.tolist() if np.isfinite(scores[row])][: query.k]
+        scores, image = self.scores(query, vector, evidence, how)
+        chosen = _best_first(scores, evidence.media).tolist()
+        if query.min_score is not None:
+            chosen = [row for row in chosen if scores[row] >= query.min_score]
         parts = {
-            "image": evidence.image, "caption": evidence.caption, "words": evidence.words
+            "image": evidence.image, "caption": evidence.caption, "words": evidence.words,
+            **({"rerank": image} if query.rerank else {}),
         }  # fmt: skip
         return [
             Hit(
@@ -137,22 +180,78 @@ class Searcher:
                     if np.isfinite(values[row])
                 },
             )
-            for place, row in enumerate(chosen, 1)
+            for place, row in enumerate(chosen[: query.k], 1)
         ]
 
     def _nearest(self, query: Query, vector: Vectors) -> list[Hit]:
-        answer = self.rank(vector[None, :], query.to, query.k, query.filter)[0]
+        k = max(query.k, query.rerank)
+        answer = self.rank(vector[None, :], query.to, k, query.filter)[0]
+        found = list(zip(answer.scores, answer.items, strict=True))
+        if query.min_score is not None:
+            found = [(score, item) for score, item in found if score >= query.min_score]
+        cosines = np.array([score for score, _ in found], np.float64)
+        items = [item for _, item in found]
+        scores, order = cosines, np.arange(len(found))
+        if query.rerank:
+            scores = self.second_looks(query).scores(vector, query.terms, items, cosines)
+            order = np.argsort(-scores, kind="stable")
         return [
             Hit(
-                rank=place + 1,
-                score=score,
-                path=to_path(item.path),
+                rank=place,
+                score=float(scores[row]),
+                path=to_path(items[row].path),
                 modality=query.to,
-                caption=item.caption,
-                media_id=item.media_id,
+                caption=items[row].caption,
+                media_id=items[row].media_id,
+                scores={"image": float(cosines[row]), "rerank": float(scores[row])}
+                if query.rerank
+                else {},
             )
-            for place, (score, item) in enumerate(zip(answer.scores, answer.items, strict=True))
+            for place, row in enumerate(order.tolist()[: query.k], 1)
         ]
+
+    # -- re-ranking ------------------------------------------------------------------------
+
+    def reranker_of(self, query: Query, how: Fusion) -> Reranker:
+        """What re-ranks a query.
+
+        Args:
+            how: the fusion that answers the query.
+
+        Raises:
+            UsageError: a query that cannot be re-ranked, or nothing was learned to do it with.
+        """
+        if query.rerank < 0:
+            raise UsageError(f"rerank is a whole number from 0, not {query.rerank}")
+        by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
+        if query.to != "image" or not by_text:
+            raise UsageError("--rerank is for texts that look for images: it matches their words")
+        if how in ("caption", "words"):
+            raise UsageError(f"--rerank looks at images, and --fusion {how} does not")
+        found = self._learned.reranker()
+        if found is None:
+            raise UsageError(NOTHING_TO_RERANK_WITH)
+        if found.dim != self._encoder.spec.dim:
+            raise UsageError(
+                f"what was learned to re-rank with takes vectors of {found.dim} dimensions, not "
+                f"{self._encoder.spec.dim}; 'mmsearch train rerank DATASET' learns it anew"
+            )
+        return found
+
+    def second_looks(self, query: Query, how: Fusion = "image") -> SecondLooks:
+        """What looks at images a second time for a query.
+
+        Args:
+            how: the fusion that answers the query.
+
+        Raises:
+            UsageError: a query that cannot be re-ranked, or nothing was learned to do it with.
+        """
+        assert self._local is not None, "it is needed where there is a reranker"
+        reranker = self.reranker_of(query, how)
+        return SecondLooks(self._store, self._encoder.spec.space, reranker, self._local)
+
+    # -- what they have in common ----------------------------------------------------------
 
     def rank(
         self, queries: Vectors, to: Modality, k: int, where: Filter | None = None
@@ -226,24 +325,20 @@ class Searcher:
             raise UsageError("a term is a text or an image")
         how = self._encoder.spec.preprocess
         try:
-            pixels = fit(decode(_content(Path(term.image)), at_least=how.size).image, how)
+            pixels = fit(decode(read_image(Path(term.image)), at_least=how.size).image, how)
         except DecodeError as error:
             raise UsageError(f"{term.image}: {error}") from error
         found: Vectors = self._encoder.encode_images(pixels[None])[0]
         return found
 
 
+def _best_first(scores: Scores, media: Ids) -> Ids:
+    """The rows of what was found, (n,), the best first, of equals the one that came first."""
+    order = np.lexsort((media, -np.nan_to_num(scores, nan=-np.inf)))
+    found: Ids = order[np.isfinite(scores[order])]
+    return found
+
+
 def _words_of(terms: Sequence[Term]) -> str:
     """What captions should hold words of: all that is wanted, and nothing that is not."""
     return " ".join(term.text for term in terms if term.text is not None and term.weight > 0)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise UsageError(f"{path}: no such image file")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{path}: too large to be an image to search with")
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error

@@ -382,6 +382,35 @@ def caption_sources(connection: Connection) -> dict[int, str]:
     return {row.id: row.source for row in connection.execute(query)}
 
 
+def looks_of(connection: Connection, space: SpaceRow, ids: Sequence[int]) -> dict[int, bytes]:
+    """The second looks at some media, by id, as `store.patches` packs them."""
+    table = schema.look.c
+    found: dict[int, bytes] = {}
+    for chunk in chunks([int(number) for number in ids]):
+        query = select(table.media_id, table.content).where(
+            table.media_id.in_(chunk), table.space_id == space.id
+        )
+        found.update((row.media_id, row.content) for row in connection.execute(query))
+    return found
+
+
+def without_look(connection: Connection, space: SpaceRow) -> list[tuple[int, bytes, bytes]]:
+    """Id, absolute path and content hash of the media without a second look, by id."""
+    media, root, look = schema.media, schema.root, schema.look
+    query = (
+        select(media.c.id, root.c.path, media.c.path, media.c.content_hash)
+        .join(root, root.c.id == media.c.root_id)
+        .join(look, (look.c.media_id == media.c.id) & (look.c.space_id == space.id), isouter=True)
+        .where(look.c.media_id.is_(None))
+        .order_by(media.c.id)
+    )
+    return [(n, join(top, path), digest) for n, top, path, digest in connection.execute(query)]
+
+
+def has_looks(connection: Connection) -> bool:
+    return connection.execute(select(schema.look.c.media_id).limit(1)).first() is not None
+
+
 def snapshot_of(connection: Connection, space_id: int, modality: Modality) -> SnapshotRow | None:
     row = connection.execute(
         select(schema.snapshot).where(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -257,6 +257,27 @@ class Change:
             )
         )
         self._connection.execute(delete(table).where(chosen))
+
+    # -- second looks ----------------------------------------------------------------------
+
+    def add_looks(self, looks: Mapping[int, bytes], space: SpaceRow) -> None:
+        """Keeps second looks at media, by id; what was removed meanwhile gets none."""
+        table = schema.media.c.id
+        there = {
+            number
+            for chunk in catalog.chunks(list(looks))
+            for number in self._connection.execute(select(table).where(table.in_(chunk))).scalars()
+        }
+        rows = [
+            {"media_id": number, "space_id": space.id, "content": content}
+            for number, content in looks.items()
+            if number in there
+        ]
+        if rows:
+            self._connection.execute(insert(schema.look), rows)
+
+    def remove_looks(self) -> None:
+        self._connection.execute(delete(schema.look))
 
     # -- the ledger ------------------------------------------------------------------------
 

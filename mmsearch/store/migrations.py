@@ -119,7 +119,27 @@ _WORDS_TRIGGERS = (
     END""",
 )
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _words)
+
+def _looks(connection: Connection) -> None:
+    connection.exec_driver_sql(
+        """CREATE TABLE look (
+            id INTEGER NOT NULL PRIMARY KEY,
+            space_id INTEGER NOT NULL REFERENCES space (id),
+            media_id INTEGER NOT NULL REFERENCES media (id),
+            content BLOB NOT NULL,
+            UNIQUE (space_id, media_id))"""
+    )
+    # Also what counting and joining read instead of the wide rows themselves.
+    connection.exec_driver_sql("CREATE INDEX ix_look_media_id ON look (media_id)")
+    # Before, or the reference would forbid it. A trigger, for an older program that has it open.
+    connection.exec_driver_sql(
+        """CREATE TRIGGER look_before_delete BEFORE DELETE ON media BEGIN
+            DELETE FROM look WHERE media_id = OLD.id;
+        END"""
+    )
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _words, _looks)
 FORMAT_VERSION = len(MIGRATIONS)
 
 

@@ -86,6 +86,18 @@ embedding = Table(
     sqlite_autoincrement=True,
 )
 
+#: Second looks at pictures, which re-ranking reads (store/patches.py); a trigger on `media` removes
+#: them with their picture.
+look = Table(
+    "look",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("space_id", ForeignKey("space.id"), nullable=False),
+    Column("media_id", ForeignKey("media.id"), nullable=False, index=True),
+    Column("content", LargeBinary, nullable=False),
+    UniqueConstraint("space_id", "media_id"),
+)
+
 #: Items removed since the snapshot was written; searches leave them out.
 tombstone = Table(
     "tombstone",

@@ -291,7 +291,22 @@ class Store:
                 exclude={path: globs for path, globs in roots.items() if globs},
                 bytes=_size(self.folder),
                 format_version=FORMAT_VERSION,
+                looks=catalog.count(connection, "look"),
             )
+
+    def looks(self, space: str, ids: Sequence[int]) -> tuple[dict[int, bytes], dict[int, Vectors]]:
+        """The second looks at some images (`store.patches` unpacks them) and their own vectors.
+
+        Both are by id; what is not there is left out.
+
+        Raises:
+            SpaceError: the index's active space is another.
+        """
+        with self.catalog.read() as connection:
+            row = filters.require_space(connection, space)
+            own = catalog.vectors_of(connection, row, "image", ids)
+            vectors = {n: catalog.vectors_from(v, row.spec.dim)[0] for n, v in own.items()}
+            return catalog.looks_of(connection, row, ids), vectors
 
     def contents(self) -> Contents:
         """Everything that is embedded in the active space, in the order of the ids."""

@@ -102,7 +102,7 @@ def test_fusions_are_measured_against_each_other(index):
     told = run("bench", "--index", index, "--fusion", "image", "--fusion", "sum")
     summary, head, first, second, *_ = told.stdout.splitlines()
     assert "20 held-out captions ask for 20 images" in summary
-    assert head.split()[:2] == ["fusion", "R@1"]
+    assert head.split()[:2] == ["setting", "R@1"]
     assert (first.split()[0], second.split()[0]) == ("image", "sum")
     found = json.loads(
         run("bench", "--index", index, "--fusion", "words", "--hold-out", 2, "--json").stdout
@@ -194,6 +194,67 @@ def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypa
     assert "all photos" in told
     assert "not used unasked" in told
     assert run(*ask).stdout == run(*ask, "--compose", "late").stdout
+
+
+def test_patches_are_kept_and_dropped(gallery, tmp_path):
+    own, photos = tmp_path / "index", tmp_path / "photos"
+    shutil.copytree(gallery, photos)
+    told = run("index", photos, "--index", own, "--model", "tiny", "--patches").stdout
+    assert "patches of 20 images kept" in told
+    assert "patches   of 20 images" in run("status", "--index", own).stdout
+    (photos / "00.png").rename(photos / "moved.png")
+    paint(photos / "new.png", "red")
+    report = json.loads(run("index", "--index", own, "--json").stdout)
+    assert (report["added"], report["moved"], report["looks"]) == (1, 1, 1)
+    assert report["stages"]["patches"] > 0
+    assert "patches of" not in run("index", "--index", own).stdout
+    run("index", "--index", own, "--no-patches")
+    assert "patches   of" not in run("status", "--index", own).stdout
+    assert json.loads(run("index", "--index", own, "--json").stdout)["looks"] == 0
+
+
+def test_ranking_again_is_learned_searched_with_and_measured(gallery, index, tmp_path, monkeypatch):
+    from mmsearch.learning import rerank
+    from mmsearch.search import learned
+
+    monkeypatch.setattr(learned, "BUNDLED", tmp_path)  # where nothing lies
+    monkeypatch.setattr(rerank, "VIEWS", 1)
+    monkeypatch.setitem(rerank.RECIPES, "attention", rerank.Recipe(epochs=1, batch=16, alike=2))
+    own, photos = tmp_path / "index", tmp_path / "photos"
+    shutil.copytree(index, own)
+    photos.mkdir()
+    for number, scene in enumerate(scenes.gallery(100, seed=900)):
+        scene_art.render(scene).save(photos / f"{number:03}.png")
+        (photos / f"{number:03}.txt").write_text("\n".join(scenes.captions(scene)[:2]))
+    ask = ("search", "a red circle", "--index", own, "-k", 3)
+    assert "train rerank" in run(*ask, "--rerank", 5, code=2).stderr
+    train = ("train", "rerank", photos, "--index", own, "--kind", "attention")
+    told = run(*train).stdout
+    assert " captions of photos that were not learned from" in told
+    for part in ("first", "second look", "popularity", "match"):
+        assert f"\n{part} " in told
+    found = json.loads(run(*train, "--keep", "--json").stdout)
+    assert found["kept"]
+    assert found["kind"] == "attention"
+    assert [set(row) for row in found["recalls"].values()] == [{"R@1", "R@5", "R@10"}] * 4
+    lines = run(*ask, "--rerank", 5).stdout.splitlines()
+    assert lines[0].split() == ["rank", "score", "image", "rerank", "caption", "words", "path"]
+    assert len(lines) == 4
+    assert run(*ask, "--rerank", 0).stdout == run(*ask).stdout
+    told = run("bench", "--index", own, "--rerank", 5).stdout
+    assert "held-out captions ask for 20 images with 0 captions" in told
+    assert [line.split("  ")[0] for line in told.splitlines()[2:4]] == ["image", "image, rerank 5"]
+    some = ("bench", photos, "--index", own, "--limit", 12, "--fusion", "sum", "--rerank", 5)
+    rows = json.loads(run(*some, "--json").stdout)["rows"]
+    assert [(row["fusion"], row["rerank"]) for row in rows] == [("sum", 0), ("sum", 5)]
+    for arguments, message in (
+        ((*ask, "--rerank", 5, "--to", "caption"), "texts that look for images"),
+        ((*ask, "--rerank", 5, "--image", gallery / "00.png"), "texts that look for images"),
+        ((*train, "--kind", "magic"), "--kind is one of interaction, attention"),
+        (("bench", "--index", own, "--rerank", 5, "--html", "x"), "do not go with"),
+    ):
+        assert message in run(*arguments, code=2).stderr
+    run("train", "rerank", photos, "--index", tmp_path / "none", code=3)
 
 
 def test_unquoted_words_are_one_text(index):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from fakes import FakeEncoder
+from fakes import FakeEncoder, FakeLocal
 from PIL import Image
 
 from mmsearch.errors import UsageError
@@ -14,9 +16,11 @@ from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.learning.fusion import learn_fusion
 from mmsearch.search.fusion import fuse
-from mmsearch.search.searcher import Searcher
+from mmsearch.search.rerank import Mix, Reranker
+from mmsearch.search.searcher import Learned, Searcher
 from mmsearch.store.changes import NewCaption
 from mmsearch.store.store import Store
+from mmsearch.types import Query, Term
 
 COUNT = 48
 
@@ -75,7 +79,7 @@ def test_only_a_share_of_the_images_keeps_its_captions(store):
     assert len(asked) == COUNT
     kept = set(store.contents().caption_media.tolist())
     assert all(one.is_bare == (one.media not in kept) for one in asked)
-    rows = measuring.compare(Searcher(store, FakeEncoder()), asked, ["words"], None, COUNT)
+    rows = measuring.compare(Searcher(store, FakeEncoder()), asked, [("words", 0)], COUNT)
     assert rows[0].bare == {1: 0, 5: 0, 10: 0}  # words find no image without captions
     assert 0.2 < len(set(store.contents().caption_media.tolist())) / COUNT <= 0.25
 
@@ -89,7 +93,9 @@ def test_an_index_without_captions_cannot_be_measured(store):
 def test_the_figures_are_those_of_ranking_everything(store):
     searcher = Searcher(store, FakeEncoder())
     asked = measuring.hold_out(store, 1)
-    rows = measuring.compare(searcher, asked, ["image", "words", "sum"], None, COUNT)
+    rows = measuring.compare(
+        searcher, asked, [(how, 0) for how in ("image", "words", "sum")], COUNT
+    )
     held = store.contents()
     queries = FakeEncoder().encode_texts([one.text for one in asked])
     scores = queries @ held.image_vectors.T
@@ -109,21 +115,56 @@ def test_the_figures_are_those_of_ranking_everything(store):
 def test_a_report_says_whether_a_difference_is_real(store):
     searcher = Searcher(store, FakeEncoder())
     asked = measuring.hold_out(store, 1)
-    rows = measuring.compare(searcher, asked, ["image", "words"], None, COUNT)
+    rows = measuring.compare(searcher, asked, [("image", 0), ("words", 0)], COUNT)
     report = measuring.FusionReport("toys", "", "fake", COUNT, 9, rows)
     text = measuring.to_text(report)
-    assert text.splitlines()[1].split()[:2] == ["fusion", "R@1"]
+    assert text.splitlines()[1].split()[:2] == ["setting", "R@1"]
     assert text.splitlines()[3].endswith("better")
     assert measuring.to_json(report)["rows"][1]["R@1_gain"][0] > 0
     assert measuring.verdict(Difference(1, -1, 2)) == "no real difference"
     assert measuring.verdict(Difference(-1, -2, -0.5)) == "worse"
 
 
+class Corners:
+    """A matcher that tells pictures apart: by their first patch."""
+
+    def __call__(self, tokens, patches):
+        return (patches[:, 0] @ tokens.sum(axis=0)).astype(np.float32)
+
+
+def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
+    asked = measuring.hold_out(store, 0)
+    assert len(asked) == 3 * COUNT - 2
+    assert not store.has_captions()
+    reranker = Reranker(Corners(), np.eye(16, dtype=np.float32), Mix(0.5, 0.5))
+    local = FakeLocal()
+    learned = Learned(reranker=lambda: reranker)
+    searcher = Searcher(store, FakeEncoder(), learned, lambda: local)
+    plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)], COUNT)
+    assert (plain.name, again.name) == ("image", "image, rerank 7")
+    assert plain.bare is None  # all of them are
+    ranks = []
+    for one in asked:
+        query = Query((Term(text=one.text),), k=COUNT, fusion="image")
+        first = [hit.media_id for hit in searcher.search(query)]
+        best = [h.media_id for h in searcher.search(replace(query, k=7, rerank=7))]
+        ranks.append(1 + [*best, *first[7:]].index(one.media))
+    for k in (1, 5, 10):
+        expected = 100 * np.mean(np.array(ranks) <= k)
+        assert again.metrics.recall[k] == pytest.approx(expected, abs=100 / len(asked))
+    assert again.metrics.recall[10] == pytest.approx(plain.metrics.recall[10], abs=1.5)
+    report = measuring.FusionReport("toys", "", "fake", COUNT, 0, (plain, again))
+    assert "image, rerank 7" in measuring.to_text(report)
+    assert measuring.to_json(report)["rows"][1]["rerank"] == 7
+    with pytest.raises(UsageError, match="--fusion words does not"):
+        measuring.compare(searcher, asked, [("words", 7)], COUNT)
+
+
 def test_weights_are_learned_for_what_tells_images_apart(store):
     """Here the words: the pictures' colours tell nothing of their captions."""
     asked = measuring.hold_out(store, 1)
     searcher = Searcher(store, FakeEncoder())
-    evidences = list(measuring.evidence_of(searcher, asked))
+    evidences = [found for _, _, found in measuring.evidence_of(searcher, asked)]
     found = learn_fusion(evidences, asked, COUNT)
     assert found.weights.words > 0.5
     assert sum(vars(found.weights).values()) == pytest.approx(1)
@@ -138,6 +179,7 @@ def test_weights_are_learned_for_what_tells_images_apart(store):
 
 def test_too_few_captions_teach_nothing(store):
     asked = measuring.hold_out(store, 1)[:8]
-    evidences = list(measuring.evidence_of(Searcher(store, FakeEncoder()), asked))
+    found = measuring.evidence_of(Searcher(store, FakeEncoder()), asked)
+    evidences = [evidence for _, _, evidence in found]
     with pytest.raises(UsageError, match="at least 10 are needed"):
         learn_fusion(evidences, asked, COUNT)

@@ -73,7 +73,7 @@ def test_a_folder_is_taken_in_and_found(run, store, encoder, photos):
 
 def test_a_second_run_over_an_unchanged_folder_opens_no_file(run, photos, monkeypatch):
     run(photos)
-    monkeypatch.setattr(reading, "_content", lambda path: 1 / 0)
+    monkeypatch.setattr(reading, "content_of", lambda path: 1 / 0)
     assert counts(run(photos)) == {"unchanged": 6}
 
 
@@ -289,7 +289,7 @@ def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, monk
     (photos / "bad.png").write_bytes(b"nothing")
     run(photos)
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_content", lambda path: 1 / 0)
+        patch.setattr(reading, "content_of", lambda path: 1 / 0)
         report = run(photos)
     assert (report.failed, report.known_bad, report.unchanged) == (0, 1, 6)
     paint(photos / "bad.png", "red", mark=9)
@@ -318,7 +318,9 @@ def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
     run(photos)
     os.utime(photos / "red.png", ns=(1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_content", lambda path: (reading.NEVER, b"", "cannot be read: EIO"))
+        patch.setattr(
+            reading, "content_of", lambda path: (reading.NEVER, b"", "cannot be read: EIO")
+        )
         assert counts(run(photos)) == {"unchanged": 5, "failed": 1}
     assert "red.png" in paths_in(store, photos)
     assert counts(run(photos)) == {"unchanged": 6}

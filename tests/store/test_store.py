@@ -433,6 +433,8 @@ def test_an_index_of_the_first_format_gains_its_words(store):
         raw.execute("DROP TRIGGER words_after_insert")
         raw.execute("DROP TRIGGER words_after_delete")
         raw.execute("DROP TABLE words")
+        raw.execute("DROP TRIGGER look_before_delete")
+        raw.execute("DROP TABLE look")
         raw.execute("PRAGMA user_version = 1")
     raw.close()
     older = Store(store.folder)

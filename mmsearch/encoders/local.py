@@ -1,0 +1,132 @@
+"""Local features: a picture's patches and a text's tokens in a model's space, for re-ranking.
+
+A picture is looked at a second time: larger, where the model's image tower takes any size, and as
+in a mirror. That look has a vector and patches; the mean of it and of the first tells more than
+either. Like a whole model, these towers are converted once and then run without torch; they lie in
+a folder `local` beside the model's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.encoders.openvino import OpenVinoEncoder, openvino_core
+from mmsearch.types import Pixels, Preprocess, Vectors
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a second look at n pictures found."""
+
+    vectors: Vectors
+    """(n, dim), of length 1."""
+    patches: NDArray[np.float32]
+    """(n, p, dim), each patch of length 1."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What n texts are made of."""
+
+    rows: NDArray[np.float32]
+    """(n, l, dim), each token of length 1."""
+    there: NDArray[np.bool_]
+    """(n, l); False where a row is padding."""
+
+
+class LocalEncoder:
+    """Runs the converted local towers of a model. Safe to call from several threads."""
+
+    def __init__(self, model: OpenVinoEncoder) -> None:
+        """Takes the model whose local towers were converted by `export_local`."""
+        self._model = model
+        folder = local_folder(model.folder)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.spec = model.spec
+        self.preprocess: Preprocess = dataclasses.replace(
+            model.spec.preprocess, size=tuple(manifest["size"])
+        )
+        """How a picture is prepared for a second look."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._towers: dict[str, Any] = {}
+
+    def looks(self, pixels: Pixels) -> Looks:
+        """A second look at pictures, (n, height, width, 3), as `preprocess` has them."""
+        vectors, patches = self._run("look", np.ascontiguousarray(pixels))
+        return Looks(vectors, patches)
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of texts, as far as the longest of them goes."""
+        ids = self._model.tokenize(texts)
+        # open_clip pads with zeros at the end; within a text a zero may be a token ("!" is).
+        lengths = ids.shape[1] - (ids[:, ::-1] != 0).argmax(axis=1)
+        there = np.arange(ids.shape[1]) < lengths[:, None]
+        longest = max(1, int(lengths.max(initial=1)))
+        (rows,) = self._run("tokens", ids)
+        return Tokens(rows[:, :longest], there[:, :longest])
+
+    def _run(self, tower: str, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
+        with self._lock:  # one request a tower; OpenVINO itself uses every core
+            if tower not in self._towers:
+                self._towers[tower] = self._compile(tower).create_infer_request()
+            found = self._towers[tower].infer([batch])
+            return [np.array(value, np.float32) for value in found.values()]
+
+    def _compile(self, tower: str) -> Any:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "CACHE_DIR": str(self._folder / "compiled"),
+        }
+        return openvino_core().compile_model(self._folder / f"{tower}.xml", "CPU", options)
+
+
+def local_folder(model: Path) -> Path:
+    """Where the local towers of a converted model lie."""
+    return model / "local"
+
+
+def has_local(model: Path) -> bool:
+    """Whether the local towers of a converted model were converted too."""
+    try:
+        manifest = json.loads((local_folder(model) / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(manifest.get("version") == _VERSION)
+
+
+def write_local(model: Path, graphs: dict[str, Any], size: tuple[int, int]) -> None:
+    """Keeps converted local towers beside a converted model, all or nothing."""
+    import openvino as ov
+
+    draft = Path(tempfile.mkdtemp(prefix=".local-", dir=model))
+    try:
+        for name, graph in graphs.items():
+            ov.save_model(graph, draft / f"{name}.xml", compress_to_fp16=False)
+        manifest = {"version": _VERSION, "size": list(size)}
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        shutil.rmtree(local_folder(model), ignore_errors=True)
+        os.replace(draft, local_folder(model))
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def second_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Nine sevenths of a size, in whole patches of `stride` pixels."""
+    height, width = (max(1, round(side * 9 / 7 / stride)) * stride for side in size)
+    return height, width

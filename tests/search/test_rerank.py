@@ -1,0 +1,376 @@
+"""Re-ranking: NumPy against torch, the parts by hand, the file, and what a search does with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import DIM, FakeEncoder, FakeLocal, paint, unit_vectors
+from safetensors.torch import save_file
+
+from mmsearch.encoders.local import Looks
+from mmsearch.errors import DamageError, UsageError
+from mmsearch.ingest.looks import add_looks
+from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.networks.cross_attention import CrossAttention
+from mmsearch.networks.late_interaction import LateInteraction
+from mmsearch.search import rerank
+from mmsearch.search.matchers import matcher_of
+from mmsearch.search.rerank import FILE_NAME, Mix, Reranker, read_reranker
+from mmsearch.search.searcher import Learned, Searcher
+from mmsearch.store.store import Store
+from mmsearch.types import Filter, Query, Term
+
+RNG = np.random.default_rng(8)
+HEADS = 2
+KINDS = pytest.mark.parametrize("kind", ["interaction", "attention"])
+
+
+def made(kind):
+    torch.manual_seed(1)
+    attention = kind == "attention"
+    network = CrossAttention(DIM, 12, HEADS, 2) if attention else LateInteraction(DIM, 12)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return network.eval()
+
+
+def weights_of(network):
+    return {name: value.detach().numpy() for name, value in network.state_dict().items()}
+
+
+@KINDS
+def test_numpy_computes_what_torch_computes(kind):
+    network = made(kind)
+    matcher = matcher_of(kind, weights_of(network), HEADS)
+    for length in (1, 7):
+        tokens, patches = unit_vectors(RNG, length), unit_vectors(RNG, 5 * 6).reshape(5, 6, DIM)
+        with torch.inference_mode():
+            expected = network(
+                torch.from_numpy(tokens)[None],
+                torch.ones(1, length, dtype=torch.bool),
+                torch.from_numpy(patches),
+            )[0].numpy()
+        found = matcher(tokens, patches)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+class Brightness:
+    """A matcher that can be followed by hand: the sum of the first patch and of the tokens."""
+
+    def __call__(self, tokens, patches):
+        return (patches[:, 0].sum(axis=1) + tokens.sum()).astype(np.float32)
+
+
+def test_the_parts_are_what_they_are_called():
+    captions, own, vectors = (unit_vectors(RNG, count) for count in (7, 3, 3))
+    query, patches = unit_vectors(RNG, 1)[0], unit_vectors(RNG, 6).reshape(3, 2, DIM)
+    texts = [(1.0, unit_vectors(RNG, 2)), (3.0, unit_vectors(RNG, 4))]
+    found = Reranker(Brightness(), captions, Mix(0, 0)).parts(
+        query, texts, own, Looks(vectors, patches)
+    )
+    for row in range(3):
+        seen = own[row] + vectors[row]
+        seen = seen / np.sqrt((seen**2).sum())
+        assert found.cosine[row] == pytest.approx(seen @ query, abs=1e-6)
+        near = np.mean([np.exp(20 * (seen @ caption)) for caption in captions])
+        assert found.popularity[row] == pytest.approx(np.log(near) / 20, abs=1e-6)
+        both = [patches[row, 0].sum() + rows.sum() for _, rows in texts]
+        assert found.match[row] == pytest.approx(0.25 * both[0] + 0.75 * both[1], abs=1e-5)
+    mixed = Mix(0.5, 0.1).of(found)
+    np.testing.assert_allclose(mixed, found.cosine - 0.5 * found.popularity + 0.1 * found.match)
+
+
+def test_popularity_counts_for_queries_like_the_captions(monkeypatch):
+    monkeypatch.setattr(rerank, "_NEAREST", 2)
+    captions = unit_vectors(RNG, 6)
+    query = unit_vectors(RNG, 1)
+    cosines = sorted((captions @ query[0]).tolist())
+    near = (cosines[-1] + cosines[-2]) / 2
+    assert rerank.nearness(query, captions)[0] == pytest.approx(near, abs=1e-6)
+    looks = Looks(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
+
+    def popularity(familiar):
+        made = Reranker(Brightness(), captions, Mix(1, 0), familiar)
+        return made.parts(query[0], [(1.0, query)], looks.vectors, looks).popularity
+
+    whole = popularity((near - 0.2, near - 0.1))
+    assert abs(whole).min() > 0
+    np.testing.assert_allclose(popularity((near - 0.1, near + 0.1)), 0.5 * whole, atol=1e-5)
+    assert (popularity((near + 0.1, near + 0.2)) == 0).all()
+    np.testing.assert_allclose(popularity((-1.0, -1.0)), whole)
+
+
+def test_new_scores_stand_where_the_cosines_stood():
+    reranker = Reranker(Brightness(), unit_vectors(RNG, 7), Mix(1.0, 5.0))
+    looks = Looks(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
+    own = unit_vectors(RNG, 3)
+    parts = reranker.parts(own[0], [(1.0, unit_vectors(RNG, 2))], own, looks)
+    cosines = np.array([0.1, 0.2, 0.4], np.float32)
+    scores = reranker.rescored(cosines, parts)
+    assert scores.mean() == pytest.approx(cosines.mean(), abs=1e-6)
+    np.testing.assert_allclose(np.diff(scores), np.diff(reranker.mix.of(parts)), atol=1e-5)
+
+
+# -- the file -----------------------------------------------------------------------------------
+
+
+def write(folder, kind="interaction", space="a", captions=None):
+    captions = unit_vectors(RNG, 9) if captions is None else captions
+    network = made(kind)
+    matcher = matcher_of(kind, weights_of(network), HEADS)
+    reranker = Reranker(matcher, captions, Mix(0.75, 1 / 60), (0.5, 0.6))
+    rerank.write_reranker(folder, kind, weights_of(network), HEADS, reranker, space)
+    return captions
+
+
+@KINDS
+def test_what_was_learned_is_kept_for_its_space_alone(tmp_path, kind):
+    assert read_reranker(tmp_path, "a") is None
+    captions = write(tmp_path, kind)
+    assert read_reranker(tmp_path, "b") is None
+    found = read_reranker(tmp_path, "a")
+    assert found is read_reranker(tmp_path, "a")  # read once
+    assert (found.mix, found.dim, found.familiar) == (Mix(0.75, 1 / 60), DIM, (0.5, 0.6))
+    np.testing.assert_allclose(found.captions, captions, atol=1e-3)
+    tokens, patches = unit_vectors(RNG, 3), unit_vectors(RNG, 8).reshape(2, 4, DIM)
+    expected = matcher_of(kind, weights_of(made(kind)), HEADS)(tokens, patches)
+    np.testing.assert_allclose(found.matcher(tokens, patches), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 300, -1])
+def test_a_damaged_file_is_one_clear_line(tmp_path, keep):
+    write(tmp_path)
+    path = tmp_path / FILE_NAME
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UsageError, match="delete it, or learn it anew"):
+        read_reranker(tmp_path, "a")
+
+
+def test_files_of_other_programs_are_refused(tmp_path):
+    good = {name: torch.from_numpy(value) for name, value in weights_of(made("attention")).items()}
+    good["captions"] = torch.from_numpy(unit_vectors(RNG, 9))
+    remarks = {"version": "1", "space": "a", "kind": "attention", "heads": "2",
+               "popularity": "0.5", "match": "0.1", "familiar": "0 1"}  # fmt: skip
+    save_file(good, tmp_path / FILE_NAME, remarks)
+    assert read_reranker(tmp_path, "a") is not None
+    for place, (change, weights) in enumerate((
+        ({"version": "2"}, good),
+        ({"kind": "magic"}, good),
+        ({"kind": "interaction"}, good),
+        ({"heads": "5"}, good),
+        ({"popularity": "much"}, good),
+        ({"familiar": "0.5"}, good),
+        ({}, {**good, "out.weight": good["patch.weight"].clone()}),
+        ({}, {**good, "captions": torch.ones(2, DIM, dtype=torch.int32)}),
+        ({}, {**good, "captions": good["captions"][:, :5].contiguous()}),
+        ({}, {**good, "captions": torch.full((2, DIM), torch.nan)}),
+        ({}, {name: value for name, value in good.items() if name != "blocks.1.own.out.bias"}),
+    )):  # fmt: skip
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        save_file(weights, folder / FILE_NAME, {**remarks, **change})
+        with pytest.raises(UsageError, match="delete it, or learn it anew"):
+            read_reranker(folder, "a")
+
+
+# -- searches -----------------------------------------------------------------------------------
+
+COUNT = 24
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shades = np.random.default_rng(6).integers(0, 255, (COUNT, 3))
+    for number, shade in enumerate(shades):
+        paint(tmp_path / "p" / f"{number:02}.png", tuple(int(v) for v in shade), mark=number + 1)
+        (tmp_path / "p" / f"{number:02}.txt").write_text(f"thing{number} in red\nkind{number % 3}")
+    return tmp_path / "p"
+
+
+@pytest.fixture
+def store(tmp_path, folder):
+    store = Store.create(tmp_path / "index")
+    with store.writer() as writer:
+        plan = make_plan(store, scopes_of(store, writer, [folder], None), prune=None)
+        Pipeline(store, writer, FakeEncoder(), workers=2).run(plan)
+    yield store
+    store.close()
+
+
+def searcher_of(store, local, mix=Mix(0.5, 0.3)):  # noqa: B008 - it is frozen
+    reranker = Reranker(Brightness(), unit_vectors(np.random.default_rng(1), 30), mix)
+    return Searcher(store, FakeEncoder(), Learned(reranker=lambda: reranker), lambda: local)
+
+
+def keep_looks(store, local):
+    with store.writer() as writer:
+        return add_looks(store, writer, local, workers=2)
+
+
+RED = Query((Term(text="red"),), k=3)
+
+
+def ask(searcher, query=RED, **changes):
+    return searcher.search(replace(query, **changes))
+
+
+def test_the_first_are_ranked_by_the_mix_and_only_they(store):
+    local = FakeLocal()
+    searcher = searcher_of(store, local)
+    keep_looks(store, local)
+    plain = ask(searcher, k=COUNT, fusion="image")
+    found = ask(searcher, k=3, rerank=8, fusion="image")
+    vector = searcher.embed(RED.terms)
+    answer = searcher.rank(vector[None], "image", 8)[0]
+    seen, parts = searcher.second_looks(RED).parts(vector, RED.terms, answer.items)
+    assert seen.tolist() == list(range(8))
+    scores = Mix(0.5, 0.3).of(parts)
+    best = np.argsort(-scores)[:3]
+    assert [hit.media_id for hit in found] == [answer.ids[row] for row in best]
+    assert {hit.media_id for hit in found} <= {hit.media_id for hit in plain[:8]}
+    assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+    cosines = {hit.media_id: hit.score for hit in plain}
+    assert all(hit.scores["image"] == pytest.approx(cosines[hit.media_id]) for hit in found)
+    assert [hit.media_id for hit in found] != [hit.media_id for hit in plain[:3]]
+
+
+def test_all_that_is_shown_is_looked_at(store):
+    searcher = searcher_of(store, FakeLocal())
+    few = ask(searcher, k=9, rerank=2, fusion="image")
+    assert few == ask(searcher, k=9, rerank=9, fusion="image")
+
+
+def test_looks_that_are_not_kept_are_taken_now(store):
+    local = FakeLocal()
+    searcher = searcher_of(store, local)
+    before = ask(searcher, rerank=8, fusion="image")
+    assert local.looked == 8
+    assert keep_looks(store, local) == COUNT
+    assert ask(searcher, rerank=8, fusion="image") == before
+    assert local.looked == 8 + COUNT
+    assert keep_looks(store, local) == 0
+
+
+def test_many_are_looked_at_in_portions(store, monkeypatch):
+    searcher = searcher_of(store, FakeLocal())
+    whole = ask(searcher, rerank=11, fusion="image")
+    monkeypatch.setattr(rerank, "_BLOCK", 4)
+    for mine, theirs in zip(ask(searcher, rerank=11, fusion="image"), whole, strict=True):
+        assert mine.path == theirs.path
+        assert mine.score == pytest.approx(theirs.score, abs=1e-6)
+
+
+def test_patches_that_cannot_be_read_are_told(store):
+    keep_looks(store, FakeLocal())
+    with store.catalog.write() as connection:
+        connection.exec_driver_sql("UPDATE look SET content = x'0102' WHERE media_id = 3")
+    with pytest.raises(DamageError, match="drop them with 'mmsearch index --no-patches'"):
+        ask(searcher_of(store, FakeLocal()), rerank=COUNT, fusion="image")
+
+
+def test_files_that_are_gone_keep_their_cosine(store, folder):
+    searcher = searcher_of(store, FakeLocal())
+    plain = ask(searcher, k=8, fusion="image")
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"no picture")
+    gone = ask(searcher, k=8, rerank=8, fusion="image")
+    assert [(hit.path, hit.score) for hit in gone] == [(hit.path, hit.score) for hit in plain]
+
+
+def test_a_changed_file_is_left_to_the_next_run(store, folder):
+    for path in folder.glob("0*.png"):
+        paint(path, "white")
+    assert keep_looks(store, FakeLocal()) == COUNT - 10
+
+
+def test_a_fusion_takes_the_new_scores_for_the_image(store):
+    local = FakeLocal()
+    searcher = searcher_of(store, local)
+    keep_looks(store, local)
+    plain, found = (ask(searcher, k=COUNT, fusion="sum", rerank=n) for n in (0, 8))
+    assert {hit.media_id for hit in found} == {hit.media_id for hit in plain}
+    assert all(hit.scores["rerank"] is not None for hit in found)
+    first = ask(searcher, fusion="sum", rerank=8)
+    assert {hit.media_id for hit in first} <= {hit.media_id for hit in plain[:8]}
+    by_media = {hit.media_id: hit for hit in plain}
+    assert all(hit.scores["image"] == by_media[hit.media_id].scores["image"] for hit in first)
+    assert any(hit.scores["rerank"] != hit.scores["image"] for hit in first)
+    vector = searcher.embed(RED.terms)
+    evidence = searcher.evidence(RED, vector)
+    scores, image = searcher.scores(replace(RED, rerank=8), vector, evidence, "sum")
+    order = np.argsort(-scores)
+    assert evidence.media[order[:3]].tolist() == [hit.media_id for hit in first]
+    # What lies beyond the first eight stays beyond, in its order.
+    assert evidence.media[order[8:]].tolist() == [hit.media_id for hit in plain[8:]]
+    assert (image[order[8:]] == evidence.image[order[8:]]).all()
+
+
+def test_filters_and_least_scores_come_first(store, folder):
+    searcher = searcher_of(store, FakeLocal())
+    chosen = folder / "03.png"
+    (only,) = ask(searcher, rerank=9, fusion="image", filter=Filter(under=chosen))
+    assert only.path == chosen
+    plain = ask(searcher, k=COUNT, fusion="image")
+    least = plain[4].score
+    found = ask(searcher, k=COUNT, rerank=9, min_score=least)
+    assert {hit.media_id for hit in found} == {hit.media_id for hit in plain[:5]}
+    assert ask(searcher, rerank=9, min_score=2.0) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rerank": -1}, "whole number"),
+        ({"to": "caption"}, "texts that look for images"),
+        ({"fusion": "words"}, "--fusion words does not"),
+        ({"fusion": "caption"}, "--fusion caption does not"),
+    ],
+)
+def test_what_cannot_be_ranked_again_is_refused(store, changes, message):
+    with pytest.raises(UsageError, match=message):
+        ask(searcher_of(store, FakeLocal()), **{"rerank": 5, **changes})
+
+
+def test_pictures_do_not_ask_for_a_second_look(store, folder):
+    searcher = searcher_of(store, FakeLocal())
+    for terms in ((Term(image=folder / "01.png"),), (Term(text="red", weight=-1), *RED.terms[:0])):
+        with pytest.raises(UsageError, match="texts that look for images"):
+            searcher.search(Query(terms, rerank=5, fusion="image"))
+
+
+def test_nothing_learned_or_for_another_width_is_told(store):
+    with pytest.raises(UsageError, match="train rerank"):
+        Searcher(store, FakeEncoder()).search(Query(RED.terms, rerank=5))
+    narrow = Reranker(Brightness(), np.ones((3, 5), np.float32), Mix(0, 0))
+    with pytest.raises(UsageError, match="takes vectors of 5 dimensions"):
+        Searcher(store, FakeEncoder(), Learned(reranker=lambda: narrow)).search(
+            Query(RED.terms, rerank=5)
+        )
+
+
+def test_several_texts_match_by_their_weights_and_what_is_not_wanted_does_not(store):
+    searcher = searcher_of(store, FakeLocal())
+    items = searcher.rank(searcher.embed(RED.terms)[None], "image", 5)[0].items
+    vector = searcher.embed(RED.terms)
+
+    def match(*terms):
+        return searcher.second_looks(RED).parts(vector, terms, items)[1].match
+
+    red, blue = match(Term(text="red")), match(Term(text="blue"))
+    both = match(Term(text="red", weight=3.0), Term(text="blue"), Term(text="green", weight=-2))
+    np.testing.assert_allclose(both, 0.75 * red + 0.25 * blue, atol=1e-5)
+
+
+def test_what_comes_with_tiny_is_for_tiny(tiny, tmp_path):
+    from mmsearch.search.compose import read_composer
+
+    found = read_reranker(tmp_path, tiny.spec.space)
+    assert found.dim == tiny.spec.dim
+    assert found.mix.match > 0
+    assert read_composer(tmp_path, tiny.spec.space, tiny.spec.dim).is_for_photos

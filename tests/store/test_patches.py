@@ -1,0 +1,110 @@
+"""Second looks as bytes, and in the catalog."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import DIM, FakeEncoder, root_at, unit_vectors
+
+from mmsearch.store import catalog, migrations
+from mmsearch.store.changes import NewMedia
+from mmsearch.store.patches import pack_looks, unpack_looks
+from mmsearch.store.store import Store
+
+RNG = np.random.default_rng(4)
+
+
+def some_looks(count, patches=5):
+    return unit_vectors(RNG, count), np.stack([unit_vectors(RNG, patches) for _ in range(count)])
+
+
+def test_what_is_kept_is_near_to_what_was_seen():
+    vectors, patches = some_looks(9)
+    kept = pack_looks(vectors, patches)
+    assert {len(one) for one in kept} == {2 * DIM + 5 * (2 + DIM)}
+    found = unpack_looks(kept, DIM)
+    assert [part.dtype for part in found] == [np.float32, np.float32]
+    np.testing.assert_allclose(found[0], vectors, atol=1e-3)
+    # Half a step of a signed byte, of which 127 are the largest number of a patch.
+    steps = np.abs(patches).max(axis=2, keepdims=True) / 127
+    assert (np.abs(found[1] - patches) <= steps * 0.51 + 1e-3).all()
+    assert pack_looks(*found) == kept
+
+
+def test_a_patch_of_zeros_stays_one():
+    vectors, patches = some_looks(1)
+    patches[0, 2] = 0
+    assert (unpack_looks(pack_looks(vectors, patches), DIM)[1][0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("kept", [[], [b"abc"], [bytes(2 * DIM)], [bytes(50), bytes(68)]])
+def test_something_else_is_refused(kept):
+    with pytest.raises(ValueError, match="look"):
+        unpack_looks(kept, DIM)
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.create(tmp_path / "index")
+    with store.writer() as writer:
+        space = writer.space_of(FakeEncoder().spec, "fp32")
+        root = root_at(writer, b"/r")
+        with writer.change() as change:
+            for number in range(4):
+                name = f"{number}".encode()
+                change.add_media(
+                    NewMedia(root.id, name, 1, 1, name, 1, 1, "2020-01-01T00:00:00", "exif",
+                             unit_vectors(RNG, 1)[0]), space,
+                )  # fmt: skip
+    yield store
+    store.close()
+
+
+def look_at(store, ids):
+    with store.writer() as writer:
+        space = writer.space_of(FakeEncoder().spec, "fp32")
+        packed = pack_looks(*some_looks(len(ids)))
+        with writer.change() as change:
+            change.add_looks(dict(zip(ids, packed, strict=True)), space)
+    return packed
+
+
+def test_looks_go_with_their_picture(store):
+    ids = store.contents().image_ids.tolist()
+    packed = look_at(store, ids[:3])
+    space = FakeEncoder().spec.space
+    kept, own = store.looks(space, [*ids, 99])
+    assert kept == dict(zip(ids, packed, strict=False))
+    np.testing.assert_array_equal(
+        [own[number] for number in ids], store.contents().image_vectors
+    )  # fmt: skip
+    with store.catalog.read() as connection:
+        left = catalog.without_look(connection, catalog.active_space(connection))
+    assert left == [(ids[3], b"/r/3", b"3")]
+    with store.writer() as writer:
+        writer.remove([b"/r/1"])
+    kept, own = store.looks(space, ids)
+    assert list(kept) == [ids[0], ids[2]]
+    assert list(own) == [ids[0], ids[2], ids[3]]
+    assert store.status().looks == 2
+
+
+def test_a_picture_that_went_meanwhile_gets_none(store):
+    ids = store.contents().image_ids.tolist()
+    look_at(store, [ids[0], 99])
+    assert store.status().looks == 1
+    with store.writer() as writer, writer.change() as change:
+        change.remove_looks()
+    assert store.status().looks == 0
+
+
+def test_an_index_of_before_gets_the_table(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:
+        for module in (migrations, catalog):
+            older.setattr(module, "FORMAT_VERSION", 2)
+        older.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:2])
+        catalog.Catalog.create(tmp_path / "catalog.sqlite3").close()
+    opened = catalog.Catalog(tmp_path / "catalog.sqlite3")
+    with opened.read() as connection:
+        assert not catalog.has_looks(connection)
+    opened.close()
