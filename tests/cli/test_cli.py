@@ -140,7 +140,9 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
 
 def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_path, monkeypatch):
     from mmsearch.learning import compose
+    from mmsearch.search import learned
 
+    monkeypatch.setattr(learned, "BUNDLED", tmp_path)  # where nothing lies
     for name, value in {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60}.items():
         monkeypatch.setattr(compose, name, value)
     own = tmp_path / "index"
