@@ -67,7 +67,7 @@ def index(
         typer.Option(
             "--patches/--no-patches",
             help="Keep what search --rerank reads of every image, now and in later runs (21 KB an "
-            "image with tiny); --no-patches drops it.",
+            "image with tiny); --no-patches drops it: its room in the file is used again.",
         ),
     ] = None,
     workers: Annotated[

@@ -89,8 +89,8 @@ def search(
             "--rerank",
             min=0,
             metavar="N",
-            help="Look at the first N images (at least -k) a second time, closer: better hits, in "
-            "some 30 ms for 50 if 'index --patches' has kept what that needs.",
+            help="Look at the first N images (at least -k) a second time, closer, for better hits; "
+            "it is quick if 'index --patches' has kept what that needs.",
         ),
     ] = 0,
     min_score: Annotated[
