@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,19 @@ class FakeEncoder:
         )
         self._basis = np.random.default_rng(7).normal(size=(4, DIM)).astype(np.float32)
         self.images_encoded = 0
+        self._lock = threading.Lock()
+
+    batch = 4
+
+    def bulk(self, callers):
+        return self
 
     def warm_up(self, modality):
         pass
 
     def encode_images(self, pixels):
-        self.images_encoded += len(pixels)
+        with self._lock:
+            self.images_encoded += len(pixels)
         mean = pixels.reshape(len(pixels), -1, 3).mean(axis=1) / 255
         return self._unit(mean)
 

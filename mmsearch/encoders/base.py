@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
@@ -17,6 +17,18 @@ class Encoder(Protocol):
     @property
     def precision(self) -> str:
         """What the runtime computes in: fp32 or bf16."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """How many pictures it encodes best at a time."""
+        ...
+
+    def bulk(self, callers: int) -> Self:
+        """The same encoder for so many threads that encode at once, each on its share of the cores.
+
+        It is for a corpus: a single query takes longer with it.
+        """
         ...
 
     def warm_up(self, modality: Modality) -> None:

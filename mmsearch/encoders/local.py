@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.encoders.openvino import OpenVinoEncoder, openvino_core
+from mmsearch.encoders.tokenizer import lengths_of
 from mmsearch.types import Pixels, Preprocess, Vectors
 
 _VERSION = 1
@@ -73,8 +74,7 @@ class LocalEncoder:
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """The tokens of texts, as far as the longest of them goes."""
         ids = self._model.tokenize(texts)
-        # open_clip pads with zeros at the end; within a text a zero may be a token ("!" is).
-        lengths = ids.shape[1] - (ids[:, ::-1] != 0).argmax(axis=1)
+        lengths = lengths_of(ids)
         there = np.arange(ids.shape[1]) < lengths[:, None]
         longest = max(1, int(lengths.max(initial=1)))
         (rows,) = self._run("tokens", ids)

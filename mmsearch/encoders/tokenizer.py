@@ -47,6 +47,21 @@ class ClipTokenizer:
         return rows
 
 
+def lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many tokens each text has, (n,), of ids (n, l) that are padded with zeros at the end.
+
+    Within a text a zero may be a token ("!" is); its last token is none.
+    """
+    found: NDArray[np.int64] = ids.shape[1] - (ids[:, ::-1] != 0).argmax(axis=1)
+    return found
+
+
+def trimmed(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The ids up to the end of the longest text, in steps of eight: few shapes to compile for."""
+    longest = int(lengths_of(ids).max(initial=1))
+    return np.ascontiguousarray(ids[:, : -(-longest // 8) * 8])
+
+
 def build_tokenizer(vocabulary: Path) -> Tokenizer:
     """The tokenizer of CLIP's vocabulary file, `bpe_simple_vocab_16e6.txt.gz`.
 

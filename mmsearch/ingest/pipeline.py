@@ -1,7 +1,10 @@
 """Brings an index in step with what lies on the disk: read, decode, encode, commit.
 
-Worker threads read and decode; the calling thread encodes and commits, a batch at a time. What
-a batch committed stays, whatever happens after it.
+Worker threads read, decode and encode; the calling thread commits, a batch at a time and in the
+plan's order, while the workers are at the next ones. There are as many workers as cores, and the
+runtime computes a worker's pictures on one core: decoding and encoding never fight over cores, and
+none waits while there is anything left to do. What a batch committed stays, whatever happens
+after it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -32,7 +35,8 @@ from mmsearch.store.store import Store, Writer
 from mmsearch.types import IngestReport, Progress
 
 #: Files that are committed together, and texts that are encoded together.
-BATCH, TEXTS = 64, 256
+BATCH, TEXTS = 64, 64
+_AHEAD = 2  # batches that are read, and batches that are encoded, before they are committed
 
 OnProgress = Callable[[Progress], None]
 Vector = NDArray[np.float32] | bytes
@@ -55,7 +59,7 @@ class Pipeline:
     ) -> None:
         self._store = store
         self._writer = writer
-        self._encoder = encoder
+        self._encoder = encoder.bulk(workers)
         self._workers = workers
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
@@ -73,6 +77,7 @@ class Pipeline:
         self._space = present
         with self._store.catalog.read() as connection:
             self._roots = {root.id: root for root in catalog.roots(connection)}
+            self._is_first = not catalog.has_media(connection)
         self._lost_roots: dict[int, bool] = {}
         self._changing = {item.old.id for item in plan.read if item.old is not None}
         self._left_behind: dict[bytes, list[NewCaption]] = {}
@@ -80,8 +85,9 @@ class Pipeline:
         self._settle_the_unread()
         self._refresh_captions()
         started = time.perf_counter()
-        for batch in self._batches():
-            self._take_in(batch)
+        with self._pool() as pool:
+            for batch in self._batches(pool):
+                self._take_in(batch)
         seconds = time.perf_counter() - started
         self._remove_gone()
         self._forget_lost_roots()
@@ -149,7 +155,9 @@ class Pipeline:
                 rows = [(row.id, row.text, row.source) for row in present.get(item.old.id, ())]
                 sidecar = self._sidecar_captions(item)
                 changes.append(caption_change(rows, self._wanted(item, sidecar)))
-            vectors = self._embed_texts(text for change in changes for text, _ in change.add)
+            unique = dict.fromkeys(text for change in changes for text, _ in change.add)
+            with self._pool() as pool:
+                vectors = self._collect(self._submit_texts(pool, list(unique)))
             with self._timed("write"), self._writer.change() as change:
                 for item, captions in zip(batch, changes, strict=True):
                     self._apply_captions(change, item.old.id, captions, vectors)
@@ -196,73 +204,52 @@ class Pipeline:
             with self._writer.change() as change:
                 change.drop_empty_roots(lost)
 
-    # -- reading and decoding --------------------------------------------------------------
+    # -- reading and encoding, by workers ----------------------------------------------------
 
-    def _batches(self) -> Iterator[list[Reading]]:
-        """Readings in the plan's order; no more than two batches are held at any time."""
-        waiting: deque[Future[Reading]] = deque()
-        files = iter(self._plan.read)
-        executor = ThreadPoolExecutor(self._workers, thread_name_prefix="mmsearch-read")
+    @contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        executor = ThreadPoolExecutor(self._workers, thread_name_prefix="mmsearch-worker")
         try:
-            batch: list[Reading] = []
-            while True:
-                while len(waiting) < 2 * BATCH and (candidate := next(files, None)):
-                    waiting.append(executor.submit(self._read, candidate))
-                if not waiting:
-                    break
-                reading = waiting.popleft().result()
-                self._stages["decode"] += reading.seconds
-                batch.append(reading)
-                if len(batch) == BATCH:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
+            yield executor
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+    def _batches(self, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
+        """Batches in the plan's order, their vectors on the way; only a few are held at a time."""
+        reading: deque[Future[Reading]] = deque()
+        encoding: deque[_Batch] = deque()
+        files = iter(self._plan.read)
+        while True:
+            while len(reading) < _AHEAD * BATCH and (candidate := next(files, None)):
+                reading.append(pool.submit(self._read, candidate))
+            is_behind = not encoding or (len(encoding) < _AHEAD and not encoding[0].is_done())
+            if reading and is_behind:
+                count = min(BATCH, len(reading))
+                readings = [reading.popleft().result() for _ in range(count)]
+                self._stages["decode"] += sum(one.seconds for one in readings)
+                encoding.append(self._begin(pool, readings))
+            elif encoding:
+                yield encoding.popleft()
+            else:
+                return
 
     def _read(self, candidate: Candidate) -> Reading:
         return read(candidate, self._encoder.spec.preprocess, self._is_known)
 
     def _is_known(self, digest: bytes) -> bool:
+        if self._is_first:  # nothing is known, and asking for each file would cost its share
+            return False
         with self._store.catalog.read() as connection:
             return bool(catalog.media_with_hashes(connection, [digest]))
 
-    # -- encoding and committing -----------------------------------------------------------
-
-    def _take_in(self, batch: Sequence[Reading]) -> None:
-        good = [reading for reading in batch if not reading.reason]
-        pictures = self._pictures(good)
-        image_vectors = self._embed_pictures(pictures)
-        texts = self._embed_texts(
-            text
-            for reading in good
-            for part in self._wanted(reading.candidate, reading.sidecar_captions).values()
-            for text in part
-        )
-        with self._timed("write"), self._writer.change() as change:
-            for reading in batch:
-                if reading.reason:
-                    self._note_failure(change, reading)
-            for reading in good:
-                self._enter(change, reading, pictures, image_vectors, texts)
-        self._done += len(batch)
-        with self._timed("write"):
-            self._writer.compact(only_if="long")
-        self._on_progress(Progress("index", self._done, len(self._plan.read)))
-
-    def _pictures(self, good: Sequence[Reading]) -> dict[bytes, _Source]:
-        """Where each content's vector comes from: the catalog, or a picture to be encoded."""
-        found: dict[bytes, _Source] = {}
-        with self._store.catalog.read() as connection:
-            rows = catalog.media_with_hashes(connection, list({r.digest for r in good}))
-            vectors = catalog.vectors_of(connection, self._space, "image", [r.id for r in rows])
-        for row in rows:
-            if row.id in vectors:
-                source = found.setdefault(row.content_hash, _Source([], vector=vectors[row.id]))
-                source.rows.append(row)
+    def _begin(self, pool: ThreadPoolExecutor, readings: Sequence[Reading]) -> _Batch:
+        """Hands what must be encoded to the workers."""
+        good = [reading for reading in readings if not reading.reason]
+        sources: dict[bytes, _Source] = {}
+        for row, vector in self._known({reading.digest for reading in good}):
+            sources.setdefault(row.content_hash, _Source(row=row, vector=vector))
         for reading in good:
-            if reading.digest not in found:
+            if reading.digest not in sources:
                 picture = reading.picture
                 if picture is None:  # known when it was read, removed since: decode after all
                     again = read(
@@ -270,32 +257,81 @@ class Pipeline:
                     )
                     picture = again.picture if again.digest == reading.digest else None
                 if picture is not None:
-                    found[reading.digest] = _Source([], picture=picture)
+                    sources[reading.digest] = _Source(picture=picture)
+        new = [digest for digest, source in sources.items() if source.vector is None]
+        size = self._encoder.batch
+        pictures = [
+            pool.submit(self._encode_pictures, {digest: sources[digest].pixels for digest in some})
+            for some in (new[start : start + size] for start in range(0, len(new), size))
+        ]
+        unique = dict.fromkeys(
+            text
+            for reading in good
+            for part in self._wanted(reading.candidate, reading.sidecar_captions).values()
+            for text in part
+        )
+        return _Batch(readings, sources, pictures, self._submit_texts(pool, list(unique)))
+
+    def _known(self, digests: set[bytes]) -> list[tuple[Any, bytes]]:
+        """The media rows that have some contents, with their vectors."""
+        with self._store.catalog.read() as connection:
+            rows = catalog.media_with_hashes(connection, list(digests))
+            vectors = catalog.vectors_of(connection, self._space, "image", [r.id for r in rows])
+        return [(row, vectors[row.id]) for row in rows if row.id in vectors]
+
+    def _encode_pictures(self, pixels: dict[bytes, NDArray[np.uint8]]) -> _Encoded:
+        started = time.perf_counter()
+        rows = self._encoder.encode_images(np.stack(list(pixels.values())))
+        vectors: dict[Any, Vector] = dict(zip(pixels, rows, strict=True))
+        return _Encoded(vectors, time.perf_counter() - started)
+
+    def _encode_texts(self, texts: Sequence[str]) -> _Encoded:
+        started = time.perf_counter()
+        vectors: dict[Any, Vector] = dict(
+            zip(texts, self._encoder.encode_texts(texts), strict=True)
+        )
+        return _Encoded(vectors, time.perf_counter() - started)
+
+    def _submit_texts(
+        self, pool: ThreadPoolExecutor, texts: Sequence[str]
+    ) -> list[Future[_Encoded]]:
+        # In portions: one sidecar may hold thousands of lines.
+        return [
+            pool.submit(self._encode_texts, texts[start : start + TEXTS])
+            for start in range(0, len(texts), TEXTS)
+        ]
+
+    def _collect(self, encoded: Iterable[Future[_Encoded]]) -> dict[Any, Vector]:
+        """The vectors that workers made, by content hash or by text."""
+        found: dict[Any, Vector] = {}
+        for future in encoded:
+            one = future.result()
+            found.update(one.vectors)
+            self._stages["encode"] += one.seconds
         return found
 
-    def _embed_pictures(self, sources: dict[bytes, _Source]) -> dict[bytes, Vector]:
-        vectors: dict[bytes, Vector] = {
-            digest: source.vector for digest, source in sources.items() if source.vector is not None
-        }
-        new = [digest for digest in sources if digest not in vectors]
-        if new:
-            pixels = np.stack([sources[digest].pixels for digest in new])
-            with self._timed("encode"):
-                vectors.update(zip(new, self._encoder.encode_images(pixels), strict=True))
-            self._embedded += len(new)
-        return vectors
+    # -- committing --------------------------------------------------------------------------
 
-    def _embed_texts(self, texts: Iterable[str]) -> dict[str, Vector]:
-        unique = list(dict.fromkeys(texts))
-        if not unique:
-            return {}
-        found: dict[str, Vector] = {}
-        with self._timed("encode"):
-            # In portions: one sidecar may hold thousands of lines.
-            for start in range(0, len(unique), TEXTS):
-                some = unique[start : start + TEXTS]
-                found.update(zip(some, self._encoder.encode_texts(some), strict=True))
-        return found
+    def _take_in(self, batch: _Batch) -> None:
+        sources = batch.sources
+        vectors = self._collect(batch.pictures)
+        self._embedded += len(vectors)
+        vectors.update((d, one.vector) for d, one in sources.items() if one.vector is not None)
+        texts = self._collect(batch.texts)
+        # Looked up again: what was committed since this batch was begun may have moved the rows.
+        for row, _ in self._known(set(sources)):
+            sources[row.content_hash].rows.append(row)
+        with self._timed("write"), self._writer.change() as change:
+            for reading in batch.readings:
+                if reading.reason:
+                    self._note_failure(change, reading)
+            for reading in batch.readings:
+                if not reading.reason:
+                    self._enter(change, reading, sources, vectors, texts)
+        self._done += len(batch.readings)
+        with self._timed("write"):
+            self._writer.compact(only_if="long")
+        self._on_progress(Progress("index", self._done, len(self._plan.read)))
 
     def _note_failure(self, change: Change, reading: Reading) -> None:
         candidate, stamp = reading.candidate, reading.stamp
@@ -311,12 +347,12 @@ class Pipeline:
         self,
         change: Change,
         reading: Reading,
-        pictures: dict[bytes, _Source],
+        sources: dict[bytes, _Source],
         vectors: dict[bytes, Vector],
         texts: dict[str, Vector],
     ) -> None:
         """Writes one good file: as new, changed, moved, or only touched."""
-        candidate, source = reading.candidate, pictures.get(reading.digest)
+        candidate, source = reading.candidate, sources.get(reading.digest)
         if source is None:  # changed again while the run went on: the next run takes it
             return
         old = candidate.old
@@ -422,13 +458,23 @@ class Pipeline:
         self._counts["captions"] += len(captions)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """What a worker encoded, and how long it took."""
+
+    vectors: dict[Any, Vector]
+    seconds: float
+
+
 @dataclass
 class _Source:
-    """What is known of one content: media rows that have it, or its decoded picture."""
+    """Where one content's vector comes from: a media row that has it, or a picture."""
 
-    rows: list[Any]
+    row: Any = None
     vector: bytes | None = None
     picture: Picture | None = None
+    rows: list[Any] = field(default_factory=list)
+    """The media rows that have the content when it is committed."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -442,13 +488,26 @@ class _Source:
                 self.picture.width, self.picture.height, self.picture.captured,
             )  # fmt: skip
         else:
-            row = self.rows[0]
+            row = self.row
             width, height = row.width, row.height
             known = row.captured_from == "exif"
             captured = datetime.fromisoformat(row.captured) if known else None
         if captured is not None:
             return width, height, stored_time(captured), "exif"
         return width, height, local_time(mtime_ns), "mtime"
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Files that were read, and what workers encode of them."""
+
+    readings: Sequence[Reading]
+    sources: dict[bytes, _Source]
+    pictures: list[Future[_Encoded]]
+    texts: list[Future[_Encoded]]
+
+    def is_done(self) -> bool:
+        return all(future.done() for future in (*self.pictures, *self.texts))
 
 
 def _pair(candidate: Candidate) -> tuple[int, int] | None:

@@ -407,6 +407,10 @@ def without_look(connection: Connection, space: SpaceRow) -> list[tuple[int, byt
     return [(n, join(top, path), digest) for n, top, path, digest in connection.execute(query)]
 
 
+def has_media(connection: Connection) -> bool:
+    return connection.execute(select(schema.media.c.id).limit(1)).first() is not None
+
+
 def has_looks(connection: Connection) -> bool:
     return connection.execute(select(schema.look.c.media_id).limit(1)).first() is not None
 
