@@ -16,7 +16,7 @@ from mmsearch.errors import UsageError
 #: The file that marks a folder as an index's home.
 MARKER = "mmsearch-index.json"
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ class Engine:
         """
         from mmsearch.ingest.pipeline import Pipeline
         from mmsearch.ingest.plan import check_paths, make_plan, scopes_of
+        from mmsearch.ingest.sample import sample_of
 
         started = time.perf_counter()
         named = [Path(os.path.expanduser(path)) for path in paths]
@@ -213,6 +214,12 @@ class Engine:
                 scopes = scopes_of(self._store, writer, named, exclude)
                 plan = make_plan(self._store, scopes, prune=prune, labelled=labelled)
                 scanned = time.perf_counter()
+                encoder = self._models.checked(
+                    encoder,
+                    len(plan.read),
+                    lambda: sample_of(plan, encoder.spec.preprocess, self.settings.workers),
+                )
+                checked = time.perf_counter()
                 report = Pipeline(
                     self._store,
                     writer,
@@ -228,7 +235,7 @@ class Engine:
             ) from None
         stages = {
             **report.stages,
-            "load": report.stages["load"] + loaded - started,
+            "load": report.stages["load"] + loaded - started + checked - scanned,
             "scan": scanned - loaded,
         }
         return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)

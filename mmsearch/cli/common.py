@@ -41,7 +41,7 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, or a torch device such as cuda."),
 ]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
+    str | None, typer.Option("--precision", metavar="P", help="auto, fp32, bf16 or int8.")
 ]
 FusionOption = Annotated[
     str,

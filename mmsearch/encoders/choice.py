@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from mmsearch.config import Settings
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.loading import ModelCache, Notify, open_encoder, open_local, open_space
+from mmsearch.encoders.loading import (
+    ModelCache,
+    Notify,
+    open_encoder,
+    open_local,
+    open_space,
+    with_checked_precision,
+)
 from mmsearch.encoders.registry import (
     BASE,
     BASE_MEGABYTES,
@@ -19,7 +26,7 @@ from mmsearch.encoders.registry import (
     parse_model,
 )
 from mmsearch.errors import ModelNotFound
-from mmsearch.types import EncoderSpec
+from mmsearch.types import EncoderSpec, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.encoders.local import LocalEncoder
@@ -60,6 +67,20 @@ class ModelChoice:
             if key not in self._open:
                 self._open[key] = self._open_space(spec, device)
             return self._open[key]
+
+    def checked(self, encoder: Encoder, count: int, sample: Callable[[], Pixels]) -> Encoder:
+        """The encoder in the precision that serves a run of `count` pictures best.
+
+        Args:
+            sample: gives some of them to compare precisions on.
+        """
+        found = with_checked_precision(
+            encoder, self.cache, self._precision, count, sample, self._notify
+        )
+        with self._lock:
+            if found is not encoder:
+                self._open[encoder.spec.space, "cpu"] = found
+        return found
 
     def local_of(self, spec: EncoderSpec) -> LocalEncoder:
         """What gives the patches and tokens of the model that an index was made with, on the CPU.

@@ -25,7 +25,7 @@ from mmsearch.encoders.registry import (
     trained_names,
 )
 from mmsearch.errors import MmsearchError, ModelNotFound, UsageError
-from mmsearch.types import EncoderSpec
+from mmsearch.types import EncoderSpec, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.encoders.local import LocalEncoder
@@ -148,17 +148,14 @@ def open_space(
 
     A precision that was asked for is obeyed, with a word where it does not agree with torch.
     """
-    from mmsearch.encoders.openvino import AGREEMENT, OpenVinoEncoder, is_exported
+    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
 
     folder = cache.folder_of(space)
     if not is_exported(folder):
         return None
     encoder = OpenVinoEncoder(folder, precision)
-    if encoder.agreement < AGREEMENT[encoder.precision]:
-        notify(
-            f"'{encoder.spec.model}' in {encoder.precision} differs from torch (cosine down to "
-            f"{encoder.agreement:.3f}): vectors are less exact than in fp32"
-        )
+    if encoder.doubt is not None:
+        notify(encoder.doubt)
     return encoder
 
 
@@ -254,6 +251,47 @@ def open_local(encoder: Encoder, cache: ModelCache, notify: Notify = log.info) -
                     )
                 export_local(model, encoder.folder)
     return LocalEncoder(encoder)
+
+
+def with_checked_precision(
+    encoder: Encoder,
+    cache: ModelCache,
+    asked: str,
+    count: int,
+    sample: Callable[[], Pixels],
+    notify: Notify = log.info,
+) -> Encoder:
+    """The encoder in the precision that serves a run best; looks at the faster ones first.
+
+    Args:
+        asked: the precision that was asked for, or "auto".
+        count: how many pictures the run is going to embed.
+        sample: gives pictures like these to compare on, (n, height, width, 3).
+    """
+    from mmsearch.encoders.openvino import OpenVinoEncoder
+    from mmsearch.encoders.precision import INT8_IMAGE, MEASURED, WORTH_CHECKING, read_verdicts
+
+    if not isinstance(encoder, OpenVinoEncoder):
+        return encoder
+    model, folder = encoder.spec.model, encoder.folder
+
+    def is_due() -> bool:
+        if asked == "int8":
+            return count > 0 and not (folder / INT8_IMAGE).is_file()
+        unknown = model not in MEASURED and not read_verdicts(folder)
+        return asked == "auto" and count >= WORTH_CHECKING and unknown
+
+    if not is_due():
+        return encoder
+    from mmsearch.encoders.checking import check_precisions
+
+    notify(f"looking which precision '{model}' is fast and exact in on this machine (once)")
+    with cache.lock():
+        if is_due():  # else another process has been at it
+            check_precisions(folder, sample(), notify)
+    found = open_space(encoder.spec.space, cache, asked, notify)
+    assert found is not None, "its folder was just used"
+    return found
 
 
 def pick_device(asked: str) -> str:

@@ -7,6 +7,8 @@ A converted model is a folder named after its space:
     text.xml, .bin   the text tower, token ids in, unit vectors out; where the manifest says so,
                      ids that are cut after the longest text
     tokenizer.json   where the model uses CLIP's byte-pair encoding
+    precisions.json  how fast and how exact each precision is on this machine, once it was seen
+    image-int8.xml   the image tower in int8, where that was tried
     compiled/        OpenVINO's own cache for this CPU
 """
 
@@ -27,8 +29,16 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from mmsearch.encoders.precision import (
+    AGREEMENT,
+    INT8_IMAGE,
+    choose_precision,
+    doubt,
+    read_verdicts,
+)
 from mmsearch.encoders.registry import parse_model
 from mmsearch.encoders.tokenizer import ClipTokenizer, trimmed
+from mmsearch.errors import UsageError
 from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
 if TYPE_CHECKING:
@@ -36,9 +46,6 @@ if TYPE_CHECKING:
 
 #: Bumped when a converted model of an older program cannot be used any more.
 EXPORT_VERSION = 2
-#: The lowest cosine with torch over the probes at which a precision serves a space. In fp32
-#: both compute the same; bf16 keeps 8 bits of mantissa, so that some noise is its nature.
-AGREEMENT = {"fp32": 0.9999, "bf16": 0.99}
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
 
@@ -69,9 +76,14 @@ class OpenVinoEncoder:
         """
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         self.spec = EncoderSpec.from_json(manifest["spec"])
-        self.precision = choose_precision(precision, manifest["agreement"])
-        self.agreement = float(manifest["agreement"].get(self.precision, 0.0))
-        """The lowest cosine with torch that was seen when the model was converted."""
+        agreement, verdicts = manifest["agreement"], read_verdicts(folder)
+        about = self.spec.model, agreement, verdicts
+        self.precision = choose_precision(precision, *about, capabilities())
+        self.doubt = doubt(self.precision, *about)
+        """Why its vectors are less exact than one would take; None where they are not."""
+        # Int8 is for image towers; what is left of such a model runs in what it would without.
+        rest = choose_precision("auto", self.spec.model, agreement, {}, capabilities())
+        self._hint = _HINTS[rest if self.precision == "int8" else self.precision]
         self._cuts_texts = bool(manifest["cuts_texts"])
         self.folder = folder
         """Where the converted model lies."""
@@ -117,7 +129,7 @@ class OpenVinoEncoder:
 
     def _compile(self, tower: str) -> Any:
         options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": self._hint,
             "CACHE_DIR": str(self.folder / "compiled"),
         }
         if self._callers == 1:
@@ -128,7 +140,15 @@ class OpenVinoEncoder:
                 "NUM_STREAMS": self._callers,
                 "INFERENCE_NUM_THREADS": max(self._callers, os.cpu_count() or 1),
             }
-        return openvino_core().compile_model(self.folder / f"{tower}.xml", "CPU", options)
+        name = f"{tower}.xml"
+        if tower == "image" and self.precision == "int8":
+            name = INT8_IMAGE
+            if not (self.folder / name).is_file():
+                raise UsageError(
+                    f"'{self.spec.model}' has no int8 here yet: 'mmsearch index --precision int8' "
+                    "makes it from the pictures that it indexes"
+                )
+        return openvino_core().compile_model(self.folder / name, "CPU", options)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The ids of texts, (n, context_length), zero where nothing is."""
@@ -148,12 +168,10 @@ class OpenVinoEncoder:
         return OpenClipTokenizer(parse_model(self.spec.model), self.spec.context_length)
 
 
-def choose_precision(asked: str, agreement: dict[str, float]) -> str:
-    """The precision to run in: "auto" takes bf16 where this CPU has it and it agrees."""
-    if asked != "auto":
-        return asked
-    fast = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if fast and agreement.get("bf16", 0.0) >= AGREEMENT["bf16"] else "fp32"
+@functools.cache
+def capabilities() -> tuple[str, ...]:
+    """What OpenVINO says that this CPU computes in."""
+    return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def read_spec(folder: Path) -> EncoderSpec:
