@@ -1,7 +1,8 @@
 """The SQLite catalog: connections, transactions and everything that is read from it.
 
-All that is SQLite's own (pragmas, transaction modes, byte ranges) stays in this module, in
-migrations.py and in changes.py.
+What reads does so through Python's own driver: a search is over before SQLAlchemy, which writes
+(`store.changes`), would be imported. All that is SQLite's own (pragmas, transaction modes, byte
+ranges) stays in this module, in filters.py, migrations.py and changes.py.
 """
 
 from __future__ import annotations
@@ -10,33 +11,26 @@ import json
 import os
 import re
 import sqlite3
+import threading
 import unicodedata
+from collections import namedtuple
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from sqlalchemy import (
-    URL,
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    create_engine,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.exc import DatabaseError, OperationalError
 
 from mmsearch.errors import DamageError, FormatError, IndexInUse, StoreError, UnreadableError
-from mmsearch.store import schema
 from mmsearch.store.files import draft_of, sync_file, sync_folder
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
 from mmsearch.store.paths import join, to_path
 from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
 
 FILE_NAME = "catalog.sqlite3"
 _BUSY_SECONDS = 10.0
@@ -109,11 +103,14 @@ class Catalog:
             UnreadableError: the file cannot be opened.
         """
         self.path = path
-        self._engine = _engine(path)
+        self._lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._engine: Engine | None = None
         with self.read() as connection:
             version = format_version(connection)
         if version < FORMAT_VERSION:
-            migrate(self.write)
+            with _explaining(path):
+                _migrate(path)
 
     @classmethod
     def create(cls, path: Path) -> Catalog:
@@ -121,43 +118,74 @@ class Catalog:
         draft = draft_of(path)
         for leftover in (draft, *_companions(draft)):
             leftover.unlink(missing_ok=True)
-        engine = _engine(draft)
-        try:
-            with engine.connect() as connection:
-                raw = _raw(connection)
-                raw.execute("PRAGMA page_size = 16384")  # ignored once the file is in WAL mode
-                raw.execute("PRAGMA journal_mode = WAL")
-                raw.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            migrate(lambda: _transaction(engine, immediate=True))
-        finally:
-            engine.dispose()  # the last connection folds the log into the file
+        with _explaining(path):
+            connection = _connect(draft)
+            try:
+                connection.execute("PRAGMA page_size = 16384")  # ignored once it is in WAL mode
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                _migrate(draft)
+            finally:
+                connection.close()  # the last connection folds the log into the file
         sync_file(draft)
         os.replace(draft, path)
         sync_folder(path.parent)
         return cls(path)
 
     def close(self) -> None:
-        self._engine.dispose()
+        """Lets go of the file; an open transaction keeps its connection to its end."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            engine, self._engine = self._engine, None
+        for connection in idle:
+            connection.close()
+        if engine is not None:
+            engine.dispose()
 
     def copy(self, to: Catalog) -> None:
         """Copies everything, as of now, over another catalog; writers are not held up."""
-        with self._engine.connect() as source, to._engine.connect() as target:
-            _raw(source).backup(_raw(target))
+        with _explaining(self.path), self._connection() as source, to._connection() as target:
+            source.backup(target)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Iterator[sqlite3.Connection]:
         """A transaction that sees one state of the catalog from its first query to its end."""
-        with _transaction(self._engine, immediate=False) as connection:
+        with (
+            _explaining(self.path),
+            self._connection() as connection,
+            _begun(connection, "BEGIN"),
+        ):
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that alone may write; committed at the end, rolled back on an error."""
-        with _transaction(self._engine, immediate=True) as connection:
+        from sqlalchemy.exc import DatabaseError
+
+        with self._lock:
+            engine = self._engine = self._engine or _engine(self.path)
+        try:
+            with _explaining(self.path), engine.begin() as connection:
+                yield connection
+        except DatabaseError as error:
+            if not isinstance(error.orig, sqlite3.DatabaseError):
+                raise
+            raise _explained(error.orig, self.path) from error
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            found = self._idle.pop() if self._idle else None
+        connection = found or _connect(self.path)
+        try:
             yield connection
+        finally:
+            with self._lock:
+                self._idle.append(connection)
 
 
-def _raw(connection: Connection) -> sqlite3.Connection:
+def raw(connection: Connection) -> sqlite3.Connection:
+    """The driver's connection behind SQLAlchemy's: it reads what the same transaction wrote."""
     found = connection.connection.dbapi_connection
     assert isinstance(found, sqlite3.Connection)
     return found
@@ -167,41 +195,64 @@ def _companions(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": _BUSY_SECONDS},
-        max_overflow=-1,  # as many threads may search as there are
+def _connect(path: Path) -> sqlite3.Connection:
+    # Transactions are opened by us, those of DDL included. Threads take turns with a connection.
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # transactions are opened below, DDL included
+    try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _engine(path: Path) -> Engine:
+    """SQLAlchemy's, for those that write."""
+    from sqlalchemy import create_engine, event
+
+    engine = create_engine("sqlite://", creator=lambda: _connect(path), pool_size=1)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("mmsearch_immediate")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
 
 @contextmanager
-def _transaction(engine: Engine, *, immediate: bool) -> Iterator[Connection]:
+def _begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
+    connection.execute(how)
     try:
-        with engine.connect() as opened:
-            connection = opened.execution_options(mmsearch_immediate=immediate)
-            with connection.begin():
-                yield connection
-    except DatabaseError as error:
-        raise _explained(error, Path(str(engine.url.database))) from error
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
-def _explained(error: DatabaseError, path: Path) -> StoreError | DamageError:
-    reason = str(error.orig)
-    if isinstance(error, OperationalError):
+def _migrate(path: Path) -> None:
+    connection = _connect(path)
+    try:
+        migrate(connection, lambda: _begun(connection, "BEGIN IMMEDIATE"))
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise _explained(error, path) from error
+
+
+def _explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:
+    reason = str(error)
+    if isinstance(error, sqlite3.OperationalError):
         if "locked" in reason:
             return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
         return UnreadableError(f"{path}: the catalog cannot be used: {reason}")
@@ -212,80 +263,104 @@ def _explained(error: DatabaseError, path: Path) -> StoreError | DamageError:
 
 # -- reading: each takes the connection of one transaction -------------------------------------
 
+Row = Any
+"""A named tuple with the columns of a query."""
 
-def revision_of(connection: Connection) -> int:
-    return int(connection.execute(select(schema.revision.c.number)).scalar_one())
+
+@cache
+def _row_type(columns: tuple[str, ...]) -> Any:
+    return namedtuple("Row", columns)  # noqa: PYI024 - the columns are not known before
 
 
-def active_space(connection: Connection) -> SpaceRow | None:
+def _rows(connection: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> list[Row]:
+    cursor = connection.execute(query, values)
+    make = _row_type(tuple(column[0] for column in cursor.description))._make
+    return list(map(make, cursor))
+
+
+def _rows_in(
+    connection: sqlite3.Connection, query: str, ids: Iterable[Any], *before: Any
+) -> list[Row]:
+    """The rows of a query that ends with "IN": for ids of any number, in portions.
+
+    Args:
+        before: the values of what stands before the IN.
+    """
+    found: list[Row] = []
+    for chunk in chunks(list(ids)):
+        marks = ", ".join("?" * len(chunk))
+        found += _rows(connection, f"{query} ({marks})", (*before, *chunk))
+    return found
+
+
+def revision_of(connection: sqlite3.Connection) -> int:
+    (number,) = connection.execute("SELECT number FROM revision").fetchone()
+    return int(number)
+
+
+def active_space(connection: sqlite3.Connection) -> SpaceRow | None:
     """The space that searches use; None in an index that nothing was added to yet."""
-    row = connection.execute(select(schema.space).where(schema.space.c.active == 1)).first()
-    if row is None:
+    rows = _rows(connection, "SELECT id, spec, precision FROM space WHERE active = 1")
+    if not rows:
         return None
+    (row,) = rows
     return SpaceRow(row.id, EncoderSpec.from_json(json.loads(row.spec)), row.precision)
 
 
-def roots(connection: Connection) -> list[RootRow]:
-    query = select(schema.root).order_by(schema.root.c.path)
+def roots(connection: sqlite3.Connection) -> list[RootRow]:
+    rows = connection.execute("SELECT id, path, walked, exclude FROM root ORDER BY path")
     return [
-        RootRow(row.id, row.path, bool(row.walked), tuple(json.loads(row.exclude)))
-        for row in connection.execute(query)
+        RootRow(number, path, bool(walked), tuple(json.loads(exclude)))
+        for number, path, walked, exclude in rows
     ]
 
 
-def under(column: ColumnElement[bytes], prefix: bytes) -> ColumnElement[bool]:
-    """The condition that a relative path is `prefix` or lies below it; "" is everything."""
+def under(prefix: bytes) -> tuple[str, tuple[bytes, ...]]:
+    """The condition that a relative path is `prefix` or lies below it, and its values."""
     if not prefix:
-        return column.is_not(None)
+        return "path IS NOT NULL", ()
     # All that starts with "prefix/" sorts before "prefix0": "0" follows "/".
-    return (column == prefix) | ((column >= prefix + b"/") & (column < prefix + b"0"))
+    return "(path = ? OR (path >= ? AND path < ?))", (prefix, prefix + b"/", prefix + b"0")
 
 
-def media_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row[Any]]:
-    query = select(schema.media).where(
-        schema.media.c.root_id == root_id, under(schema.media.c.path, prefix)
-    )
-    return list(connection.execute(query))
+def media_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> list[Row]:
+    condition, values = under(prefix)
+    query = f"SELECT * FROM media WHERE root_id = ? AND {condition}"
+    return _rows(connection, query, (root_id, *values))
 
 
-def media_with_hashes(connection: Connection, hashes: Sequence[bytes]) -> list[Row[Any]]:
-    found: list[Row[Any]] = []
-    for chunk in chunks(list(hashes)):
-        query = select(schema.media).where(schema.media.c.content_hash.in_(chunk))
-        found.extend(connection.execute(query.order_by(schema.media.c.id)))
-    return found
+def media_with_hashes(connection: sqlite3.Connection, hashes: Sequence[bytes]) -> list[Row]:
+    rows = _rows_in(connection, "SELECT * FROM media WHERE content_hash IN", hashes)
+    return sorted(rows, key=lambda row: row.id)
 
 
-def captions_of(connection: Connection, media_ids: Sequence[int]) -> dict[int, list[Row[Any]]]:
+def captions_of(connection: sqlite3.Connection, media_ids: Sequence[int]) -> dict[int, list[Row]]:
     """The captions of some media, in the order in which they were added."""
-    found: dict[int, list[Row[Any]]] = {}
-    for chunk in chunks(list(media_ids)):
-        query = select(schema.caption).where(schema.caption.c.media_id.in_(chunk))
-        for row in connection.execute(query.order_by(schema.caption.c.id)):
-            found.setdefault(row.media_id, []).append(row)
+    rows = _rows_in(connection, "SELECT * FROM caption WHERE media_id IN", media_ids)
+    found: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.id):
+        found.setdefault(row.media_id, []).append(row)
     return found
 
 
-def has_captions(connection: Connection, least: int) -> bool:
+def has_captions(connection: sqlite3.Connection, least: int) -> bool:
     """Whether there are so many captions, without counting all of them."""
-    return len(connection.execute(select(schema.caption.c.id).limit(least)).all()) >= least
+    return len(connection.execute("SELECT id FROM caption LIMIT ?", (least,)).fetchall()) >= least
 
 
 def caption_owners(
-    connection: Connection, *, captions: Sequence[int] = (), media: Sequence[int] = ()
+    connection: sqlite3.Connection, *, captions: Sequence[int] = (), media: Sequence[int] = ()
 ) -> dict[int, int]:
     """The media of captions, by the captions' ids: of those named, and of those of named media."""
-    table = schema.caption.c
     found: dict[int, int] = {}
-    for column, ids in ((table.id, captions), (table.media_id, media)):
-        for chunk in chunks([int(number) for number in ids]):
-            query = select(table.id, table.media_id).where(column.in_(chunk))
-            found.update((row.id, row.media_id) for row in connection.execute(query))
+    for column, ids in (("id", captions), ("media_id", media)):
+        query = f"SELECT id, media_id FROM caption WHERE {column} IN"
+        found.update(_rows_in(connection, query, map(int, ids)))
     return found
 
 
 def media_with_words(
-    connection: Connection, text: str, limit: int, among: Iterable[int] | None = None
+    connection: sqlite3.Connection, text: str, limit: int, among: Iterable[int] | None = None
 ) -> dict[int, float]:
     """The media whose captions hold a word of a text, with their BM25 scores, the best first.
 
@@ -306,8 +381,7 @@ def media_with_words(
         # "+", or FTS5 would search once for every one of them.
         query += " AND +rowid IN (SELECT value FROM json_each(?))"
         values += (json.dumps([int(number) for number in among]),)
-    rows = connection.exec_driver_sql(f"{query} ORDER BY rank LIMIT ?", (*values, limit)).all()
-    return {row[0]: row[1] for row in rows}
+    return dict(connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit)))
 
 
 def _any_word_of(text: str) -> str:
@@ -318,162 +392,145 @@ def _any_word_of(text: str) -> str:
     return " OR ".join(f'"{word}"' for word in telling[:_QUERY_WORDS])
 
 
-def failures_under(connection: Connection, root_id: int, prefix: bytes) -> list[Row[Any]]:
-    query = select(schema.failure).where(
-        schema.failure.c.root_id == root_id, under(schema.failure.c.path, prefix)
+def failures_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> list[Row]:
+    condition, values = under(prefix)
+    query = f"SELECT * FROM failure WHERE root_id = ? AND {condition}"
+    return _rows(connection, query, (root_id, *values))
+
+
+def failures(connection: sqlite3.Connection) -> list[Failure]:
+    rows = connection.execute(
+        "SELECT root.path, failure.path, reason, failed_at FROM failure "
+        "JOIN root ON root.id = failure.root_id ORDER BY root.path, failure.path"
     )
-    return list(connection.execute(query))
+    return [Failure(to_path(join(top, path)), reason, at) for top, path, reason, at in rows]
 
 
-def failures(connection: Connection) -> list[Failure]:
-    query = (
-        select(schema.failure, schema.root.c.path.label("root"))
-        .join(schema.root, schema.root.c.id == schema.failure.c.root_id)
-        .order_by(schema.root.c.path, schema.failure.c.path)
-    )
-    return [
-        Failure(to_path(join(row.root, row.path)), row.reason, row.failed_at)
-        for row in connection.execute(query)
-    ]
+Table = Literal["media", "caption", "failure", "look"]
 
 
-def count(connection: Connection, table: str) -> int:
-    return int(
-        connection.execute(select(func.count()).select_from(schema.metadata.tables[table])).scalar()
-        or 0
-    )
+def count(connection: sqlite3.Connection, table: Table) -> int:
+    (number,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(number)
 
 
-def items(connection: Connection, modality: Modality, ids: Sequence[int]) -> dict[int, Item]:
+def items(
+    connection: sqlite3.Connection, modality: Modality, ids: Sequence[int]
+) -> dict[int, Item]:
     """What hits show, by the id of the media or of the caption."""
+    of_media = (
+        "SELECT media.id, media.id, root.path, media.path, NULL FROM media "
+        "JOIN root ON root.id = media.root_id WHERE media.id IN"
+    )
+    of_captions = (
+        "SELECT caption.id, media.id, root.path, media.path, caption.text FROM caption "
+        "JOIN media ON media.id = caption.media_id JOIN root ON root.id = media.root_id "
+        "WHERE caption.id IN"
+    )
     found: dict[int, Item] = {}
-    media, root, caption = schema.media, schema.root, schema.caption
     for chunk in chunks([int(number) for number in ids]):
-        if modality == "image":
-            query = (
-                select(media.c.id, media.c.id, root.c.path, media.c.path)
-                .join(root, root.c.id == media.c.root_id)
-                .where(media.c.id.in_(chunk))
-            )
-            for item_id, media_id, top, path in connection.execute(query):
-                found[item_id] = Item(media_id, join(top, path), None)
-        else:
-            texts = (
-                select(caption.c.id, media.c.id, root.c.path, media.c.path, caption.c.text)
-                .join(media, media.c.id == caption.c.media_id)
-                .join(root, root.c.id == media.c.root_id)
-                .where(caption.c.id.in_(chunk))
-            )
-            for item_id, media_id, top, path, text in connection.execute(texts):
-                found[item_id] = Item(media_id, join(top, path), text)
+        query = of_media if modality == "image" else of_captions
+        rows = connection.execute(f"{query} ({', '.join('?' * len(chunk))})", chunk)
+        for item_id, media_id, top, path, text in rows:
+            found[item_id] = Item(media_id, join(top, path), text)
     return found
 
 
-def facts_of(connection: Connection) -> dict[int, MediaFacts]:
+def facts_of(connection: sqlite3.Connection) -> dict[int, MediaFacts]:
     """The facts of all media, by id."""
-    table = schema.media.c
-    query = select(table.id, table.width, table.height, table.captured, table.captured_from)
-    return {number: MediaFacts(*facts) for number, *facts in connection.execute(query)}
+    rows = connection.execute("SELECT id, width, height, captured, captured_from FROM media")
+    return {number: MediaFacts(*facts) for number, *facts in rows}
 
 
-def caption_sources(connection: Connection) -> dict[int, str]:
+def caption_sources(connection: sqlite3.Connection) -> dict[int, str]:
     """Where each caption came from, by its id."""
-    query = select(schema.caption.c.id, schema.caption.c.source)
-    return {row.id: row.source for row in connection.execute(query)}
+    return dict(connection.execute("SELECT id, source FROM caption"))
 
 
-def looks_of(connection: Connection, space: SpaceRow, ids: Sequence[int]) -> dict[int, bytes]:
+def looks_of(
+    connection: sqlite3.Connection, space: SpaceRow, ids: Sequence[int]
+) -> dict[int, bytes]:
     """The second looks at some media, by id, as `store.patches` packs them."""
-    table = schema.look.c
-    found: dict[int, bytes] = {}
-    for chunk in chunks([int(number) for number in ids]):
-        query = select(table.media_id, table.content).where(
-            table.media_id.in_(chunk), table.space_id == space.id
-        )
-        found.update((row.media_id, row.content) for row in connection.execute(query))
-    return found
+    query = "SELECT media_id, content FROM look WHERE space_id = ? AND media_id IN"
+    return dict(_rows_in(connection, query, map(int, ids), space.id))
 
 
-def without_look(connection: Connection, space: SpaceRow) -> list[tuple[int, bytes, bytes]]:
+def without_look(connection: sqlite3.Connection, space: SpaceRow) -> list[tuple[int, bytes, bytes]]:
     """Id, absolute path and content hash of the media without a second look, by id."""
-    media, root, look = schema.media, schema.root, schema.look
-    query = (
-        select(media.c.id, root.c.path, media.c.path, media.c.content_hash)
-        .join(root, root.c.id == media.c.root_id)
-        .join(look, (look.c.media_id == media.c.id) & (look.c.space_id == space.id), isouter=True)
-        .where(look.c.media_id.is_(None))
-        .order_by(media.c.id)
+    rows = connection.execute(
+        "SELECT media.id, root.path, media.path, content_hash FROM media "
+        "JOIN root ON root.id = media.root_id "
+        "LEFT JOIN look ON look.media_id = media.id AND look.space_id = ? "
+        "WHERE look.media_id IS NULL ORDER BY media.id",
+        (space.id,),
     )
-    return [(n, join(top, path), digest) for n, top, path, digest in connection.execute(query)]
+    return [(n, join(top, path), digest) for n, top, path, digest in rows]
 
 
-def has_media(connection: Connection) -> bool:
-    return connection.execute(select(schema.media.c.id).limit(1)).first() is not None
+def has_media(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT id FROM media LIMIT 1").fetchone() is not None
 
 
-def has_looks(connection: Connection) -> bool:
-    return connection.execute(select(schema.look.c.media_id).limit(1)).first() is not None
+def has_looks(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT media_id FROM look LIMIT 1").fetchone() is not None
 
 
-def snapshot_of(connection: Connection, space_id: int, modality: Modality) -> SnapshotRow | None:
+def snapshot_of(
+    connection: sqlite3.Connection, space_id: int, modality: Modality
+) -> SnapshotRow | None:
     row = connection.execute(
-        select(schema.snapshot).where(
-            schema.snapshot.c.space_id == space_id, schema.snapshot.c.modality == modality
-        )
-    ).first()
-    return (
-        SnapshotRow(row.generation, row.file, row.vectors, row.last_embedding_id) if row else None
-    )
+        "SELECT generation, file, vectors, last_embedding_id FROM snapshot "
+        "WHERE space_id = ? AND modality = ?",
+        (space_id, modality),
+    ).fetchone()
+    return SnapshotRow(*row) if row else None
 
 
 def embeddings_after(
-    connection: Connection, space: SpaceRow, modality: Modality, after: int, batch: int = 8192
+    connection: sqlite3.Connection,
+    space: SpaceRow,
+    modality: Modality,
+    after: int,
+    batch: int = 8192,
 ) -> Iterator[tuple[int, Ids, Vectors]]:
     """Embeddings written after a given one, in batches: (the last one's id, item ids, vectors)."""
-    table = schema.embedding
-    query = (
-        select(table.c.id, table.c.item_id, table.c.vector)
-        .where(
-            table.c.space_id == space.id, table.c.modality == modality, table.c.id > after
-        )
-        .order_by(table.c.id)
-    )  # fmt: skip
-    result = connection.execution_options(yield_per=batch).execute(query)
-    for rows in result.partitions():
-        ids = np.fromiter((row.item_id for row in rows), dtype=np.int64, count=len(rows))
-        yield rows[-1].id, ids, vectors_from(b"".join(row.vector for row in rows), space.spec.dim)
+    cursor = connection.execute(
+        "SELECT id, item_id, vector FROM embedding "
+        "WHERE space_id = ? AND modality = ? AND id > ? ORDER BY id",
+        (space.id, modality, after),
+    )
+    while rows := cursor.fetchmany(batch):
+        ids = np.fromiter((item for _, item, _ in rows), dtype=np.int64, count=len(rows))
+        vectors = vectors_from(b"".join(vector for _, _, vector in rows), space.spec.dim)
+        yield rows[-1][0], ids, vectors
 
 
 def vectors_of(
-    connection: Connection, space: SpaceRow, modality: Modality, ids: Sequence[int]
+    connection: sqlite3.Connection, space: SpaceRow, modality: Modality, ids: Sequence[int]
 ) -> dict[int, bytes]:
     """The stored vectors of some items, as bytes."""
-    table = schema.embedding
-    found: dict[int, bytes] = {}
-    for chunk in chunks([int(number) for number in ids]):
-        query = select(table.c.item_id, table.c.vector).where(
-            table.c.space_id == space.id,
-            table.c.modality == modality,
-            table.c.item_id.in_(chunk),
-        )
-        found.update((row.item_id, row.vector) for row in connection.execute(query))
-    return found
-
-
-def tombstones(connection: Connection, space_id: int, modality: Modality) -> Ids:
-    query = select(schema.tombstone.c.item_id).where(
-        schema.tombstone.c.space_id == space_id, schema.tombstone.c.modality == modality
+    query = (
+        "SELECT item_id, vector FROM embedding WHERE space_id = ? AND modality = ? AND item_id IN"
     )
-    return np.fromiter(connection.execute(query).scalars(), dtype=np.int64)
+    return dict(_rows_in(connection, query, map(int, ids), space.id, modality))
 
 
-def count_after(connection: Connection, space_id: int, modality: Modality, after: int) -> int:
+def tombstones(connection: sqlite3.Connection, space_id: int, modality: Modality) -> Ids:
+    rows = connection.execute(
+        "SELECT item_id FROM tombstone WHERE space_id = ? AND modality = ?", (space_id, modality)
+    )
+    return np.fromiter((item for (item,) in rows), dtype=np.int64)
+
+
+def count_after(
+    connection: sqlite3.Connection, space_id: int, modality: Modality, after: int
+) -> int:
     """How many embeddings were written after a given one."""
-    table = schema.embedding
-    query = select(func.count()).where(
-        table.c.space_id == space_id, table.c.modality == modality, table.c.id > after
-    )
-    return int(connection.execute(query).scalar() or 0)
+    (number,) = connection.execute(
+        "SELECT count(*) FROM embedding WHERE space_id = ? AND modality = ? AND id > ?",
+        (space_id, modality, after),
+    ).fetchone()
+    return int(number)
 
 
 def vectors_from(content: bytes, dim: int) -> Vectors:

@@ -63,6 +63,7 @@ class Change:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._reading = catalog.raw(connection)
         self._next: dict[str, int] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
@@ -106,8 +107,8 @@ class Change:
     def absorb_root(self, inner: RootRow, outer: RootRow) -> None:
         """Makes everything under `inner` part of `outer`, whose path contains it."""
         prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :] + b"/"
-        own = {row.path for row in catalog.media_under(self._connection, outer.id, prefix[:-1])}
-        rows = catalog.media_under(self._connection, inner.id, b"")
+        own = {row.path for row in catalog.media_under(self._reading, outer.id, prefix[:-1])}
+        rows = catalog.media_under(self._reading, inner.id, b"")
         self.remove_media([row.id for row in rows if prefix + row.path in own])
         for table in (schema.media, schema.failure):
             # SQLite joins two blobs into a text, byte by byte; it has to become a blob again.
@@ -123,9 +124,11 @@ class Change:
         """Moves what `outer` holds below the new root `inner` over to that."""
         prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :]
         for table in (schema.media, schema.failure):
+            path = table.c.path
+            below = (path == prefix) | ((path >= prefix + b"/") & (path < prefix + b"0"))
             self._connection.execute(
                 update(table)
-                .where(table.c.root_id == outer.id, catalog.under(table.c.path, prefix))
+                .where(table.c.root_id == outer.id, below)
                 .values(root_id=inner.id, path=func.substr(table.c.path, len(prefix) + 2))
             )
 
@@ -193,12 +196,12 @@ class Change:
         """
         found: list[int] = []
         known = False
-        for root in catalog.roots(self._connection):
+        for root in catalog.roots(self._reading):
             prefix = b"" if relative(root.path, path) is not None else relative(path, root.path)
             if prefix is None:
                 continue
-            rows = catalog.media_under(self._connection, root.id, prefix)
-            failed = catalog.failures_under(self._connection, root.id, prefix)
+            rows = catalog.media_under(self._reading, root.id, prefix)
+            failed = catalog.failures_under(self._reading, root.id, prefix)
             known = known or bool(rows or failed or not prefix)
             found.extend(row.id for row in rows)
             self.clear_failures(root.id, [row.path for row in failed])
@@ -209,10 +212,10 @@ class Change:
     def drop_empty_roots(self, also: Iterable[int] = ()) -> None:
         """Deletes roots that hold nothing and are not walked, or are among `also`."""
         chosen = set(also)
-        for root in catalog.roots(self._connection):
+        for root in catalog.roots(self._reading):
             if (not root.walked or root.id in chosen) and not (
-                catalog.media_under(self._connection, root.id, b"")
-                or catalog.failures_under(self._connection, root.id, b"")
+                catalog.media_under(self._reading, root.id, b"")
+                or catalog.failures_under(self._reading, root.id, b"")
             ):
                 self._connection.execute(delete(schema.root).where(schema.root.c.id == root.id))
 
@@ -231,15 +234,15 @@ class Change:
     def captions_of(self, media_id: int) -> list[tuple[int, str, str]]:
         """Id, text and source of the captions of a file, as of this transaction."""
         self.flush()
-        rows = catalog.captions_of(self._connection, [media_id]).get(media_id, [])
+        rows = catalog.captions_of(self._reading, [media_id]).get(media_id, [])
         return [(row.id, row.text, row.source) for row in rows]
 
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
         """The captions that a file has from a captions file, with their vectors."""
-        rows = catalog.captions_of(self._connection, [media_id]).get(media_id, [])
+        rows = catalog.captions_of(self._reading, [media_id]).get(media_id, [])
         given = [row for row in rows if row.source == "file"]
         ids = [row.id for row in given]
-        vectors = catalog.vectors_of(self._connection, space, "caption", ids)
+        vectors = catalog.vectors_of(self._reading, space, "caption", ids)
         return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
 
     def remove_captions(self, ids: Sequence[int]) -> None:

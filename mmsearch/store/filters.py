@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from datetime import datetime
+from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, select
 
 from mmsearch.errors import SpaceError
-from mmsearch.store import catalog, schema
+from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.paths import relative
 from mmsearch.types import Filter, Ids, Modality
 
 
-def require_space(connection: Connection, identity: str) -> SpaceRow:
+def require_space(connection: sqlite3.Connection, identity: str) -> SpaceRow:
     """The active space, if it is the one that a query or a new vector belongs to.
 
     Raises:
@@ -31,31 +32,41 @@ def require_space(connection: Connection, identity: str) -> SpaceRow:
     return space
 
 
-def matching_ids(connection: Connection, where: Filter, to: Modality) -> Ids:
-    """The ids of the media (or of the captions of the media) that a filter lets through."""
-    media = schema.media
-    query = select(media.c.id)
+def matching_ids(connection: sqlite3.Connection, where: Filter, to: Modality) -> Ids:
+    """The ids of the media (or of the captions of the media) that a filter lets through, sorted."""
+    conditions: list[str] = []
+    values: list[Any] = []
     if where.after is not None:
-        query = query.where(media.c.captured >= stored_time(where.after))
+        conditions.append("captured >= ?")
+        values.append(stored_time(where.after))
     if where.before is not None:
-        query = query.where(media.c.captured < stored_time(where.before))
+        conditions.append("captured < ?")
+        values.append(stored_time(where.before))
     if where.under is not None:
-        query = query.where(_under(connection, os.fsencode(os.path.abspath(where.under))))
+        condition, own = _under(connection, os.fsencode(os.path.abspath(where.under)))
+        conditions.append(condition)
+        values += own
+    query = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
     if to == "caption":
-        query = select(schema.caption.c.id).where(schema.caption.c.media_id.in_(query))
-    return np.sort(np.fromiter(connection.execute(query).scalars(), dtype=np.int64))
+        query = f"SELECT id FROM caption WHERE media_id IN ({query})"
+    rows = connection.execute(query, values)
+    return np.sort(np.fromiter((number for (number,) in rows), dtype=np.int64))
 
 
-def _under(connection: Connection, folder: bytes) -> ColumnElement[bool]:
-    condition: ColumnElement[bool] = schema.media.c.id.is_(None)  # nothing
+def _under(connection: sqlite3.Connection, folder: bytes) -> tuple[str, list[Any]]:
+    """The condition that a file lies in a folder, and its values."""
+    conditions: list[str] = []
+    values: list[Any] = []
     for root in catalog.roots(connection):
-        own = schema.media.c.root_id == root.id
         prefix = relative(folder, root.path)
         if relative(root.path, folder) is not None:
-            condition = condition | own
+            conditions.append("root_id = ?")
+            values.append(root.id)
         elif prefix is not None:
-            condition = condition | (own & catalog.under(schema.media.c.path, prefix))
-    return condition
+            condition, own = catalog.under(prefix)
+            conditions.append(f"(root_id = ? AND {condition})")
+            values += [root.id, *own]
+    return f"({' OR '.join(conditions) or 'FALSE'})", values
 
 
 def stored_time(moment: datetime) -> str:

@@ -6,10 +6,9 @@ leaves the catalog before a step or after it. A step, once released, never chang
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-
-from sqlalchemy import Connection
 
 from mmsearch.errors import FormatError
 
@@ -17,9 +16,9 @@ from mmsearch.errors import FormatError
 APPLICATION_ID = 0x6D6D7372
 
 
-def _first(connection: Connection) -> None:
+def _first(connection: sqlite3.Connection) -> None:
     for statement in _FIRST_TABLES:
-        connection.exec_driver_sql(statement)
+        connection.execute(statement)
 
 
 # Spelled out rather than taken from schema.py: that file moves on, a released step does not.
@@ -92,18 +91,18 @@ _FIRST_TABLES = (
 )
 
 
-def _words(connection: Connection) -> None:
-    connection.exec_driver_sql(
+def _words(connection: sqlite3.Connection) -> None:
+    connection.execute(
         "CREATE VIRTUAL TABLE words USING fts5("
         "text, tokenize = 'porter unicode61 remove_diacritics 2')"
     )
-    connection.exec_driver_sql(
+    connection.execute(
         "INSERT INTO words (rowid, text) "
         "SELECT media_id, group_concat(text, char(10)) FROM caption GROUP BY media_id"
     )
     # Triggers, so that an older program which had the index open keeps the words in step too.
     for statement in _WORDS_TRIGGERS:
-        connection.exec_driver_sql(statement)
+        connection.execute(statement)
 
 
 _WORDS_TRIGGERS = (
@@ -120,8 +119,8 @@ _WORDS_TRIGGERS = (
 )
 
 
-def _looks(connection: Connection) -> None:
-    connection.exec_driver_sql(
+def _looks(connection: sqlite3.Connection) -> None:
+    connection.execute(
         """CREATE TABLE look (
             id INTEGER NOT NULL PRIMARY KEY,
             space_id INTEGER NOT NULL REFERENCES space (id),
@@ -130,27 +129,27 @@ def _looks(connection: Connection) -> None:
             UNIQUE (space_id, media_id))"""
     )
     # Also what counting and joining read instead of the wide rows themselves.
-    connection.exec_driver_sql("CREATE INDEX ix_look_media_id ON look (media_id)")
+    connection.execute("CREATE INDEX ix_look_media_id ON look (media_id)")
     # Before, or the reference would forbid it. A trigger, for an older program that has it open.
-    connection.exec_driver_sql(
+    connection.execute(
         """CREATE TRIGGER look_before_delete BEFORE DELETE ON media BEGIN
             DELETE FROM look WHERE media_id = OLD.id;
         END"""
     )
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _words, _looks)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _words, _looks)
 FORMAT_VERSION = len(MIGRATIONS)
 
 
-def format_version(connection: Connection) -> int:
+def format_version(connection: sqlite3.Connection) -> int:
     """The version a catalog says it has.
 
     Raises:
         FormatError: the file is not a catalog of mmsearch, or a newer program made it.
     """
-    application = connection.exec_driver_sql("PRAGMA application_id").scalar()
-    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0)
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise FormatError("catalog.sqlite3 is not a catalog of mmsearch; name another folder")
     if version > FORMAT_VERSION:
@@ -158,18 +157,21 @@ def format_version(connection: Connection) -> int:
             f"the index has format {version}, this program knows up to {FORMAT_VERSION}; "
             "update mmsearch"
         )
-    return version
+    return int(version)
 
 
-def migrate(write: Callable[[], AbstractContextManager[Connection]]) -> None:
-    """Takes the missing steps, each in a transaction that `write` opens.
+def migrate(
+    connection: sqlite3.Connection, begun: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Takes the missing steps, each in a transaction of its own.
 
-    Python's driver would open none for DDL; ours begins with BEGIN IMMEDIATE whatever follows.
+    Args:
+        begun: opens a transaction that alone may write, and ends it.
     """
     while True:
-        with write() as connection:
+        with begun():
             number = format_version(connection) + 1
             if number > FORMAT_VERSION:
                 return
             MIGRATIONS[number - 1](connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {number}")
+            connection.execute(f"PRAGMA user_version = {number}")

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from sqlalchemy import Connection
 
 from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
 from mmsearch.store import catalog, filters
 from mmsearch.store.catalog import Catalog, Item, MediaFacts, RootRow, SnapshotRow, SpaceRow
-from mmsearch.store.changes import Change
 from mmsearch.store.faiss_index import FaissIndex
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
@@ -28,6 +27,9 @@ from mmsearch.store.paths import join, relative, to_path
 from mmsearch.store.vector_index import Found
 from mmsearch.store.vectors import VectorView
 from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
+
+if TYPE_CHECKING:
+    from mmsearch.store.changes import Change
 
 T = TypeVar("T")
 
@@ -257,7 +259,7 @@ class Store:
             best_words=best_words,
         )
 
-    def _view(self, connection: Connection, space: SpaceRow, to: Modality) -> VectorView:
+    def _view(self, connection: sqlite3.Connection, space: SpaceRow, to: Modality) -> VectorView:
         """The vectors as of this very transaction; the newest view is kept for the next search."""
         revision = catalog.revision_of(connection)
         with self._views_lock:
@@ -361,6 +363,8 @@ class Writer:
     @contextmanager
     def change(self) -> Iterator[Change]:
         """A transaction: everything in it is committed together, or nothing is."""
+        from mmsearch.store.changes import Change  # and SQLAlchemy with it
+
         with self._store.catalog.write() as connection:
             change = Change(connection)
             yield change
@@ -505,7 +509,9 @@ def _scores(view: VectorView, query: Vectors, k: int, among: Ids | None) -> dict
     return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
 
-def _all(connection: Connection, space: SpaceRow, modality: Modality) -> tuple[Ids, Vectors]:
+def _all(
+    connection: sqlite3.Connection, space: SpaceRow, modality: Modality
+) -> tuple[Ids, Vectors]:
     parts = [(i, v) for _, i, v in catalog.embeddings_after(connection, space, modality, 0)]
     if not parts:
         return np.empty(0, np.int64), np.empty((0, space.spec.dim), np.float32)

@@ -7,12 +7,12 @@ removed since. Opening costs in proportion to the tail, not to the snapshot.
 from __future__ import annotations
 
 import heapq
+import sqlite3
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection
 
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
@@ -40,7 +40,7 @@ class VectorView:
 
     @classmethod
     def load(
-        cls, connection: Connection, space: SpaceRow, modality: Modality, folder: Path
+        cls, connection: sqlite3.Connection, space: SpaceRow, modality: Modality, folder: Path
     ) -> VectorView:
         """The view of the transaction's state.
 
@@ -64,7 +64,7 @@ class VectorView:
         )
         return view.advanced(connection)
 
-    def advanced(self, connection: Connection) -> VectorView:
+    def advanced(self, connection: sqlite3.Connection) -> VectorView:
         """This view with what was committed since; the snapshot must be the same."""
         last, tail = self.last_embedding, self.tail
         for newest, ids, vectors in catalog.embeddings_after(

@@ -56,7 +56,7 @@ def test_what_asks_is_not_in_the_index(store):
     assert not {one.text for one in asked} & set(after.caption_texts)
     assert len(after.caption_texts) == len(before.caption_texts) - COUNT
     with store.catalog.read() as connection:
-        texts = connection.exec_driver_sql("SELECT text FROM words").scalars().all()
+        texts = [text for (text,) in connection.execute("SELECT text FROM words")]
     assert not any(one.text in text for one in asked for text in texts)
     assert len(after.image_ids) == COUNT
 

@@ -96,8 +96,8 @@ class StoreMachine(RuleBasedStateMachine):
     def _check_words(self, store):
         """Kept beside the captions, and always what those make."""
         with store.catalog.read() as connection:
-            kept = connection.exec_driver_sql("SELECT rowid, text FROM words").all()
-            texts = connection.exec_driver_sql("SELECT media_id, text FROM caption").all()
+            kept = connection.execute("SELECT rowid, text FROM words").fetchall()
+            texts = connection.execute("SELECT media_id, text FROM caption").fetchall()
         made = {}
         for owner, text in texts:
             made.setdefault(owner, []).append(text)

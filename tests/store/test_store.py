@@ -325,20 +325,22 @@ def test_the_tables_are_those_of_the_schema(store):
     schema.metadata.create_all(other)
 
     def columns(connection):
-        tables = connection.exec_driver_sql(
+        tables = connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' "
             "AND name NOT LIKE 'words%'"  # FTS5's own
-        ).scalars()
+        ).fetchall()
         return {
             table: [
-                (row.name, row.type, row.notnull, row.pk)
-                for row in connection.exec_driver_sql(f"PRAGMA table_info({table})")
+                (name, kind, notnull, key)
+                for _, name, kind, notnull, _, key in connection.execute(
+                    f"PRAGMA table_info({table})"
+                )
             ]
-            for table in tables
+            for (table,) in tables
         }
 
     with store.catalog.read() as ours, other.connect() as theirs:
-        assert columns(ours) == columns(theirs)
+        assert columns(ours) == columns(catalog.raw(theirs))
     other.dispose()
 
 
@@ -369,11 +371,11 @@ def test_a_database_of_another_program_is_refused(tmp_path):
 
 def test_a_migration_and_its_record_commit_together(store, monkeypatch):
     def half(connection):
-        connection.exec_driver_sql("CREATE TABLE half (x)")
+        connection.execute("CREATE TABLE half (x)")
         raise RuntimeError("power cut")
 
     def whole(connection):
-        connection.exec_driver_sql("CREATE TABLE whole (x)")
+        connection.execute("CREATE TABLE whole (x)")
 
     newer = FORMAT_VERSION + 1
     for module in (migrations, catalog):
@@ -383,7 +385,7 @@ def test_a_migration_and_its_record_commit_together(store, monkeypatch):
         Store(store.folder)
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS[:-1], whole))
     with Store(store.folder).catalog.read() as connection:
-        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
         assert migrations.format_version(connection) == newer
     assert "whole" in tables
     assert "half" not in tables
@@ -391,7 +393,7 @@ def test_a_migration_and_its_record_commit_together(store, monkeypatch):
 
 def words_of(store):
     with store.catalog.read() as connection:
-        return dict(connection.exec_driver_sql("SELECT rowid, text FROM words").all())
+        return dict(connection.execute("SELECT rowid, text FROM words"))
 
 
 def captioned(store, texts):
