@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mmsearch.learning.fusion import FusionLearned
     from mmsearch.learning.rerank import RerankLearned
     from mmsearch.search.matchers import Kind
+    from mmsearch.search.rerank import Reranker
     from mmsearch.search.searcher import Learned, Searcher
 
 log = logging.getLogger(__name__)
@@ -320,6 +321,10 @@ class Engine:
             raise UsageError(f"k is a whole number from 1, not {query.k}")
         if self.store.active_space() is None:
             return []
+        encoder = self._encoder_of_index()
+        for modality in {"caption" if term.text is not None else "image" for term in query.terms}:
+            # Beside what else is to be read and imported, the tokenizer and FAISS above all.
+            encoder.warm_up(modality, wait=False)
         return self.searcher().search(query)
 
     def searcher(self, learned: Learned | None = None) -> Searcher:
@@ -331,16 +336,21 @@ class Engine:
         """
         from mmsearch.search.compose import read_composer
         from mmsearch.search.fusion import read_weights
-        from mmsearch.search.rerank import read_reranker
         from mmsearch.search.searcher import Learned, Searcher
 
         encoder = self._encoder_of_index()
         space = encoder.spec.space
+
+        def read() -> Reranker | None:
+            from mmsearch.search.rerank import read_reranker
+
+            return read_reranker(self._folder, space)
+
         if learned is None:
             learned = Learned(
                 weights=lambda: read_weights(self._folder, space),
                 composer=lambda: read_composer(self._folder, space, encoder.spec.dim),
-                reranker=lambda: read_reranker(self._folder, space),
+                reranker=read,
             )
         return Searcher(self.store, encoder, learned, self.local_encoder)
 

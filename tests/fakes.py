@@ -47,7 +47,7 @@ class FakeEncoder:
     def bulk(self, callers):
         return self
 
-    def warm_up(self, modality):
+    def warm_up(self, modality, *, wait=True):
         pass
 
     def encode_images(self, pixels):

@@ -31,8 +31,12 @@ class Encoder(Protocol):
         """
         ...
 
-    def warm_up(self, modality: Modality) -> None:
-        """Gets ready to encode images or captions, so that the first batch takes no longer."""
+    def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
+        """Gets ready to encode images or captions, so that the first batch takes no longer.
+
+        Args:
+            wait: return when it is done; else at once, while another thread is at it.
+        """
         ...
 
     def encode_images(self, pixels: Pixels) -> Vectors:

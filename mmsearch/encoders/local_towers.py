@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
 import torch
 from open_clip.model import CLIP
 from open_clip.timm_model import TimmModel
@@ -14,6 +13,7 @@ from torch import nn
 
 from mmsearch.encoders.local import second_size, write_local
 from mmsearch.encoders.open_clip import LoadedModel
+from mmsearch.encoders.openvino import convert_graph
 from mmsearch.errors import UsageError
 
 
@@ -107,7 +107,7 @@ def export_local(model: LoadedModel, folder: Path) -> None:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
             try:
-                converted[name] = ov.convert_model(tower, example_input=example, input=shape)
+                converted[name] = convert_graph(tower, example_input=example, input=shape)
             except Exception as error:  # whatever OpenVINO raises for an operation it lacks
                 raise UsageError(
                     f"the patches of '{model.spec.model}' cannot be converted: "

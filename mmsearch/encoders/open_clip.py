@@ -283,8 +283,9 @@ class OpenClipTokenizer:
 
 def tokenizer_of(spec: EncoderSpec, source: ModelSource) -> ClipTokenizer | OpenClipTokenizer:
     if spec.tokenizer == "clip":
-        tokenizer = build_tokenizer(VOCABULARY)
-        return ClipTokenizer(tokenizer, spec.context_length, spec.tokenizer_clean)
+        return ClipTokenizer(
+            lambda: build_tokenizer(VOCABULARY), spec.context_length, spec.tokenizer_clean
+        )
     return OpenClipTokenizer(source, spec.context_length)
 
 
@@ -308,7 +309,7 @@ class TorchEncoder:
         """Itself: torch shares the cores, or a card, among those that call."""
         return self
 
-    def warm_up(self, modality: Modality) -> None:
+    def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         """Nothing to do: torch compiles nothing, and the weights are where they should be."""
 
     def encode_images(self, pixels: Pixels) -> Vectors:

@@ -6,7 +6,8 @@ A converted model is a folder named after its space:
     image.xml, .bin  the image tower, u8 pixels in, unit vectors out
     text.xml, .bin   the text tower, token ids in, unit vectors out; where the manifest says so,
                      ids that are cut after the longest text
-    tokenizer.json   where the model uses CLIP's byte-pair encoding
+    tokenizer.json   where the model uses CLIP's byte-pair encoding, and merges.npy, of which the
+                     words of a query are read
     precisions.json  how fast and how exact each precision is on this machine, once it was seen
     image-int8.xml   the image tower in int8, where that was tried
     compiled/        OpenVINO's own cache for this CPU
@@ -14,10 +15,12 @@ A converted model is a folder named after its space:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -37,7 +40,7 @@ from mmsearch.encoders.precision import (
     read_verdicts,
 )
 from mmsearch.encoders.registry import parse_model
-from mmsearch.encoders.tokenizer import ClipTokenizer, trimmed
+from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, trimmed
 from mmsearch.errors import UsageError
 from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
 
 #: Bumped when a converted model of an older program cannot be used any more.
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
 
@@ -95,8 +98,27 @@ class OpenVinoEncoder:
     def bulk(self, callers: int) -> OpenVinoEncoder:
         return OpenVinoEncoder(self.folder, self.precision, callers)
 
-    def warm_up(self, modality: Modality) -> None:
-        self._ready("image" if modality == "image" else "text")
+    def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
+        tower = "image" if modality == "image" else "text"
+        if tower in self._towers:
+            return
+        if wait:
+            self._run(tower, self._blank(tower))
+        else:
+            threading.Thread(target=self._warm_up_quietly, args=(tower,)).start()
+
+    def _warm_up_quietly(self, tower: str) -> None:
+        # Whoever encodes meets the same error, in a thread where it can be caught.
+        with contextlib.suppress(Exception):
+            self._run(tower, self._blank(tower))
+
+    def _blank(self, tower: str) -> NDArray[Any]:
+        """A batch as most will be: the first of a shape takes longer."""
+        if tower == "image":
+            count = self.batch if self._callers > 1 else 1
+            return np.zeros((count, *self.spec.preprocess.size, 3), np.uint8)
+        length = TEXT_STEP if self._cuts_texts else self.spec.context_length
+        return np.zeros((1, length), np.int64)
 
     def encode_images(self, pixels: Pixels) -> Vectors:
         return self._run("image", np.ascontiguousarray(pixels))
@@ -157,15 +179,28 @@ class OpenVinoEncoder:
                 self._tokenizer = self._load_tokenizer()
         return self._tokenizer(texts)
 
+    def _read_tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
     def _load_tokenizer(self) -> Callable[[Sequence[str]], NDArray[np.int64]]:
         if self.spec.tokenizer == "clip":
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-            return ClipTokenizer(tokenizer, self.spec.context_length, self.spec.tokenizer_clean)
+            few = FewWords(self.folder / "merges.npy")
+            length, clean = self.spec.context_length, self.spec.tokenizer_clean
+            return ClipTokenizer(self._read_tokenizer, length, clean, few)
         from mmsearch.encoders.open_clip import OpenClipTokenizer
 
         return OpenClipTokenizer(parse_model(self.spec.model), self.spec.context_length)
+
+
+def convert_graph(*args: Any, **options: Any) -> Any:
+    """`openvino.convert_model`, also where the program did without it so far."""
+    if sys.modules.get("openvino.tools.ovc", "") is None:
+        del sys.modules["openvino.tools.ovc"]
+    from openvino.tools.ovc import convert_model
+
+    return convert_model(*args, **options)
 
 
 @functools.cache
@@ -248,12 +283,13 @@ def _convert(model: LoadedModel, folder: Path) -> None:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
-                graph = ov.convert_model(tower, example_input=example, input=shape)
+                graph = convert_graph(tower, example_input=example, input=shape)
             ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
         except Exception as error:  # whatever OpenVINO raises for an operation it lacks
             raise ExportError(str(error)) from error
     if spec.tokenizer == "clip":
         build_tokenizer(VOCABULARY).save(str(folder / "tokenizer.json"))
+        FewWords.save(folder / "merges.npy", VOCABULARY)
 
 
 def _agreement(model: LoadedModel, folder: Path) -> dict[str, float]:

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +284,9 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     open_clip's loader alone would try for most of a minute. Looking a name up can hang past
     any time-out of its own, so the attempt runs in a thread that is left behind.
     """
+    import urllib.error
+    import urllib.request
+
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import html
+import itertools
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import regex
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_START_ID, _END_ID = 49406, 49407
+_FEW = 64  # words
+TEXT_STEP = 8
 START, END = "<start_of_text>", "<end_of_text>"
 _MERGES = 49152 - 256 - 2  # how many of the file's merges CLIP uses
 #: How CLIP splits a text into words. Done here rather than by `tokenizers`, whose own engine
@@ -27,24 +35,79 @@ _PRINTABLE_ASCII = frozenset(map(chr, range(32, 127)))
 class ClipTokenizer:
     """Texts to rows of ids, padded with zeros and cut at the context length."""
 
-    def __init__(self, tokenizer: Tokenizer, context_length: int, clean: str = "lower") -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        load: Callable[[], Tokenizer],
+        context_length: int,
+        clean: str = "lower",
+        few: FewWords | None = None,
+    ) -> None:
+        """Takes what loads the tokenizer when it is needed.
+
+        Args:
+            few: encodes a few words without it.
+        """
+        self._load = functools.cache(load)
+        self._few = few
         self._clean = _CLEANERS[clean]
         self._length = context_length
-        ids = tokenizer.get_vocab()
-        self._start, self._end = ids[START], ids[END]
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Ids of shape (n, context_length)."""
         rows = np.zeros((len(texts), self._length), dtype=np.int64)
         words = [_WORDS.findall(self._clean(text)) for text in texts]
-        encodings = self._tokenizer.encode_batch(words, is_pretokenized=True)
-        for row, encoding in zip(rows, encodings, strict=True):
-            ids = encoding.ids[: self._length - 2]
-            row[0] = self._start
+        for row, encoded in zip(rows, self._encode(words), strict=True):
+            ids = encoded[: self._length - 2]
+            row[0] = _START_ID
             row[1 : 1 + len(ids)] = ids
-            row[1 + len(ids)] = self._end
+            row[1 + len(ids)] = _END_ID
         return rows
+
+    def _encode(self, texts: list[list[str]]) -> list[list[int]]:
+        if self._few is not None and sum(map(len, texts)) <= _FEW:
+            return [[number for word in words for number in self._few(word)] for words in texts]
+        encodings = self._load().encode_batch(texts, is_pretokenized=True)
+        return [encoding.ids for encoding in encodings]
+
+
+class FewWords:
+    """CLIP's byte-pair encoding from a table that is mapped rather than read.
+
+    Loading the whole tokenizer takes a sixth of a search. This is slower by the word, and there
+    at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        table = np.load(path, mmap_mode="r")
+        self._pairs, self._merged = table[0], table[1]
+        self._special = {START: _START_ID, END: _END_ID}
+        self._bytes = _byte_ids()
+
+    @staticmethod
+    def save(path: Path, vocabulary: Path) -> None:
+        """Writes CLIP's merges: pairs of ids as one number each, ascending, and what they make."""
+        merges = _merges(vocabulary)
+        ids = {token: place for place, token in enumerate(_tokens(merges))}
+        rows = sorted((ids[left] << 32 | ids[right], ids[left + right]) for left, right in merges)
+        np.save(path, np.array(rows, np.int64).T.copy())
+
+    def __call__(self, word: str) -> list[int]:
+        """The ids of one word, as `_WORDS` finds them."""
+        if word in self._special:
+            return [self._special[word]]
+        ids = [self._bytes[byte] for byte in word.encode("utf-8")]
+        ids[-1] += 256  # the last one closes the word
+        while len(ids) > 1:
+            pairs = [left << 32 | right for left, right in itertools.pairwise(ids)]
+            places = np.searchsorted(self._pairs, pairs)
+            places[places == len(self._pairs)] = 0
+            # What was merged first when the vocabulary was made has the lowest id.
+            made = np.where(self._pairs[places] == pairs, self._merged[places], _END_ID)
+            best = int(made.argmin())
+            if made[best] == _END_ID:
+                break
+            ids[best : best + 2] = [int(made[best])]
+        return ids
 
 
 def lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -57,9 +120,9 @@ def lengths_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def trimmed(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ids up to the end of the longest text, in steps of eight: few shapes to compile for."""
+    """The ids up to the end of the longest text, in steps: few shapes to compile for."""
     longest = int(lengths_of(ids).max(initial=1))
-    return np.ascontiguousarray(ids[:, : -(-longest // 8) * 8])
+    return np.ascontiguousarray(ids[:, : -(-longest // TEXT_STEP) * TEXT_STEP])
 
 
 def build_tokenizer(vocabulary: Path) -> Tokenizer:
@@ -67,17 +130,12 @@ def build_tokenizer(vocabulary: Path) -> Tokenizer:
 
     It can be saved as JSON and read again with `Tokenizer.from_file`.
     """
-    lines = gzip.decompress(vocabulary.read_bytes()).decode("utf-8").split("\n")
-    merges = [
-        (left, right) for left, _, right in (m.partition(" ") for m in lines[1 : _MERGES + 1])
-    ]
-    # The first 512 ids are the bytes in the order of CLIP's table, which is not the sorted one.
-    alphabet = list(_byte_characters())
-    tokens = alphabet + [letter + "</w>" for letter in alphabet]
-    tokens += [left + right for left, right in merges] + [START, END]
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    merges = _merges(vocabulary)
     tokenizer = Tokenizer(
         models.BPE(
-            vocab={token: place for place, token in enumerate(tokens)},
+            vocab={token: place for place, token in enumerate(_tokens(merges))},
             merges=merges,
             end_of_word_suffix="</w>",
         )
@@ -87,11 +145,33 @@ def build_tokenizer(vocabulary: Path) -> Tokenizer:
     return tokenizer
 
 
-def _byte_characters() -> list[str]:
-    """A printable character for each byte, printable bytes first (GPT-2's table)."""
+def _merges(vocabulary: Path) -> list[tuple[str, str]]:
+    lines = gzip.decompress(vocabulary.read_bytes()).decode("utf-8").split("\n")
+    return [(left, right) for left, _, right in (m.partition(" ") for m in lines[1 : _MERGES + 1])]
+
+
+def _tokens(merges: list[tuple[str, str]]) -> list[str]:
+    # The first 512 ids are the bytes in the order of CLIP's table, which is not the sorted one.
+    alphabet = list(_byte_characters())
+    tokens = alphabet + [letter + "</w>" for letter in alphabet]
+    return [*tokens, *(left + right for left, right in merges), START, END]
+
+
+def _byte_order() -> list[int]:
+    """The bytes in the order of their ids, printable ones first (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    return printable + [byte for byte in range(256) if byte not in printable]
+
+
+def _byte_ids() -> dict[int, int]:
+    return {byte: place for place, byte in enumerate(_byte_order())}
+
+
+def _byte_characters() -> list[str]:
+    """A printable character for each byte, in the order of their ids."""
+    order = _byte_order()
+    count = sum(byte >= 33 for byte in order[:188])
+    return [chr(byte) for byte in order[:count]] + [chr(256 + i) for i in range(256 - count)]
 
 
 def _basic(text: str) -> str:

@@ -6,17 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.local import LocalEncoder
 from mmsearch.errors import DecodeError, UsageError
-from mmsearch.media.image import decode, fit, read_image
 from mmsearch.search.compose import NOT_LEARNED, Composer
 from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse
-from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
-from mmsearch.search.rerank import Reranker, SecondLooks
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Answer, Evidence, Store
 from mmsearch.types import (
@@ -32,6 +29,10 @@ from mmsearch.types import (
     Term,
     Vectors,
 )
+
+if TYPE_CHECKING:
+    from mmsearch.encoders.local import LocalEncoder
+    from mmsearch.search.rerank import Reranker, SecondLooks
 
 #: How many images each of image, captions and words brings to be fused.
 DEPTH = 200
@@ -228,6 +229,8 @@ class Searcher:
             raise UsageError("--rerank is for texts that look for images: it matches their words")
         if how in ("caption", "words"):
             raise UsageError(f"--rerank looks at images, and --fusion {how} does not")
+        from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
+
         found = self._learned.reranker()
         if found is None:
             raise UsageError(NOTHING_TO_RERANK_WITH)
@@ -247,6 +250,8 @@ class Searcher:
         Raises:
             UsageError: a query that cannot be re-ranked, or nothing was learned to do it with.
         """
+        from mmsearch.search.rerank import SecondLooks
+
         assert self._local is not None, "it is needed where there is a reranker"
         reranker = self.reranker_of(query, how)
         return SecondLooks(self._store, self._encoder.spec.space, reranker, self._local)
@@ -323,6 +328,8 @@ class Searcher:
     def _embed_image(self, term: Term) -> Vectors:
         if term.image is None:
             raise UsageError("a term is a text or an image")
+        from mmsearch.media.image import decode, fit, read_image  # Pillow, which texts do without
+
         how = self._encoder.spec.preprocess
         try:
             pixels = fit(decode(read_image(Path(term.image)), at_least=how.size).image, how)

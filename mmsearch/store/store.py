@@ -20,7 +20,6 @@ from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
 from mmsearch.store import catalog, filters
 from mmsearch.store.catalog import Catalog, Item, MediaFacts, RootRow, SnapshotRow, SpaceRow
-from mmsearch.store.faiss_index import FaissIndex
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import join, relative, to_path
@@ -470,6 +469,8 @@ class Writer:
         return found
 
     def _write_snapshot(self, space: SpaceRow, modality: Modality, old: SnapshotRow | None) -> None:
+        from mmsearch.store.faiss_index import FaissIndex
+
         generation = (old.generation if old else 0) + 1
         name = f"{space.id}-{modality}-{generation}.faiss"
         path = self._folder / name
@@ -521,6 +522,8 @@ def _all(
 
 
 def _is_whole(path: Path, vectors: int) -> bool:
+    from mmsearch.store.faiss_index import FaissIndex
+
     try:
         return len(FaissIndex.open(path)) == vectors
     except (FileNotFoundError, DamageError):

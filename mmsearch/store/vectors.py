@@ -16,7 +16,6 @@ import numpy as np
 
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
-from mmsearch.store.faiss_index import FaissIndex
 from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
 from mmsearch.types import Ids, Modality, Vectors
 
@@ -48,6 +47,8 @@ class VectorView:
             FileNotFoundError: the snapshot's file is gone, because a writer compacted since the
                 transaction began: begin another.
         """
+        from mmsearch.store.faiss_index import FaissIndex  # which takes a while
+
         row = catalog.snapshot_of(connection, space.id, modality)
         empty = ExactIndex(
             np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
