@@ -298,6 +298,7 @@ class Engine:
         fusion: Fusion = "auto",
         compose: Compose = "auto",
         rerank: int = 0,
+        exact: bool = False,
     ) -> list[Hit]:
         """The best hits for a text, an example picture, both, or a whole `Query`.
 
@@ -305,6 +306,7 @@ class Engine:
             fusion: how an image's own score and its captions' make one (`Query.fusion`).
             compose: how a picture and a text make one vector (`Query.compose`).
             rerank: how many of the first images are looked at a second time (`Query.rerank`).
+            exact: compare with every vector, also where the index is large (`Query.exact`).
 
         Raises:
             IndexNotFound: there is no index yet.
@@ -314,7 +316,7 @@ class Engine:
             terms = [Term(text=query)] if query else []
             terms += [Term(image=Path(image))] if image is not None else []
             where = Filter(under=Path(under) if under is not None else None)
-            query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank)
+            query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank, exact)
         if not query.terms:
             raise UsageError("nothing to search for: give a text or an image")
         if query.k < 1:

@@ -118,6 +118,9 @@ class Query:
     rerank: int = 0
     """How many of the first images are looked at a second time, for queries by text: see
     `mmsearch.search.rerank`. 0 is none."""
+    exact: bool = False
+    """Compare with every vector, also where an index is so large that it is searched through cells
+    (`mmsearch.store.approximate`)."""
 
 
 @dataclass(frozen=True)

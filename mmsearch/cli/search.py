@@ -101,6 +101,14 @@ def search(
             help="Only hits with at least this cosine; --fusion auto is then image.",
         ),
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Compare with every vector. An index of 200,000 and more is otherwise searched "
+            "through cells, which is quicker and misses one of the best now and then.",
+        ),
+    ] = False,
     literal: Annotated[
         bool, typer.Option("--literal", help="Take '16:9 photo' as text, not as a weight of 16.")
     ] = False,
@@ -122,7 +130,7 @@ def search(
     where = Filter(under, _date(after), _date(before))
     query = Query(
         tuple(terms), _modality(to), k, where, min_score, fusion_named(fusion),
-        compose_named(compose), rerank,
+        compose_named(compose), rerank, exact,
     )  # fmt: skip
     with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)

@@ -131,6 +131,7 @@ class Searcher:
             _words_of(query.terms),
             max(DEPTH, query.k, query.rerank),
             query.filter,
+            exact=query.exact,
         )
 
     def scores(
@@ -186,7 +187,7 @@ class Searcher:
 
     def _nearest(self, query: Query, vector: Vectors) -> list[Hit]:
         k = max(query.k, query.rerank)
-        answer = self.rank(vector[None, :], query.to, k, query.filter)[0]
+        answer = self.rank(vector[None, :], query.to, k, query.filter, exact=query.exact)[0]
         found = list(zip(answer.scores, answer.items, strict=True))
         if query.min_score is not None:
             found = [(score, item) for score, item in found if score >= query.min_score]
@@ -259,10 +260,16 @@ class Searcher:
     # -- what they have in common ----------------------------------------------------------
 
     def rank(
-        self, queries: Vectors, to: Modality, k: int, where: Filter | None = None
+        self,
+        queries: Vectors,
+        to: Modality,
+        k: int,
+        where: Filter | None = None,
+        *,
+        exact: bool = False,
     ) -> list[Answer]:
         """The best k items for each query vector, shape (q, dim): what every search runs on."""
-        return self._store.search(self._encoder.spec.space, queries, to, k, where)
+        return self._store.search(self._encoder.spec.space, queries, to, k, where, exact=exact)
 
     def compose_of(self, query: Query, how: Fusion) -> Compose:
         """How a query's terms make one vector: what "auto" comes to.

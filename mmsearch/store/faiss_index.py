@@ -1,8 +1,9 @@
-"""Vector indexes of FAISS, kept in a file that is mapped rather than read."""
+"""Vector indexes of FAISS, kept in files that are mapped rather than read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ from mmsearch.errors import DamageError
 from mmsearch.store.vector_index import Found, best
 from mmsearch.types import Ids, Vectors
 
+Rows = NDArray[np.int64]
+
+#: Where no more than so many may be found, or this share, these are looked up one by one.
+_FEW, _FEW_SHARE = 1000, 1 / 8
+
 
 class FaissIndex:
     """An exact flat index under the items' own ids."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
+        self._flat = faiss.downcast_index(index.index)
 
     @classmethod
     def build(cls, dim: int, batches: Iterable[tuple[Ids, Vectors]]) -> FaissIndex:
@@ -37,16 +44,8 @@ class FaissIndex:
             FileNotFoundError: there is no such file (compacted away since it was looked up).
             DamageError: the file is not what was saved.
         """
-        try:
-            # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
-        except RuntimeError as error:
-            if not path.is_file():
-                raise FileNotFoundError(path) from error
-            raise DamageError(
-                f"{path}: the vector file is damaged; delete it and run 'mmsearch index', which "
-                "writes it anew from the catalog"
-            ) from error
+        # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
+        return cls(read_index(path, faiss.IO_FLAG_MMAP_IFC))
 
     def save(self, path: Path) -> None:
         """Writes the index.
@@ -54,48 +53,105 @@ class FaissIndex:
         Raises:
             OSError: there is no room, or no permission.
         """
-        try:
-            faiss.write_index(self._index, str(path))
-        except RuntimeError as error:  # how FAISS says it
-            raise OSError(str(error).strip().splitlines()[-1]) from error
+        write_index(self._index, path)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        return int(self._index.d)
 
     def search(
         self, queries: Vectors, k: int, *, among: Ids | None = None, without: Ids | None = None
     ) -> list[Found]:
         k = min(k, len(self))
         if k == 0 or (among is not None and len(among) == 0):
-            return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
-        selector = _selector(among, without)
+            return [nothing() for _ in queries]
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if among is not None and len(among) <= max(_FEW, _FEW_SHARE * len(self)):
+            if without is not None:
+                among = np.setdiff1d(among, without, assume_unique=True)
+            rows = self.rows_of(among)
+            vectors, ids = self.vectors_at(rows), self.ids[rows]
+            return [best(scores, ids, k) for scores in queries @ vectors.T]
+        selector = self.selector(among, without)
         parameters = faiss.SearchParameters(sel=selector) if selector is not None else None
-        scores, ids = self._index.search(
-            np.ascontiguousarray(queries, dtype=np.float32), k, params=parameters
-        )
-        # FAISS fills up with id -1 where it finds fewer than k.
-        found = (
-            (row[real], own[real]) for row, own, real in zip(scores, ids, ids >= 0, strict=True)
-        )
-        return [best(row, own, k) for row, own in found]
+        scores, rows = self._flat.search(queries, k, params=parameters)
+        # FAISS fills up with row -1 where it finds fewer than k.
+        found = ((one[own >= 0], own[own >= 0]) for one, own in zip(scores, rows, strict=True))
+        return [best(one, self.ids[own], k) for one, own in found]
 
-    @property
+    @cached_property
     def ids(self) -> Ids:
         found: Ids = faiss.vector_to_array(self._index.id_map)
         return found
 
-    def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
-        # IndexIDMap knows vectors by id alone; the index in it, by row.
+    @cached_property
+    def _sorted(self) -> tuple[Ids, Rows | None]:
+        """The ids in order, and the row of each; None where the rows are in that order."""
+        if len(self.ids) < 2 or (np.diff(self.ids) > 0).all():
+            return self.ids, None
+        rows = np.argsort(self.ids)
+        return self.ids[rows], rows
+
+    def rows_of(self, ids: Ids) -> Rows:
+        """The rows of those of some ids that are in here."""
+        known, rows = self._sorted
+        places = np.searchsorted(known, ids)
+        there = places < len(known)
+        places = places[there]
+        places = places[known[places] == ids[there]]
+        found: Rows = places if rows is None else rows[places]
+        return found
+
+    def selector(self, among: Ids | None, without: Ids | None) -> Any:
+        """FAISS's choice of the rows that may be found; None is all of them."""
+        if among is None and (without is None or not len(without)):
+            return None
+        may = np.full(len(self), among is None)
+        if among is not None:
+            may[self.rows_of(among)] = True
+        if without is not None:
+            may[self.rows_of(without)] = False
+        return faiss.IDSelectorBitmap(np.packbits(may, bitorder="little"))
+
+    def vectors_at(self, rows: Rows) -> Vectors:
         if not len(rows):
-            return np.empty((0, self._index.d), np.float32)
-        found: Vectors = faiss.downcast_index(self._index.index).reconstruct_batch(rows)
+            return np.empty((0, self.dim), np.float32)
+        found: Vectors = self._flat.reconstruct_batch(rows)
         return found
 
 
-def _selector(among: Ids | None, without: Ids | None) -> Any:
-    if among is not None:
-        chosen = among if without is None else np.setdiff1d(among, without, assume_unique=True)
-        return faiss.IDSelectorBatch(chosen)
-    if without is not None and len(without):
-        return faiss.IDSelectorNot(faiss.IDSelectorBatch(without))
-    return None
+def nothing() -> Found:
+    return np.empty(0, np.float32), np.empty(0, np.int64)
+
+
+def read_index(path: Path, flags: int) -> Any:
+    """An index of FAISS from a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamageError: the file is not what was saved.
+    """
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        if not path.is_file():
+            raise FileNotFoundError(path) from error
+        raise DamageError(
+            f"{path}: the vector file is damaged; delete it and run 'mmsearch index', which "
+            "writes it anew from the catalog"
+        ) from error
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Writes an index of FAISS to a file.
+
+    Raises:
+        OSError: there is no room, or no permission.
+    """
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # how FAISS says it
+        raise OSError(str(error).strip().splitlines()[-1]) from error

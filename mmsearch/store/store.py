@@ -24,11 +24,13 @@ from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import join, relative, to_path
 from mmsearch.store.vector_index import Found
-from mmsearch.store.vectors import VectorView
+from mmsearch.store.vectors import VectorView, cells_of
 from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
 
 if TYPE_CHECKING:
+    from mmsearch.store.approximate import ApproximateIndex
     from mmsearch.store.changes import Change
+    from mmsearch.store.faiss_index import FaissIndex
 
 T = TypeVar("T")
 
@@ -155,18 +157,26 @@ class Store:
             return catalog.active_space(connection)
 
     def search(
-        self, space: str, queries: Vectors, to: Modality, k: int, where: Filter | None = None
+        self,
+        space: str,
+        queries: Vectors,
+        to: Modality,
+        k: int,
+        where: Filter | None = None,
+        *,
+        exact: bool = False,
     ) -> list[Answer]:
         """The best k items of each query, all from one state of the index.
 
         Args:
             space: the identity of the queries' space.
             queries: shape (q, d).
+            exact: compare with every vector, also where the index is large.
 
         Raises:
             SpaceError: the index's active space is another.
         """
-        return self._again(lambda: self._search(space, queries, to, k, where))
+        return self._again(lambda: self._search(space, queries, to, k, where, exact))
 
     def _again(self, look: Callable[[], T]) -> T:
         for _ in range(3):
@@ -180,12 +190,18 @@ class Store:
         )
 
     def _search(
-        self, space: str, queries: Vectors, to: Modality, k: int, where: Filter | None
+        self,
+        space: str,
+        queries: Vectors,
+        to: Modality,
+        k: int,
+        where: Filter | None,
+        exact: bool,
     ) -> list[Answer]:
         with self.catalog.read() as connection:
             view = self._view(connection, filters.require_space(connection, space), to)
             among = filters.matching_ids(connection, where, to) if where else None
-            found = view.search(queries, k, among)
+            found = view.search(queries, k, among, exact=exact)
             wanted = {int(number) for _, ids in found for number in ids}
             known = catalog.items(connection, to, sorted(wanted))
         return [_answer(one, known) for one in found]
@@ -195,7 +211,14 @@ class Store:
             return catalog.has_captions(connection, least)
 
     def evidence(
-        self, space: str, query: Vectors, text: str, depth: int, where: Filter | None = None
+        self,
+        space: str,
+        query: Vectors,
+        text: str,
+        depth: int,
+        where: Filter | None = None,
+        *,
+        exact: bool = False,
     ) -> Evidence:
         """All that speaks for the media that are near a query by their image or by their captions.
 
@@ -204,14 +227,21 @@ class Store:
             query: shape (d,).
             text: what captions are to hold words of; "" for nothing.
             depth: how many are taken by each of image, captions and words.
+            exact: compare with every vector, also where the index is large.
 
         Raises:
             SpaceError: the index's active space is another.
         """
-        return self._again(lambda: self._evidence(space, query, text, depth, where))
+        return self._again(lambda: self._evidence(space, query, text, depth, where, exact))
 
     def _evidence(
-        self, space: str, query: Vectors, text: str, depth: int, where: Filter | None
+        self,
+        space: str,
+        query: Vectors,
+        text: str,
+        depth: int,
+        where: Filter | None,
+        exact: bool,
     ) -> Evidence:
         with self.catalog.read() as connection:
             row = filters.require_space(connection, space)
@@ -222,7 +252,7 @@ class Store:
             }
             near = {
                 # An image has several captions: more of them are needed for as many images.
-                to: _scores(view, query, depth if to == "image" else 4 * depth, among[to])
+                to: _scores(view, query, depth if to == "image" else 4 * depth, among[to], exact)
                 for to, view in views.items()
             }
             by_words = catalog.media_with_words(connection, text, depth, among["image"])
@@ -441,6 +471,8 @@ class Writer:
             least = {"always": 1, "short": _SHORT_TAIL, "long": _LONG_TAIL}[only_if]
             if waiting >= (least if only_if == "always" else max(least, held * _TAIL_SHARE)):
                 self._write_snapshot(space, modality, row)
+        if only_if != "long":  # in the midst of a run they would be made again and again
+            self._make_cells()
 
     def mend(self) -> None:
         """Writes snapshots whose files are gone, and deletes files that no snapshot names."""
@@ -448,7 +480,8 @@ class Writer:
         for space, modality, row, _ in self._loads():
             if row is not None and not _is_whole(self._folder / row.file, row.vectors):
                 self._write_snapshot(space, modality, row)
-        named = {row.file for _, _, row, _ in self._loads() if row is not None}
+        files = [row.file for _, _, row, _ in self._loads() if row is not None]
+        named = {*files, *map(cells_of, files)}
         for path in self._folder.iterdir():
             if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
@@ -474,7 +507,6 @@ class Writer:
         generation = (old.generation if old else 0) + 1
         name = f"{space.id}-{modality}-{generation}.faiss"
         path = self._folder / name
-        draft = draft_of(path)
         with self._store.catalog.read() as connection:
             last = 0
 
@@ -487,6 +519,32 @@ class Writer:
                     yield ids, vectors
 
             index = FaissIndex.build(space.spec.dim, batches())
+        self._keep(index, path)
+        with self.change() as change:
+            change.set_snapshot(space, modality, SnapshotRow(generation, name, len(index), last))
+        if old is not None and old.file != name:
+            (self._folder / old.file).unlink(missing_ok=True)
+
+    def _make_cells(self) -> None:
+        """Makes the cells of large snapshots that have none yet."""
+        from mmsearch.store.approximate import APPROXIMATE_FROM, ApproximateIndex
+        from mmsearch.store.faiss_index import FaissIndex
+
+        for space, modality, row, _ in self._loads():
+            if row is None or row.vectors < APPROXIMATE_FROM:
+                continue
+            path = self._folder / cells_of(row.file)
+            if path.is_file():
+                continue
+            older = sorted(self._folder.glob(cells_of(f"{space.id}-{modality}-*.faiss")))
+            exact = FaissIndex.open(self._folder / row.file)
+            self._keep(ApproximateIndex.build(exact, older[-1] if older else None), path)
+            for other in older:
+                other.unlink(missing_ok=True)
+
+    def _keep(self, index: FaissIndex | ApproximateIndex, path: Path) -> None:
+        """Saves an index: it appears whole under its name, or not at all."""
+        draft = draft_of(path)
         try:
             index.save(draft)
             sync_file(draft)
@@ -498,15 +556,13 @@ class Writer:
                 f"{self._folder}: a vector file cannot be written: {error.strerror or error}; "
                 "nothing is lost, the next 'mmsearch index' writes it"
             ) from error
-        with self.change() as change:
-            change.set_snapshot(space, modality, SnapshotRow(generation, name, len(index), last))
-        if old is not None and old.file != name:
-            (self._folder / old.file).unlink(missing_ok=True)
 
 
-def _scores(view: VectorView, query: Vectors, k: int, among: Ids | None) -> dict[int, float]:
+def _scores(
+    view: VectorView, query: Vectors, k: int, among: Ids | None, exact: bool = False
+) -> dict[int, float]:
     """The cosines of the k items nearest to a query (d,), by id, the nearest first."""
-    scores, ids = view.search(query[None], k, among)[0]
+    scores, ids = view.search(query[None], k, among, exact=exact)[0]
     return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
 

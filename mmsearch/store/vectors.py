@@ -11,6 +11,7 @@ import sqlite3
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
 from mmsearch.types import Ids, Modality, Vectors
+
+if TYPE_CHECKING:
+    from mmsearch.store.approximate import ApproximateIndex
+    from mmsearch.store.faiss_index import FaissIndex
 
 _SAMPLE = 1024
 
@@ -30,7 +35,9 @@ class VectorView:
     space: SpaceRow
     modality: Modality
     generation: int
-    snapshot: VectorIndex | None
+    snapshot: FaissIndex | None
+    quick: ApproximateIndex | None
+    """Cells over a large snapshot, where they were made."""
     last_embedding: int
     """The newest embedding that is in here."""
     tail: ExactIndex
@@ -47,18 +54,24 @@ class VectorView:
             FileNotFoundError: the snapshot's file is gone, because a writer compacted since the
                 transaction began: begin another.
         """
+        from mmsearch.store.approximate import ApproximateIndex
         from mmsearch.store.faiss_index import FaissIndex  # which takes a while
 
         row = catalog.snapshot_of(connection, space.id, modality)
         empty = ExactIndex(
             np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
         )
+        snapshot = FaissIndex.open(folder / row.file) if row else None
+        quick = None
+        if row is not None and snapshot is not None:
+            quick = ApproximateIndex.open(folder / cells_of(row.file), snapshot)
         view = cls(
             revision=-1,
             space=space,
             modality=modality,
             generation=row.generation if row else 0,
-            snapshot=FaissIndex.open(folder / row.file) if row else None,
+            snapshot=snapshot,
+            quick=quick,
             last_embedding=row.last_embedding_id if row else 0,
             tail=empty,
             hidden=np.empty(0, dtype=np.int64),
@@ -100,14 +113,22 @@ class VectorView:
             found.insert(0, self.snapshot.vectors_at(rows[rows < older]))
         return np.concatenate(found)
 
-    def search(self, queries: Vectors, k: int, among: Ids | None) -> list[Found]:
+    def search(
+        self, queries: Vectors, k: int, among: Ids | None, *, exact: bool = False
+    ) -> list[Found]:
         """The best k items of each query, over snapshot and tail together."""
         without = self.hidden if len(self.hidden) else None
         answers = self.tail.search(queries, k, among=among, without=without)
-        if self.snapshot is None:
+        older = self.snapshot if exact or self.quick is None else self.quick
+        if older is None:
             return answers
-        older = self.snapshot.search(queries, k, among=among, without=without)
-        return [_merged(first, second, k) for first, second in zip(older, answers, strict=True)]
+        found = older.search(queries, k, among=among, without=without)
+        return [_merged(first, second, k) for first, second in zip(found, answers, strict=True)]
+
+
+def cells_of(file: str) -> str:
+    """The name of the cells over a snapshot, by that of its file."""
+    return f"{file}.cells"
 
 
 def _merged(first: Found, second: Found, k: int) -> Found:

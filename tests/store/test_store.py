@@ -16,6 +16,7 @@ from fakes import DIM, FakeEncoder, root_at, unit_vectors
 
 from mmsearch.config import MARKER
 from mmsearch.errors import (
+    DamageError,
     FormatError,
     IndexInUse,
     IndexNotFound,
@@ -23,7 +24,7 @@ from mmsearch.errors import (
     UnreadableError,
     UsageError,
 )
-from mmsearch.store import catalog, migrations
+from mmsearch.store import approximate, catalog, migrations
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.store import Store
@@ -646,4 +647,92 @@ def test_a_catalog_can_be_copied_while_it_is_open(store, tmp_path):
     other = Store.create(tmp_path / "copy")
     store.copy_catalog(other)
     assert len(ids_found(other, vectors[0])) == 1
+    other.close()
+
+
+# -- cells over a large snapshot ------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(store, monkeypatch):
+    """A store whose 3,000 pictures count as many; returns it with its ids and vectors."""
+    monkeypatch.setattr(approximate, "APPROXIMATE_FROM", 1000)
+    vectors = unit_vectors(RNG, 3000)
+    ids = np.array(fill(store, [f"{n:05}" for n in range(3000)], vectors))
+    with store.writer() as writer:
+        writer.compact()
+    return store, ids, vectors
+
+
+def files_of(store):
+    return sorted(path.name for path in (store.folder / "vectors").iterdir())
+
+
+def test_a_large_index_is_searched_through_cells_and_exactly_where_asked(large):
+    store, ids, vectors = large
+    assert files_of(store) == ["1-image-1.faiss", "1-image-1.faiss.cells"]
+    kept = 0
+    for query in unit_vectors(RNG, 40):
+        true = ids[np.argsort(-(vectors @ query))[:10]].tolist()
+        exact = store.search(SPEC.space, query[None], "image", 10, exact=True)[0]
+        assert list(exact.ids) == true
+        kept += len(set(ids_found(store, query)) & set(true))
+    assert 0.9 < kept / 400 <= 1
+
+
+def test_what_is_new_or_removed_beside_cells_is_seen(large):
+    store, ids, vectors = large
+    added = unit_vectors(RNG, 2)
+    new_ids = fill(store, ["new1", "new2"], added)
+    with store.writer() as writer:
+        writer.remove([b"/photos/00007"])
+    assert ids_found(store, added[1], 1) == [new_ids[1]]
+    assert int(ids[7]) not in ids_found(store, vectors[7])
+    assert ids_found(store, vectors[8], 1) == [int(ids[8])]
+
+
+def test_cells_go_with_their_snapshot(large):
+    store, *_ = large
+    fill(store, ["new"], unit_vectors(RNG, 1))
+    with store.writer() as writer:
+        writer.compact()
+    assert files_of(store) == ["1-image-2.faiss", "1-image-2.faiss.cells"]
+    with store.writer():  # which clears up
+        pass
+    assert files_of(store) == ["1-image-2.faiss", "1-image-2.faiss.cells"]
+
+
+def test_cells_that_are_missing_cost_time_and_no_answer(large):
+    store, ids, vectors = large
+    (store.folder / "vectors" / "1-image-1.faiss.cells").unlink()
+    other = Store(store.folder)
+    assert ids_found(other, vectors[5], 1) == [int(ids[5])]
+    other.close()
+    with store.writer() as writer:
+        writer.compact(only_if="short")
+    assert files_of(store) == ["1-image-1.faiss", "1-image-1.faiss.cells"]
+
+
+def test_a_kill_while_cells_are_made_leaves_none_behind(large, monkeypatch):
+    store, ids, vectors = large
+    fill(store, ["new"], unit_vectors(RNG, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            approximate.ApproximateIndex, "save", lambda self, path: path.touch() or 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError), store.writer() as writer:
+            writer.compact()
+    assert ids_found(store, vectors[5], 1) == [int(ids[5])]
+    with store.writer() as writer:
+        writer.compact(only_if="short")
+    assert files_of(store) == ["1-image-2.faiss", "1-image-2.faiss.cells"]
+
+
+def test_damaged_cells_are_told_of(large):
+    store, _, vectors = large
+    path = store.folder / "vectors" / "1-image-1.faiss.cells"
+    path.write_bytes(path.read_bytes()[:500])
+    other = Store(store.folder)
+    with pytest.raises(DamageError, match="cells: the vector file is damaged; delete it"):
+        ids_found(other, vectors[0])
     other.close()

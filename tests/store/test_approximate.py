@@ -1,0 +1,143 @@
+"""Cells over a large snapshot: against NumPy, through filters and deletes, on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmsearch.errors import DamageError
+from mmsearch.store import approximate
+from mmsearch.store.approximate import ApproximateIndex
+from mmsearch.store.faiss_index import FaissIndex
+
+COUNT, DIM = 30_000, 32
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    """Clusters, as photos of the same things are."""
+    rng = np.random.default_rng(5)
+    centres = rng.normal(size=(300, DIM))
+    found = centres[rng.integers(300, size=COUNT)] + rng.normal(scale=0.5, size=(COUNT, DIM))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    """In no order, and with gaps."""
+    return np.random.default_rng(6).permutation(3 * COUNT)[:COUNT].astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def exact(vectors, ids):
+    return FaissIndex.build(DIM, [(ids[:9000], vectors[:9000]), (ids[9000:], vectors[9000:])])
+
+
+@pytest.fixture(scope="module")
+def quick(exact):
+    return ApproximateIndex.build(exact)
+
+
+@pytest.fixture(scope="module")
+def queries():
+    rng = np.random.default_rng(7)
+    found = rng.normal(size=(60, DIM))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute(vectors, ids, query, k, may):
+    scores = vectors[may] @ query
+    order = np.lexsort((ids[may], -scores))[:k]
+    return scores[order], ids[may][order]
+
+
+def recall(index, vectors, ids, queries, k, may, **limits):
+    """Also checks that what is found is allowed, in order, and scored by the exact vectors."""
+    hits = []
+    row_of = {number: row for row, number in enumerate(ids.tolist())}
+    for query, (scores, found) in zip(queries, index.search(queries, k, **limits), strict=True):
+        _, true = brute(vectors, ids, query, k, may)
+        assert len(found) == len(set(found.tolist())) <= k
+        assert set(found.tolist()) <= set(ids[may].tolist())
+        assert (np.diff(scores) <= 0).all()
+        rows = [row_of[number] for number in found.tolist()]
+        np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-5)
+        hits.append(len(set(found.tolist()) & set(true.tolist())) / len(true))
+    return np.mean(hits)
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_it_finds_nearly_all_of_the_best(quick, vectors, ids, queries, k):
+    everything = np.ones(COUNT, bool)
+    assert recall(quick, vectors, ids, queries, k, everything) > 0.97
+
+
+@pytest.mark.parametrize("share", [2, 10, 100, 1000])
+def test_a_filter_costs_no_recall(quick, vectors, ids, queries, share, monkeypatch):
+    monkeypatch.setattr(approximate, "_FEW", 100)
+    may = np.random.default_rng(share).random(COUNT) < 1 / share
+    among = np.sort(ids[may])
+    assert recall(quick, vectors, ids, queries, 10, may, among=among) > 0.97
+
+
+def test_what_was_removed_is_not_found(quick, vectors, ids, queries):
+    may = np.random.default_rng(1).random(COUNT) < 0.7
+    without = np.sort(ids[~may])
+    assert recall(quick, vectors, ids, queries, 10, may, without=without) > 0.97
+    both = np.random.default_rng(2).random(COUNT) < 0.9
+    among = np.sort(ids[both])
+    limits = {"among": among, "without": without}
+    assert recall(quick, vectors, ids, queries, 10, may & both, **limits) > 0.97
+
+
+@pytest.mark.parametrize("share", [1, 2, 7, 9, 500, 10_000])
+def test_exact_search_is_exact_whatever_is_left_out(exact, vectors, ids, queries, share):
+    may = np.random.default_rng(share).random(COUNT) < 1 / share
+    for limits in ({"among": np.sort(ids[may])}, {"without": np.sort(ids[~may])}):
+        for query, (scores, found) in zip(
+            queries[:10], exact.search(queries[:10], 12, **limits), strict=True
+        ):
+            true_scores, true = brute(vectors, ids, query, 12, may)
+            np.testing.assert_array_equal(found, true)
+            np.testing.assert_allclose(scores, true_scores, atol=1e-5)
+
+
+def test_unknown_ids_are_nobody(exact, quick, queries):
+    strange = np.array([3 * COUNT + 5, 3 * COUNT + 9])
+    for index in (exact, quick):
+        (scores, found), *_ = index.search(queries[:1], 5, among=strange)
+        assert len(scores) == len(found) == 0
+
+
+def test_more_than_cells_are_for_is_searched_exactly(quick, vectors, ids, queries, monkeypatch):
+    monkeypatch.setattr(approximate, "_MOST", 50)
+    everything = np.ones(COUNT, bool)
+    assert recall(quick, vectors, ids, queries[:3], 60, everything) == 1.0
+
+
+def test_a_saved_index_is_mapped_and_the_same(quick, exact, queries, tmp_path):
+    path = tmp_path / "cells"
+    quick.save(path)
+    again = ApproximateIndex.open(path, exact)
+    for first, second in zip(quick.search(queries, 10), again.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(first[1], second[1])
+    # Cells of another snapshot are none for this one.
+    other = FaissIndex.build(DIM, [(exact.ids[:500], exact.vectors_at(np.arange(500)))])
+    assert ApproximateIndex.open(path, other) is None
+    assert ApproximateIndex.open(tmp_path / "none", exact) is None
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DamageError, match="damaged; delete it"):
+        ApproximateIndex.open(path, exact)
+
+
+def test_centroids_are_taken_over(quick, exact, vectors, ids, queries, tmp_path):
+    path = tmp_path / "cells"
+    quick.save(path)
+    again = ApproximateIndex.build(exact, like=path)
+    np.testing.assert_array_equal(
+        again._cells.quantizer.reconstruct_n(0, again._cells.nlist),
+        quick._cells.quantizer.reconstruct_n(0, quick._cells.nlist),
+    )
+    assert recall(again, vectors, ids, queries, 10, np.ones(COUNT, bool)) > 0.97
+    few = FaissIndex.build(DIM, [(ids[:5000], vectors[:5000])])
+    assert ApproximateIndex.build(few, like=path)._cells.nlist < quick._cells.nlist
