@@ -105,8 +105,8 @@ def search(
         bool,
         typer.Option(
             "--exact",
-            help="Compare with every vector. An index of 200,000 and more is otherwise searched "
-            "through cells, which is quicker and misses one of the best now and then.",
+            help="Compare with every vector. An index of a million and more is otherwise "
+            "searched through cells, which is quicker and misses one of the best now and then.",
         ),
     ] = False,
     literal: Annotated[
