@@ -153,6 +153,8 @@ KILLED_WHILE_COMPACTED = """
 import os, sys
 from pathlib import Path
 from mmsearch.store import store
+from mmsearch.store.changes import Change
+from mmsearch.store.faiss_index import FaissIndex
 at = int(sys.argv[2])
 calls = 0
 def counting(original):
@@ -165,11 +167,11 @@ def counting(original):
     return call
 for name in ("sync_file", "sync_folder"):
     setattr(store, name, counting(getattr(store, name)))
-store.FaissIndex.save = counting(store.FaissIndex.save)
+FaissIndex.save = counting(FaissIndex.save)
 store.Path.replace = counting(Path.replace)
 store.Path.unlink = counting(Path.unlink)
-store.Change.set_snapshot = counting(store.Change.set_snapshot)
-store.Change.finish = counting(store.Change.finish)
+Change.set_snapshot = counting(Change.set_snapshot)
+Change.finish = counting(Change.finish)
 with store.Store(Path(sys.argv[1])).writer() as writer:
     writer.compact()
 print("compacted")
