@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -88,8 +89,14 @@ def _quantise(folder: Path, pixels: Pixels) -> str:
         sample = Path(scratch) / "pixels.npy"
         np.save(sample, pixels)
         command = [sys.executable, "-m", "mmsearch.encoders.quantising", str(folder), str(sample)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        # NNCF draws its progress, in characters that not every terminal has.
+        encoding = {"PYTHONIOENCODING": "utf-8"}
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, check=False, env={**os.environ, **encoding}
+        )
     if not done.returncode and (folder / INT8_IMAGE).is_file():
         return ""
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [
+        f"exit code {done.returncode}"
+    ]
     return lines[-1][:200]

@@ -44,7 +44,7 @@ def test_the_example_in_the_readme_runs(tiny, tmp_path, monkeypatch):
     (tmp_path / "example.jpg").write_bytes(paint(tmp_path / "x.jpg", "red").read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    text = (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     _, _, rest = text.partition("```python\n")
     code, _, _ = rest.partition("```")
     assert "Engine.open" in code
