@@ -119,9 +119,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
     if sys.argv[1:2] == ["search"]:
-        # OpenVINO imports its converter with itself, which takes a search longer than the search.
-        # None is Python's own way to say that a module cannot be imported; `convert_graph` undoes
-        # it where a model must be converted after all.
+        # OpenVINO imports its converter with itself, which a search has no use for. None is
+        # Python's own way to say that a module cannot be imported; `convert_graph` undoes it where
+        # a model must be converted after all.
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     try:
         app(prog_name="mmsearch")
@@ -132,6 +132,6 @@ def main() -> None:
             sys.stderr.flush()
         except OSError:
             code = code or 4
-        # All is written and closed. What is left is to take everything apart, piece by piece,
-        # which takes a tenth of a search; the kernel does it at once.
+        # All is written and closed. What is left is to take everything apart, piece by piece; the
+        # kernel does it at once.
         os._exit(code)

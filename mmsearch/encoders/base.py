@@ -16,7 +16,7 @@ class Encoder(Protocol):
 
     @property
     def precision(self) -> str:
-        """What the runtime computes in: fp32 or bf16."""
+        """What the runtime computes in: fp32, bf16 or int8."""
         ...
 
     @property

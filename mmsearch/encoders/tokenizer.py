@@ -29,6 +29,7 @@ _WORDS = regex.compile(
     rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+",
     regex.IGNORECASE,
 )
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes, of Latin-1
 _PRINTABLE_ASCII = frozenset(map(chr, range(32, 127)))
 
 
@@ -159,8 +160,7 @@ def _tokens(merges: list[tuple[str, str]]) -> list[str]:
 
 def _byte_order() -> list[int]:
     """The bytes in the order of their ids, printable ones first (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return printable + [byte for byte in range(256) if byte not in printable]
+    return [*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE)]
 
 
 def _byte_ids() -> dict[int, int]:
@@ -169,9 +169,8 @@ def _byte_ids() -> dict[int, int]:
 
 def _byte_characters() -> list[str]:
     """A printable character for each byte, in the order of their ids."""
-    order = _byte_order()
-    count = sum(byte >= 33 for byte in order[:188])
-    return [chr(byte) for byte in order[:count]] + [chr(256 + i) for i in range(256 - count)]
+    others = range(256, 512 - len(_PRINTABLE))
+    return [chr(place) for place in (*_PRINTABLE, *others)]
 
 
 def _basic(text: str) -> str:
