@@ -25,6 +25,7 @@ from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
 from mmsearch.errors import IndexNotFound, Interrupted, UsageError
 from mmsearch.store import catalog
+from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.store import Store, Writer
 from mmsearch.types import (
     Compose,
@@ -175,6 +176,11 @@ class Engine:
     ) -> IngestReport:
         """Brings the index in step with folders and files; makes the index if there is none.
 
+        An engine that was opened with another model than the index has embeds everything that the
+        index holds with it, beside what is there; searches see no change until all is done, and
+        then the new model alone. A run that was cut off is gone on with by the next one. To name
+        the index's own model gives it up.
+
         Args:
             paths: folders and image files; none of them rescans all that the index knows.
             captions: a labelled set or the file of one.
@@ -205,29 +211,43 @@ class Engine:
             return count_only(existing, named, exclude, prune, labelled)
         absolute = [os.fsencode(os.path.abspath(path)) for path in named]
         check_paths(self.store if self.has_index() else None, absolute)
-        encoder = self.encoder_for_writing()
+        encoder, is_other = self._encoder_for_index()
         if patches:  # a model that has none is told of before the work
             self._models.local_of(encoder.spec)
+        if is_other:
+            self._notify(
+                f"embedding the index with '{encoder.spec.model}' beside its own model, which "
+                "answers searches until all is done"
+            )
         loaded = time.perf_counter()
         self._store = self._store or Store.create(self._folder)
         try:
             with self._store.writer() as writer:
-                scopes = scopes_of(self._store, writer, named, exclude)
+                if self._asked_model not in (None, "auto") and not is_other:
+                    writer.give_up_coming()
+                scopes = scopes_of(self._store, writer, named, exclude, everything=is_other)
                 plan = make_plan(self._store, scopes, prune=prune, labelled=labelled)
                 scanned = time.perf_counter()
                 encoder = self._models.checked(
                     encoder,
-                    len(plan.read),
+                    len(plan.read) + (len(plan.same) if is_other else 0),
                     lambda: sample_of(plan, encoder.spec.preprocess, self.settings.workers),
                 )
                 checked = time.perf_counter()
+                beside = None
+                if is_other:
+                    beside = writer.space_of(encoder.spec, encoder.precision, beside=True)
                 report = Pipeline(
                     self._store,
                     writer,
                     encoder,
                     workers=self.settings.workers,
+                    beside=beside,
                     on_progress=on_progress,
                 ).run(plan)
+                if patches is None:
+                    patches = self._has_looks()
+                report = self._complete(writer, report, encoder, beside, on_progress)
                 report = self._keep_patches(writer, report, patches, on_progress)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -241,22 +261,63 @@ class Engine:
         }
         return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)
 
+    def _complete(
+        self,
+        writer: Writer,
+        report: IngestReport,
+        encoder: Encoder,
+        beside: SpaceRow | None,
+        on_progress: OnProgress,
+    ) -> IngestReport:
+        """Embeds what has no vector yet, and goes over to another model when nothing lacks any."""
+        from mmsearch.ingest.beside import embed_missing
+
+        started = time.perf_counter()
+        with self.store.catalog.read() as connection:
+            active = catalog.active_space(connection)
+            coming = catalog.coming_space(connection)
+        if active is None or coming is None:  # all that there is was embedded by the run itself
+            return report
+        done = embed_missing(
+            self.store,
+            writer,
+            encoder,
+            beside or active,
+            workers=self.settings.workers,
+            on_progress=on_progress,
+        )
+        report = dataclasses.replace(report, embedded_again=done.images)
+        if beside is not None and done.lacking:
+            report = dataclasses.replace(report, lacking=done.lacking)
+        elif beside is not None:
+            writer.switch_to(beside)
+            report = dataclasses.replace(report, replaced=active.spec.model)
+        stages = {**report.stages, "again": time.perf_counter() - started}
+        return dataclasses.replace(report, stages=stages)
+
+    def _has_looks(self) -> bool:
+        with self.store.catalog.read() as connection:
+            return catalog.has_looks(connection)
+
     def _keep_patches(
-        self, writer: Writer, report: IngestReport, wanted: bool | None, on_progress: OnProgress
+        self, writer: Writer, report: IngestReport, wanted: bool, on_progress: OnProgress
     ) -> IngestReport:
         from mmsearch.ingest.looks import add_looks
 
         started = time.perf_counter()
-        if wanted is None:
-            with self.store.catalog.read() as connection:
-                wanted = catalog.has_looks(connection)
-        elif not wanted:
+        if not wanted and self._has_looks():
             with writer.change() as change:
                 change.remove_looks()
         space = self.store.active_space()
         if not wanted or space is None:
             return report
-        local = self.local_encoder()
+        try:
+            local = self.local_encoder()
+        except UsageError as error:
+            if not report.replaced:
+                raise
+            self._notify(f"patches are no longer kept: {error}")
+            return report
         looks = add_looks(
             self.store, writer, local, workers=self.settings.workers, on_progress=on_progress
         )
@@ -580,24 +641,35 @@ class Engine:
         return self._models.local_of(self._encoder_of_index().spec)
 
     def encoder_for_writing(self, suggested: str | None = None) -> Encoder:
-        """What indexes: the index's own model; for a new one that asked for, suggested or set."""
+        """What vectors are added with: as `index`, but never another model than the index's own.
+
+        Args:
+            suggested: the model of a new index, where none was asked for.
+
+        Raises:
+            UsageError: the index was made with another model than was asked for.
+        """
+        encoder, is_other = self._encoder_for_index(suggested)
+        if is_other:
+            raise UsageError(
+                f"{self._folder} was made with another model than '{encoder.spec.model}' as it is "
+                "now; 'mmsearch index' with --model goes over to it, --index DIR names another "
+                "index"
+            )
+        return encoder
+
+    def _encoder_for_index(self, suggested: str | None = None) -> tuple[Encoder, bool]:
+        """The model that was asked for, else the index's own, else what was suggested or set.
+
+        Second: whether it is another than the index has.
+        """
         device = pick_device(self.settings.device)
+        asked = self._asked_model
         space = self.store.active_space() if self.has_index() else None
         if space is None:
-            model = self._asked_model or suggested or self.settings.model
-            return self._models.for_new_index(model, device)
-        asked = self._asked_model
-        if not self.may_use(space.spec.model):
-            raise UsageError(
-                f"{self._folder} was made with '{space.spec.model}', and an index has one model; "
-                f"index with '{asked}' into another folder with --index DIR"
-            )
-        if asked not in (None, "auto"):
-            encoder = self._models.for_new_index(asked, device)
-            if encoder.spec.space != space.spec.space:
-                raise UsageError(
-                    f"{self._folder} was made with '{asked}' as it was before its weights changed; "
-                    "index into another folder with --index DIR"
-                )
-            return encoder
-        return self._models.for_space(space.spec, device)
+            model = asked or suggested or self.settings.model
+            return self._models.for_new_index(model, device), False
+        if asked in (None, "auto"):
+            return self._models.for_space(space.spec, device), False
+        encoder = self._models.for_new_index(asked, device)
+        return encoder, encoder.spec.space != space.spec.space

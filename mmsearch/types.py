@@ -167,11 +167,18 @@ class IngestReport:
     captions: int = 0
     looks: int = 0
     """Images whose patches were computed and kept (`patches`)."""
+    embedded_again: int = 0
+    """Images that were in the index and got a vector of another model."""
+    lacking: int = 0
+    """Images that have none of it, for which the index keeps its model: their files are missing or
+    damaged."""
+    replaced: str = ""
+    """The model that the index had before this run, where that changed it."""
     seconds: float = 0.0
     images_per_second: float = 0.0
     """Images embedded over the seconds from the first file opened to the last commit."""
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds in scan, decode (summed over threads), encode, write, load and patches."""
+    """Seconds in scan, decode (summed over threads), encode, write, load, again and patches."""
     model: str = ""
     precision: str = ""
     dry_run: bool = False
@@ -208,3 +215,7 @@ class Status:
     format_version: int
     looks: int = 0
     """Images of which patches are kept for re-ranking (`mmsearch index --patches`)."""
+    coming: str = ""
+    """The model that is being embedded beside the index's own, to take its place."""
+    lacking: int = 0
+    """Images that have no vector of that model yet."""

@@ -133,6 +133,20 @@ def _print(report: IngestReport) -> None:
     else:
         speed = f" ({report.images_per_second:.0f} images/s)" if report.images_per_second else ""
         print(f"{counts}, {report.captions} captions in {report.seconds:.1f} s{speed}")
+    if report.replaced:
+        what = f"now in '{printable(report.model)}'"
+        print(
+            f"{report.embedded_again} images embedded again in {report.stages['again']:.1f} s; "
+            f"the index is {what}, no longer in '{printable(report.replaced)}'"
+        )
+    elif report.embedded_again:
+        print(f"{report.embedded_again} images embedded again in {report.stages['again']:.1f} s")
+    if report.lacking:
+        say(
+            f"{report.lacking} images could not be embedded with '{printable(report.model)}', so "
+            "the index keeps its model: see 'mmsearch errors'; files that are gone for good are "
+            "left out with --prune or 'mmsearch remove'"
+        )
     if report.looks:
         print(f"patches of {report.looks} images kept in {report.stages['patches']:.1f} s")
     if report.failed:

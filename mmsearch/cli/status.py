@@ -22,6 +22,12 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     model = f"{found.model} ({found.dim} numbers, space {found.space[:8]})" if found.model else "-"
     print(f"index     {shown_path(found.path)} (format {found.format_version})")
     print(f"model     {model}")
+    if found.coming:
+        done = found.images - found.lacking
+        print(
+            f"coming    {printable(found.coming)}: {done} of {found.images} images; go on with "
+            "'mmsearch index --model' and its name"
+        )
     print(f"images    {found.images}")
     print(f"captions  {found.captions}")
     if found.looks:

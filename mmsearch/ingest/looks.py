@@ -10,10 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from mmsearch.encoders.local import LocalEncoder
-from mmsearch.errors import DecodeError
-from mmsearch.ingest.reading import content_of
-from mmsearch.media.fingerprint import content_hash
-from mmsearch.media.image import decode, fit
+from mmsearch.ingest.reading import open_known
 from mmsearch.store import catalog
 from mmsearch.store.patches import pack_looks
 from mmsearch.store.store import Store, Writer
@@ -76,10 +73,4 @@ def _batches(
 
 
 def _pixels(path: bytes, digest: bytes, how: Preprocess) -> Pixels | None:
-    _, content, reason = content_of(path)
-    if reason or content_hash(content) != digest:
-        return None
-    try:
-        return fit(decode(content, at_least=how.size).image, how)
-    except (DecodeError, MemoryError):
-        return None
+    return open_known(path, digest, how).pixels

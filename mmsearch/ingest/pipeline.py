@@ -29,6 +29,7 @@ from mmsearch.ingest.plan import Candidate, Plan
 from mmsearch.ingest.reading import NEVER, Picture, Reading, read
 from mmsearch.media.discover import sidecar_path
 from mmsearch.store import catalog
+from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.changes import Change, NewCaption, NewMedia
 from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.store import Store, Writer
@@ -55,12 +56,21 @@ class Pipeline:
         encoder: Encoder,
         *,
         workers: int,
+        beside: SpaceRow | None = None,
         on_progress: OnProgress = lambda progress: None,
     ) -> None:
+        """Takes what a run needs.
+
+        Args:
+            workers: how many threads read, decode and encode.
+            beside: the encoder's space, where it is not the active one.
+            on_progress: told how far the run is.
+        """
         self._store = store
         self._writer = writer
         self._encoder = encoder.bulk(workers)
         self._workers = workers
+        self._beside = beside
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
         self._embedded = 0
@@ -71,8 +81,8 @@ class Pipeline:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
         self._touched = [item for item in plan.same if self._may_differ(item)]
-        present = self._store.active_space()
-        if present is None or plan.read or self._touched:
+        present = self._beside or self._store.active_space()
+        if present is None or (self._beside is None and (plan.read or self._touched)):
             present = self._writer.space_of(self._encoder.spec, self._encoder.precision)
         self._space = present
         with self._store.catalog.read() as connection:
@@ -273,7 +283,7 @@ class Pipeline:
         return _Batch(readings, sources, pictures, self._submit_texts(pool, list(unique)))
 
     def _known(self, digests: set[bytes]) -> list[tuple[Any, bytes]]:
-        """The media rows that have some contents, with their vectors."""
+        """The media rows that have some contents and a vector, with that."""
         with self._store.catalog.read() as connection:
             rows = catalog.media_with_hashes(connection, list(digests))
             vectors = catalog.vectors_of(connection, self._space, "image", [r.id for r in rows])
@@ -319,8 +329,9 @@ class Pipeline:
         vectors.update((d, one.vector) for d, one in sources.items() if one.vector is not None)
         texts = self._collect(batch.texts)
         # Looked up again: what was committed since this batch was begun may have moved the rows.
-        for row, _ in self._known(set(sources)):
-            sources[row.content_hash].rows.append(row)
+        with self._store.catalog.read() as connection:
+            for row in catalog.media_with_hashes(connection, list(sources)):
+                sources[row.content_hash].rows.append(row)
         with self._timed("write"), self._writer.change() as change:
             for reading in batch.readings:
                 if reading.reason:

@@ -61,15 +61,41 @@ def read(candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool
         try:
             found = decode(content, at_least=how.size)
             picture = Picture(fit(found.image, how), found.width, found.height, found.captured)
-        except DecodeError as error:
-            return Reading(candidate, stamp, reason=str(error))
-        except MemoryError:
-            return Reading(candidate, stamp, reason="too large: not enough memory to scale it")
+        except (DecodeError, MemoryError) as error:
+            return Reading(candidate, stamp, reason=_reason(error))
     sidecar = candidate.file.sidecar
     captions = read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
     return Reading(
         candidate, stamp, digest, picture, captions, seconds=time.perf_counter() - started
     )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The pixels (height, width, 3) of a file that was indexed, or why there are none."""
+
+    stamp: Stamp
+    pixels: NDArray[np.uint8] | None = None
+    reason: str = ""
+
+
+def open_known(path: bytes, digest: bytes, how: Preprocess) -> Opened:
+    """Reads a file that was indexed with some content; never raises for what is wrong with it."""
+    stamp, content, reason = content_of(path)
+    if reason:
+        return Opened(stamp, reason=reason)
+    if content_hash(content) != digest:
+        changed = "its content is not what was indexed: touch the file, and index again"
+        return Opened(stamp, reason=changed)
+    try:
+        return Opened(stamp, fit(decode(content, at_least=how.size).image, how))
+    except (DecodeError, MemoryError) as error:
+        return Opened(stamp, reason=_reason(error))
+
+
+def _reason(error: DecodeError | MemoryError) -> str:
+    is_large = isinstance(error, MemoryError)
+    return "too large: not enough memory to scale it" if is_large else str(error)
 
 
 def content_of(path: bytes) -> tuple[Stamp, bytes, str]:

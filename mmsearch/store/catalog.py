@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 FILE_NAME = "catalog.sqlite3"
+#: What a space is (`space.active`).
+ACTIVE, COMING, RETIRED = 1, 0, -1
 _BUSY_SECONDS = 10.0
 _CHUNK = 500  # ids in one IN (...)
 _QUERY_WORDS = 64
@@ -300,11 +302,26 @@ def revision_of(connection: sqlite3.Connection) -> int:
 
 def active_space(connection: sqlite3.Connection) -> SpaceRow | None:
     """The space that searches use; None in an index that nothing was added to yet."""
-    rows = _rows(connection, "SELECT id, spec, precision FROM space WHERE active = 1")
-    if not rows:
-        return None
-    (row,) = rows
-    return SpaceRow(row.id, EncoderSpec.from_json(json.loads(row.spec)), row.precision)
+    found = _spaces(connection, ACTIVE)
+    return found[0] if found else None
+
+
+def coming_space(connection: sqlite3.Connection) -> SpaceRow | None:
+    """The space that is embedded beside the active one, to take its place; None for none."""
+    found = _spaces(connection, COMING)
+    return found[0] if found else None
+
+
+def retired_spaces(connection: sqlite3.Connection) -> list[SpaceRow]:
+    """Spaces that nothing uses any more and whose rows are to be deleted."""
+    return _spaces(connection, RETIRED)
+
+
+def _spaces(connection: sqlite3.Connection, state: int) -> list[SpaceRow]:
+    rows = _rows(connection, "SELECT id, spec, precision FROM space WHERE active = ?", (state,))
+    return [
+        SpaceRow(row.id, EncoderSpec.from_json(json.loads(row.spec)), row.precision) for row in rows
+    ]
 
 
 def roots(connection: sqlite3.Connection) -> list[RootRow]:
@@ -465,6 +482,58 @@ def without_look(connection: sqlite3.Connection, space: SpaceRow) -> list[tuple[
         (space.id,),
     )
     return [(n, join(top, path), digest) for n, top, path, digest in rows]
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A media file that has no vector in some space yet."""
+
+    id: int
+    root_id: int
+    path: bytes
+    """Relative to the root."""
+    content_hash: bytes
+    absolute: bytes
+
+
+_WITHOUT_VECTOR = (
+    "LEFT JOIN embedding ON space_id = ? AND modality = ? AND item_id = item.id "
+    "WHERE embedding.id IS NULL"
+)
+
+
+def count_without_vector(
+    connection: sqlite3.Connection, space: SpaceRow, modality: Modality
+) -> int:
+    """How many media, or captions, have no vector in a space."""
+    table = "media" if modality == "image" else "caption"
+    query = f"SELECT count(*) FROM {table} AS item {_WITHOUT_VECTOR}"
+    (number,) = connection.execute(query, (space.id, modality)).fetchone()
+    return int(number)
+
+
+def media_without_vector(
+    connection: sqlite3.Connection, space: SpaceRow, after: int, limit: int
+) -> list[Lacking]:
+    """The next media, by id, that have no vector in a space."""
+    rows = connection.execute(
+        "SELECT item.id, root_id, item.path, content_hash, root.path FROM media AS item "
+        f"JOIN root ON root.id = root_id {_WITHOUT_VECTOR} "
+        "AND item.id > ? ORDER BY item.id LIMIT ?",
+        (space.id, "image", after, limit),
+    )
+    return [
+        Lacking(number, root_id, path, digest, join(top, path))
+        for number, root_id, path, digest, top in rows
+    ]
+
+
+def captions_without_vector(
+    connection: sqlite3.Connection, space: SpaceRow, limit: int
+) -> list[tuple[int, str]]:
+    """Id and text of captions that have no vector in a space."""
+    query = f"SELECT item.id, text FROM caption AS item {_WITHOUT_VECTOR} LIMIT ?"
+    return connection.execute(query, (space.id, "caption", limit)).fetchall()
 
 
 def has_media(connection: sqlite3.Connection) -> bool:

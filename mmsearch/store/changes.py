@@ -32,11 +32,14 @@ from mmsearch.types import EncoderSpec, Modality
 
 @dataclass(frozen=True)
 class NewCaption:
-    """A caption with its vector (dim,); `source` is "file" or "sidecar"."""
+    """A caption with its vector (dim,); `source` is "file" or "sidecar".
+
+    Without a vector it is kept, and found when one is added.
+    """
 
     text: str
     source: str
-    vector: NDArray[np.float32] | bytes
+    vector: NDArray[np.float32] | bytes | None
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,49 @@ class Change:
     # -- spaces and roots ------------------------------------------------------------------
 
     def add_space(self, spec: EncoderSpec, precision: str) -> SpaceRow:
-        """Adds the space of a model and makes it the one that searches use."""
-        self._connection.execute(update(schema.space).values(active=0))
+        """Adds the space of a model: as the active one where there is none, else beside that."""
+        has_one = catalog.active_space(self._reading) is not None
         number = self._connection.execute(
             insert(schema.space)
             .values(
                 identity=spec.space,
                 spec=json.dumps(spec.to_json()),
-                active=1,
+                active=catalog.COMING if has_one else catalog.ACTIVE,
                 precision=precision,
             )
             .returning(schema.space.c.id)
         ).scalar_one()
         return SpaceRow(number, spec, precision)
+
+    def activate(self, space: SpaceRow) -> None:
+        """Makes a space the one that searches use; all others are retired."""
+        table = schema.space
+        self._connection.execute(update(table).values(active=catalog.RETIRED))
+        self._connection.execute(
+            update(table).where(table.c.id == space.id).values(active=catalog.ACTIVE)
+        )
+
+    def retire(self, space: SpaceRow) -> None:
+        """Says that nothing uses a space any more."""
+        self._connection.execute(
+            update(schema.space).where(schema.space.c.id == space.id).values(active=catalog.RETIRED)
+        )
+
+    def drop_some(self, space: SpaceRow, limit: int) -> bool:
+        """Deletes up to `limit` vectors of a retired space, at last the space; whether it is gone.
+
+        A portion at a time: all of a large space in one transaction would need its size again in
+        SQLite's log.
+        """
+        for table in (schema.embedding, schema.look):
+            chosen = select(table.c.id).where(table.c.space_id == space.id).limit(limit)
+            found = self._connection.execute(delete(table).where(table.c.id.in_(chosen)))
+            if found.rowcount:
+                return False
+        for table in (schema.tombstone, schema.snapshot):
+            self._connection.execute(delete(table).where(table.c.space_id == space.id))
+        self._connection.execute(delete(schema.space).where(schema.space.c.id == space.id))
+        return True
 
     def set_precision(self, space: SpaceRow, precision: str) -> None:
         self._connection.execute(
@@ -160,7 +193,18 @@ class Change:
         for new in captions:
             number = self._take_id("caption")
             self._queue("caption", id=number, media_id=media_id, text=new.text, source=new.source)
-            self._queue_vector(space, "caption", number, new.vector)
+            if new.vector is not None:
+                self._queue_vector(space, "caption", number, new.vector)
+
+    def add_vectors(
+        self,
+        vectors: Mapping[int, NDArray[np.float32] | bytes],
+        space: SpaceRow,
+        modality: Modality,
+    ) -> None:
+        """Adds vectors (dim,) for media, or captions, that have none in a space, by id."""
+        for number, vector in vectors.items():
+            self._queue_vector(space, modality, number, vector)
 
     def set_file(
         self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int, modified: str
@@ -238,12 +282,12 @@ class Change:
         return [(row.id, row.text, row.source) for row in rows]
 
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
-        """The captions that a file has from a captions file, with their vectors."""
+        """The captions that a file has from a captions file, with their vectors in a space."""
         rows = catalog.captions_of(self._reading, [media_id]).get(media_id, [])
         given = [row for row in rows if row.source == "file"]
         ids = [row.id for row in given]
         vectors = catalog.vectors_of(self._reading, space, "caption", ids)
-        return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
+        return [NewCaption(row.text, row.source, vectors.get(row.id)) for row in given]
 
     def remove_captions(self, ids: Sequence[int]) -> None:
         for chunk in catalog.chunks(ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -268,6 +269,8 @@ class Store:
                 [number for number in media if number not in near["image"]], np.int64
             )
             near["image"].update(_scores(views["image"], query, len(missing), missing))
+            # What was added while another model is on its way has no vector here yet.
+            media = [number for number in media if number in near["image"]]
             owners = catalog.caption_owners(
                 connection, media=[number for number in media if number not in best]
             )
@@ -304,11 +307,14 @@ class Store:
             # Another thread may have seen a newer state than this transaction does: its view stays.
             if behind:
                 self._views[space.id, to] = view
+                for key in [key for key in self._views if key[0] != space.id]:
+                    del self._views[key]  # of the space before a switch
             return view
 
     def status(self) -> Status:
         with self.catalog.read() as connection:
             space = catalog.active_space(connection)
+            coming = catalog.coming_space(connection)
             roots = {to_path(row.path): row.exclude for row in catalog.roots(connection)}
             return Status(
                 path=self.folder,
@@ -323,6 +329,10 @@ class Store:
                 bytes=_size(self.folder),
                 format_version=FORMAT_VERSION,
                 looks=catalog.count(connection, "look"),
+                coming=coming.spec.model if coming else "",
+                lacking=(
+                    catalog.count_without_vector(connection, coming, "image") if coming else 0
+                ),
             )
 
     def looks(self, space: str, ids: Sequence[int]) -> tuple[dict[int, bytes], dict[int, Vectors]]:
@@ -351,6 +361,10 @@ class Store:
             texts = catalog.items(connection, "caption", caption_ids.tolist())
             facts = catalog.facts_of(connection)
             sources = catalog.caption_sources(connection)
+        # What was added while another model is on its way has no vector here yet.
+        owners = np.array([texts[number].media_id for number in caption_ids.tolist()], np.int64)
+        there = np.isin(owners, image_ids)
+        caption_ids, captions, owners = caption_ids[there], captions[there], owners[there]
         return Contents(
             image_ids,
             images,
@@ -360,7 +374,7 @@ class Store:
             captions,
             tuple(texts[number].caption or "" for number in caption_ids.tolist()),
             tuple(sources[number] for number in caption_ids.tolist()),
-            np.array([texts[number].media_id for number in caption_ids.tolist()], dtype=np.int64),
+            owners,
         )
 
     def copy_catalog(self, to: Store) -> None:
@@ -399,19 +413,26 @@ class Writer:
             yield change
             change.finish()
 
-    def space_of(self, spec: EncoderSpec, precision: str) -> SpaceRow:
+    def space_of(self, spec: EncoderSpec, precision: str, *, beside: bool = False) -> SpaceRow:
         """The active space, which is made from `spec` in an index that has none yet.
 
         Args:
             precision: what the vectors to come are computed in.
+            beside: for another model than the active space's: the space that is to take its
+                place. Only one can be under way; one of a third model is given up.
 
         Raises:
-            SpaceError: the index has another space.
+            SpaceError: the index has another space, and `beside` is not asked for.
         """
         with self._store.catalog.read() as connection:
             space = catalog.active_space(connection)
-            if space is not None:
+            if space is not None and beside and space.spec.space != spec.space:
+                space = catalog.coming_space(connection)
+            elif space is not None:
                 space = filters.require_space(connection, spec.space)
+        if space is not None and space.spec.space != spec.space:
+            self.give_up_coming()
+            space = None
         if space is None:
             with self.change() as change:
                 return change.add_space(spec, precision)
@@ -419,6 +440,21 @@ class Writer:
             with self.change() as change:
                 change.set_precision(space, "mixed")
         return space
+
+    def switch_to(self, space: SpaceRow) -> None:
+        """Makes a space the one that searches use, and deletes all others."""
+        with self.change() as change:
+            change.activate(space)
+        self.mend()
+
+    def give_up_coming(self) -> None:
+        """Deletes the space that was to take the active one's place, if there is one."""
+        with self._store.catalog.read() as connection:
+            coming = catalog.coming_space(connection)
+        if coming is not None:
+            with self.change() as change:
+                change.retire(coming)
+            self.mend()
 
     def place(self, paths: Sequence[bytes]) -> tuple[dict[bytes, RootRow], set[bytes]]:
         """The root of each absolute path, and those paths that the index has already.
@@ -475,8 +511,9 @@ class Writer:
             self._make_cells()
 
     def mend(self) -> None:
-        """Writes snapshots whose files are gone, and deletes files that no snapshot names."""
+        """Writes snapshots whose files are gone, and deletes what nothing names any more."""
         self._folder.mkdir(exist_ok=True)
+        self._drop_retired()
         for space, modality, row, _ in self._loads():
             if row is not None and not _is_whole(self._folder / row.file, row.vectors):
                 self._write_snapshot(space, modality, row)
@@ -486,14 +523,21 @@ class Writer:
             if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
 
+    def _drop_retired(self) -> None:
+        with self._store.catalog.read() as connection:
+            retired = catalog.retired_spaces(connection)
+        for space in retired:
+            is_gone = False
+            while not is_gone:
+                with self.change() as change:
+                    is_gone = change.drop_some(space, _LONG_TAIL)
+
     def _loads(self) -> list[tuple[SpaceRow, Modality, SnapshotRow | None, int]]:
-        """For each modality: its snapshot, and how many rows wait to be folded in."""
+        """For each space and modality: its snapshot, and how many rows wait to be folded in."""
         found: list[tuple[SpaceRow, Modality, SnapshotRow | None, int]] = []
         with self._store.catalog.read() as connection:
-            space = catalog.active_space(connection)
-            if space is None:
-                return found
-            for modality in MODALITIES:
+            spaces = (catalog.active_space(connection), catalog.coming_space(connection))
+            for space, modality in itertools.product(filter(None, spaces), MODALITIES):
                 row = catalog.snapshot_of(connection, space.id, modality)
                 after = row.last_embedding_id if row else 0
                 waiting = catalog.count_after(connection, space.id, modality, after)

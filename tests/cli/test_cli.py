@@ -427,7 +427,7 @@ def test_output_that_cannot_be_written_is_one_line(index):
         (["index", "GALLERY", "--index", "NONE", "--model", "base"], 3, "cannot be reached"),
         (["index", "GALLERY", "--index", "NONE", "--model", "X:/no.pt"], 3, "no such weights"),
         (["index", "GALLERY", "--index", "GALLERY", "--model", "tiny"], 2, "not empty"),
-        (["index", "GALLERY", "--model", "base", "--index", "INDEX"], 2, "one model"),
+        (["index", "GALLERY", "--model", "base", "--index", "INDEX"], 3, "cannot be reached"),
         (["search", "--index", "INDEX"], 2, "nothing to search for"),
         (["search", "x", "--to", "video", "--index", "INDEX"], 2, "image or caption"),
         (["search", "x", "--after", "soon", "--index", "INDEX"], 2, "is no date"),

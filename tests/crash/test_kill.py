@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import subprocess
@@ -212,4 +213,89 @@ def test_a_compaction_killed_at_any_step_loses_nothing(undisturbed_index, tmp_pa
         if done.stdout == "compacted\n":
             break
         assert done.returncode == -9
+    assert at > 10
+
+
+KILLED_WHILE_SWITCHED = """
+import os, sys
+from pathlib import Path
+from mmsearch.store import catalog, store
+from mmsearch.store.changes import Change
+at = int(sys.argv[2])
+calls = 0
+def counting(original):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), 9)
+        return original(*args, **kwargs)
+    return call
+store._LONG_TAIL = 16
+store.Path.unlink = counting(Path.unlink)
+for name in ("activate", "drop_some", "finish"):
+    setattr(Change, name, counting(getattr(Change, name)))
+opened = store.Store(Path(sys.argv[1]))
+with opened.catalog.read() as connection:
+    coming = catalog.coming_space(connection)
+with opened.writer() as writer:
+    writer.switch_to(coming)
+print("switched")
+"""
+
+
+def test_going_over_to_another_model_killed_at_any_step_is_before_or_after(
+    undisturbed_index, tmp_path
+):
+    prepared = tmp_path / "prepared"
+    shutil.copytree(undisturbed_index, prepared)
+    store = Store(prepared)
+    old = store.contents()
+    other = dataclasses.replace(store.active_space().spec, space="f" * 32, model="other")
+    rng = np.random.default_rng(1)
+    new = {
+        "image": dict(
+            zip(old.image_ids, unit_vectors(rng, len(old.image_ids), other.dim), strict=True)
+        ),
+        "caption": dict(
+            zip(old.caption_ids, unit_vectors(rng, len(old.caption_ids), other.dim), strict=True)
+        ),
+    }
+    with store.writer() as writer:
+        coming = writer.space_of(other, "fp32", beside=True)
+        with writer.change() as change:
+            for modality, vectors in new.items():
+                change.add_vectors({int(n): row for n, row in vectors.items()}, coming, modality)
+        writer.compact()
+    store.close()
+    at, seen = 0, set()
+    while True:
+        at += 1
+        index = tmp_path / f"index{at}"
+        shutil.copytree(prepared, index)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED_WHILE_SWITCHED, str(index), str(at)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        for _ in range(2):  # as it was left, and mended
+            store = Store(index)
+            space, held = store.active_space().spec, store.contents()
+            is_new = space.model == "other"
+            seen.add(is_new)
+            wanted = list(new["image"].values()) if is_new else old.image_vectors
+            np.testing.assert_array_equal(held.image_vectors, wanted)
+            assert len(held.caption_ids) == len(old.caption_ids)
+            found = store.search(space.space, np.array(wanted[:3]), "image", 1)
+            assert [one.ids[0] for one in found] == held.image_ids[:3].tolist()
+            with store.writer():
+                pass
+            with store.catalog.read() as connection:
+                spaces = connection.execute("SELECT count(*) FROM space").fetchone()[0]
+            assert spaces == (1 if is_new else 2)
+            assert len(list((index / "vectors").iterdir())) == 2 * spaces
+            store.close()
+        if done.stdout == "switched\n":
+            break
+        assert done.returncode == -9
+    assert seen == {False, True}
     assert at > 10

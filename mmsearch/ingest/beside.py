@@ -1,0 +1,203 @@
+"""Vectors of another model for what an index holds already: the way from one model to the next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from mmsearch.encoders.base import Encoder
+from mmsearch.ingest.reading import NEVER, Opened, open_known
+from mmsearch.store import catalog
+from mmsearch.store.catalog import Lacking, SpaceRow
+from mmsearch.store.store import Store, Writer
+from mmsearch.types import Progress
+
+_PORTION = 64  # media, or captions, that are committed together
+_AHEAD = 4  # tasks of a worker that are begun before the oldest one's outcome is taken
+
+OnProgress = Callable[[Progress], None]
+Task = TypeVar("Task")
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was done, and what is still to do."""
+
+    images: int
+    captions: int
+    lacking: int
+    """Images without a vector in the space: their files could not be had, or are damaged."""
+
+
+@dataclass
+class _Portion:
+    """Media that were read, with the vectors (dim,) of those that are good."""
+
+    vectors: dict[int, np.ndarray] = field(default_factory=dict)
+    failures: list[tuple[Lacking, Opened]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, other: _Portion) -> None:
+        self.vectors |= other.vectors
+        self.failures += other.failures
+        self.count += other.count
+
+
+def embed_missing(
+    store: Store,
+    writer: Writer,
+    encoder: Encoder,
+    space: SpaceRow,
+    *,
+    workers: int,
+    on_progress: OnProgress = lambda progress: None,
+) -> Embedded:
+    """Gives a vector in `space` to all media and captions that have none there yet.
+
+    A portion at a time is committed: what was done stays, whatever happens. Files that are not
+    there are passed over; those that cannot be used go to the ledger.
+    """
+    with store.catalog.read() as connection:
+        lacking = catalog.count_without_vector(connection, space, "image")
+        captions = catalog.count_without_vector(connection, space, "caption")
+    images = 0
+    if lacking or captions:
+        encoder = encoder.bulk(workers)
+        with ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-beside") as pool:
+            if lacking:
+                images = _images(store, writer, encoder, space, pool, workers, lacking, on_progress)
+            _captions(store, writer, encoder, space, pool, workers, captions, on_progress)
+        writer.compact(only_if="short")
+    return Embedded(images, captions, lacking - images)
+
+
+def _images(
+    store: Store,
+    writer: Writer,
+    encoder: Encoder,
+    space: SpaceRow,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    total: int,
+    on_progress: OnProgress,
+) -> int:
+    encoder.warm_up("image")
+    tasks = _parts(_lacking(store, space), encoder.batch)
+    waiting, done, embedded = _Portion(), 0, 0
+
+    def commit() -> None:
+        nonlocal waiting, done, embedded
+        with writer.change() as change:
+            change.add_vectors(waiting.vectors, space, "image")
+            for item, opened in waiting.failures:
+                change.record_failure(
+                    item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,
+                    opened.reason,
+                )  # fmt: skip
+        writer.compact(only_if="long")
+        done += waiting.count
+        embedded += len(waiting.vectors)
+        waiting = _Portion()
+        on_progress(Progress("embed again", done, total))
+
+    for portion in _in_order(pool, lambda some: _embed(encoder, some), tasks, _AHEAD * workers):
+        waiting.add(portion)
+        if waiting.count >= _PORTION:
+            commit()
+    commit()
+    return embedded
+
+
+def _lacking(store: Store, space: SpaceRow) -> Iterator[Lacking]:
+    """All media without a vector, by id; only some are held at a time."""
+    after = 0
+    while True:
+        with store.catalog.read() as connection:
+            some = catalog.media_without_vector(connection, space, after, 16 * _PORTION)
+        if not some:
+            return
+        yield from some
+        after = some[-1].id
+
+
+def _embed(encoder: Encoder, items: Sequence[Lacking]) -> _Portion:
+    opened = [
+        (item, open_known(item.absolute, item.content_hash, encoder.spec.preprocess))
+        for item in items
+    ]
+    good = [(item.id, one.pixels) for item, one in opened if one.pixels is not None]
+    vectors = encoder.encode_images(np.stack([pixels for _, pixels in good])) if good else ()
+    return _Portion(
+        dict(zip((number for number, _ in good), vectors, strict=True)),
+        # A file that is not there, or cannot be read just now, has not failed.
+        [(item, one) for item, one in opened if one.reason and one.stamp != NEVER],
+        len(items),
+    )
+
+
+def _captions(
+    store: Store,
+    writer: Writer,
+    encoder: Encoder,
+    space: SpaceRow,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    total: int,
+    on_progress: OnProgress,
+) -> None:
+    done = 0
+    while done < total:
+        with store.catalog.read() as connection:
+            some = catalog.captions_without_vector(connection, space, workers * _PORTION)
+        if not some:
+            return
+        encoded = _in_order(
+            pool,
+            lambda part: encoder.encode_texts([text for _, text in part]),
+            _parts(some, _PORTION),
+            workers,
+        )
+        rows = np.concatenate(list(encoded))
+        with writer.change() as change:
+            vectors = {number: row for (number, _), row in zip(some, rows, strict=True)}
+            change.add_vectors(vectors, space, "caption")
+        writer.compact(only_if="long")
+        done += len(some)
+        on_progress(Progress("embed captions again", done, total))
+
+
+def _parts(items: Iterable[Task], size: int) -> Iterator[list[Task]]:
+    part: list[Task] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[Task], Outcome],
+    tasks: Iterable[Task],
+    ahead: int,
+) -> Iterator[Outcome]:
+    """The outcomes of tasks in their order; no more than `ahead` are begun at any time."""
+    begun: deque[Future[Outcome]] = deque()
+    try:
+        for task in tasks:
+            begun.append(pool.submit(work, task))
+            if len(begun) >= ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()

@@ -1,0 +1,235 @@
+"""Going over to another model: embedded beside the one that answers, switched to when complete."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder, paint
+
+from mmsearch import Engine
+from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+from mmsearch.encoders.choice import ModelChoice
+from mmsearch.errors import Interrupted, UsageError
+
+
+class OtherEncoder(FakeEncoder):
+    """The same pictures at other places, and a switch that cuts it off."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        seed = sum(name.encode())
+        self._basis = np.random.default_rng(seed).normal(size=(4, self.spec.dim)).astype("f4")
+        self.breaks_after = None
+
+    def encode_images(self, pixels):
+        if self.breaks_after is not None and self.images_encoded >= self.breaks_after:
+            raise KeyboardInterrupt
+        return super().encode_images(pixels)
+
+
+@pytest.fixture
+def encoders(monkeypatch):
+    made = {name: OtherEncoder(name) for name in ("one", "other", "third")}
+    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made[model])
+    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made[spec.model])
+    return made
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    for number in range(40):
+        colour = ("red", "green", "blue", "yellow")[number % 4]
+        paint(tmp_path / "photos" / f"{colour}{number:02d}.png", colour, mark=number + 1)
+    (tmp_path / "photos/red00.txt").write_text("a red door\n")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def engine_for(tmp_path, encoders):
+    opened = []
+
+    def make(model):
+        engine = Engine.open(tmp_path / "index", model=model, notify=lambda line: None)
+        opened.append(engine)
+        return engine
+
+    yield make
+    for engine in opened:
+        engine.close()
+
+
+def found(engine, text="something blue"):
+    return [hit.path.name for hit in engine.search(text, k=10, fusion="image")]
+
+
+def vectors_agree(engine, encoder):
+    """Every vector of the index is the encoder's own for its file or text."""
+    from mmsearch.media.image import decode, fit
+
+    held = engine.store.contents()
+    for path, vector in zip(held.image_paths, held.image_vectors, strict=True):
+        with open(path, "rb") as file:
+            pixels = fit(decode(file.read()).image, encoder.spec.preprocess)
+        np.testing.assert_allclose(encoder.encode_images(pixels[None])[0], vector, atol=1e-6)
+    expected = encoder.encode_texts(list(held.caption_texts))
+    np.testing.assert_allclose(expected, held.caption_vectors, atol=1e-6)
+    return len(held.image_ids), len(held.caption_ids)
+
+
+def test_an_index_goes_over_to_another_model(engine_for, encoders, gallery, tmp_path):
+    engine_for("one").index([gallery])
+    old_files = set((tmp_path / "index/vectors").iterdir())
+    report = engine_for("other").index()
+    assert (report.embedded_again, report.lacking, report.replaced) == (40, 0, "one")
+    assert (report.unchanged, report.added, report.removed) == (40, 0, 0)
+    engine = engine_for(None)
+    assert engine.status().model == "other"
+    assert engine.status().coming == ""
+    assert vectors_agree(engine, encoders["other"]) == (40, 1)
+    assert all(name.startswith("blue") for name in found(engine))
+    assert not old_files & set((tmp_path / "index/vectors").iterdir())
+    with engine.store.catalog.read() as connection:
+        for table in ("space", "embedding"):
+            (spaces,) = connection.execute(
+                f"SELECT count(DISTINCT {'id' if table == 'space' else 'space_id'}) FROM {table}"
+            ).fetchone()
+            assert spaces == 1
+    assert engine.index([gallery]).embedded_again == 0
+
+
+def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
+    engine_for, encoders, gallery
+):
+    engine_for("one").index([gallery])
+    before = found(engine_for(None))
+    encoders["other"].breaks_after = 20
+    with pytest.raises(Interrupted, match="is kept"):
+        engine_for("other").index([gallery])
+    assert found(engine_for(None)) == before
+    status = engine_for(None).status()
+    assert (status.model, status.coming) == ("one", "other")
+    assert status.lacking <= 40
+    encoders["other"].breaks_after = None
+    done = encoders["other"].images_encoded
+    report = engine_for("other").index([gallery])
+    assert report.embedded_again == status.lacking
+    assert encoders["other"].images_encoded == done + status.lacking
+    assert report.replaced == "one"
+    assert vectors_agree(engine_for(None), encoders["other"]) == (40, 1)
+
+
+def test_some_of_it_is_committed_before_the_end(engine_for, encoders, gallery, monkeypatch):
+    monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 8)
+    engine_for("one").index([gallery])
+    encoders["other"].breaks_after = 24
+    with pytest.raises(Interrupted):
+        engine_for("other").index()
+    assert 40 - 24 <= engine_for(None).status().lacking < 40
+
+
+def test_while_a_folder_is_missing_the_index_keeps_its_model(
+    engine_for, encoders, gallery, tmp_path
+):
+    paint(tmp_path / "more/black.png", "black")
+    engine_for("one").index([gallery, tmp_path / "more"])
+    (tmp_path / "more").rename(tmp_path / "elsewhere")
+    report = engine_for("other").index()
+    assert (report.embedded_again, report.lacking, report.replaced) == (40, 1, "")
+    engine = engine_for(None)
+    assert engine.status().model == "one"
+    assert len(engine.search("black", k=100)) == 41
+    (tmp_path / "elsewhere").rename(tmp_path / "more")
+    report = engine_for("other").index()
+    assert (report.embedded_again, report.replaced) == (1, "one")
+    assert len(engine_for(None).search("black", k=100)) == 41
+
+
+def test_what_is_gone_for_good_does_not_hold_it_up(engine_for, encoders, gallery, tmp_path):
+    paint(tmp_path / "more/black.png", "black")
+    engine_for("one").index([gallery, tmp_path / "more"])
+    (tmp_path / "more/black.png").unlink()
+    report = engine_for("other").index(prune=True)
+    assert (report.removed, report.lacking, report.replaced) == (1, 0, "one")
+
+
+def test_a_damaged_file_holds_it_up_and_is_in_the_ledger(engine_for, encoders, gallery, tmp_path):
+    import os
+
+    engine_for("one").index([gallery])
+    bad = gallery / "red00.png"
+    status = bad.stat()
+    bad.write_bytes(b"\x89PNG damaged".ljust(status.st_size, b"!"))
+    os.utime(bad, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report = engine_for("other").index()
+    assert (report.lacking, report.replaced) == (1, "")
+    assert [failure.path for failure in engine_for(None).errors()] == [bad]
+    engine_for(None).remove([bad])
+    assert engine_for("other").index([gallery]).replaced == "one"
+
+
+def test_a_file_that_was_moved_keeps_its_captions_and_its_place(engine_for, encoders, gallery):
+    labels = LabelledSet("s", (LabelledImage("blue02.png", ("a quiet sea",)),))
+    engine_for("one").index([gallery], captions=labels)
+    (gallery / "blue02.png").rename(gallery / "sea.png")
+    report = engine_for("other").index([gallery])
+    assert (report.moved, report.removed, report.replaced) == (1, 0, "one")
+    hits = engine_for(None).search("a quiet sea", to="caption", k=1)
+    assert (hits[0].caption, hits[0].path.name) == ("a quiet sea", "sea.png")
+
+
+def test_what_changes_and_comes_meanwhile_is_in_the_new_space(engine_for, encoders, gallery):
+    engine_for("one").index([gallery])
+    paint(gallery / "red00.png", "white")
+    paint(gallery / "black.png", "black")
+    report = engine_for("other").index()
+    assert (report.updated, report.added, report.embedded_again) == (1, 1, 39)
+    engine = engine_for(None)
+    assert vectors_agree(engine, encoders["other"]) == (41, 1)
+    assert found(engine, "white")[0] == "red00.png"
+
+
+def test_what_came_in_a_run_that_was_given_up_is_found_by_the_own_model(
+    engine_for, encoders, gallery
+):
+    engine_for("one").index([gallery])
+    paint(gallery / "black.png", "black")
+    (gallery / "black.txt").write_text("a black hole\n")
+    encoders["other"].breaks_after = 1  # after what is new, before what was there
+    with pytest.raises(Interrupted):
+        engine_for("other").index([gallery])
+    engine = engine_for(None)
+    assert len(engine.search("a black hole", k=100)) == 40  # not embedded yet, and in nobody's way
+    report = engine.index([gallery])
+    assert (report.embedded_again, report.replaced, report.model) == (1, "", "one")
+    assert engine.search("a black hole", k=1)[0].path.name == "black.png"
+    assert engine.status().coming == "other"
+    report = engine_for("one").index([gallery])  # by its name: the other one is given up
+    assert engine_for(None).status().coming == ""
+    assert vectors_agree(engine_for(None), encoders["one"]) == (41, 2)
+
+
+def test_a_third_model_takes_the_place_of_the_one_on_its_way(engine_for, encoders, gallery):
+    engine_for("one").index([gallery])
+    encoders["other"].breaks_after = 8
+    with pytest.raises(Interrupted):
+        engine_for("other").index()
+    report = engine_for("third").index()
+    assert report.replaced == "one"
+    assert engine_for(None).status().coming == ""
+    assert vectors_agree(engine_for(None), encoders["third"]) == (40, 1)
+
+
+def test_only_index_goes_over_to_another_model(engine_for, gallery, tmp_path):
+    engine_for("one").index([gallery])
+    engine_for("one").export_embeddings(tmp_path / "out")
+    with pytest.raises(UsageError, match="another model"):
+        engine_for("other").import_embeddings(tmp_path / "out")
+
+
+def test_an_open_engine_follows_the_switch(engine_for, encoders, gallery):
+    reader = engine_for(None)
+    engine_for("one").index([gallery])
+    assert all(name.startswith("blue") for name in found(reader))
+    engine_for("other").index()
+    assert all(name.startswith("blue") for name in found(reader))
+    assert all(space == 2 for space, _ in reader.store._views)
