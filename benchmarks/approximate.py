@@ -143,7 +143,7 @@ def own(base, texts, photos, seed=0):
         FaissIndex.build(base.shape[1], [(ids, base)]).save(files[0])
         exact = FaissIndex.open(files[0])
         started = time.perf_counter()
-        ApproximateIndex.build(exact).save(files[1])
+        ApproximateIndex.build(exact, texts[len(texts) // 2 :]).save(files[1])
         built = time.perf_counter() - started
         size = files[1].stat().st_size
         print(f"mmsearch: cells built in {built:.0f} s, {size / len(base):.0f} bytes", flush=True)
@@ -156,7 +156,7 @@ def own(base, texts, photos, seed=0):
         cases["a tenth removed"] = {"without": chosen}
         for name, limits in cases.items():
             recalls = []
-            for queries in (texts, photos):
+            for queries in (texts[: len(texts) // 2], photos):  # the others have chosen the effort
                 pairs = [index.search(queries, **{"k": K, **limits}) for index in (quick, exact)]
                 recalls.append(np.mean([
                     len(set(a[1].tolist()) & set(b[1].tolist())) / len(b[1])

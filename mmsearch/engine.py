@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +22,9 @@ from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
-from mmsearch.errors import IndexNotFound, Interrupted, UsageError
+from mmsearch.errors import IndexNotFound, UsageError
 from mmsearch.store import catalog
-from mmsearch.store.catalog import SpaceRow
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
 from mmsearch.types import (
     Compose,
     Failure,
@@ -161,6 +159,16 @@ class Engine:
                 self._store = Store(self._folder)
             return self._store
 
+    def made_store(self) -> Store:
+        """The open store, made where there is none yet.
+
+        Raises:
+            UsageError: the folder holds something else.
+        """
+        with self._lock:
+            self._store = self._store or Store.create(self._folder)
+            return self._store
+
     # -- indexing --------------------------------------------------------------------------
 
     def index(
@@ -195,11 +203,8 @@ class Engine:
             Interrupted: by Ctrl-C; what was committed is kept.
             UsageError: a path or a captions file that cannot be used.
         """
-        from mmsearch.ingest.pipeline import Pipeline
-        from mmsearch.ingest.plan import check_paths, make_plan, scopes_of
-        from mmsearch.ingest.sample import sample_of
+        from mmsearch import indexing
 
-        started = time.perf_counter()
         named = [Path(os.path.expanduser(path)) for path in paths]
         labelled = self._labelled(captions)
         if not named:
@@ -209,127 +214,17 @@ class Engine:
 
             existing = self.store if self.has_index() else None
             return count_only(existing, named, exclude, prune, labelled)
-        absolute = [os.fsencode(os.path.abspath(path)) for path in named]
-        check_paths(self.store if self.has_index() else None, absolute)
-        encoder, is_other = self._encoder_for_index()
-        if patches:  # a model that has none is told of before the work
-            self._models.local_of(encoder.spec)
-        if is_other:
-            self._notify(
-                f"embedding the index with '{encoder.spec.model}' beside its own model, which "
-                "answers searches until all is done"
-            )
-        loaded = time.perf_counter()
-        self._store = self._store or Store.create(self._folder)
-        try:
-            with self._store.writer() as writer:
-                if self._asked_model not in (None, "auto") and not is_other:
-                    writer.give_up_coming()
-                scopes = scopes_of(self._store, writer, named, exclude, everything=is_other)
-                plan = make_plan(self._store, scopes, prune=prune, labelled=labelled)
-                scanned = time.perf_counter()
-                encoder = self._models.checked(
-                    encoder,
-                    len(plan.read) + (len(plan.same) if is_other else 0),
-                    lambda: sample_of(plan, encoder.spec.preprocess, self.settings.workers),
-                )
-                checked = time.perf_counter()
-                beside = None
-                if is_other:
-                    beside = writer.space_of(encoder.spec, encoder.precision, beside=True)
-                report = Pipeline(
-                    self._store,
-                    writer,
-                    encoder,
-                    workers=self.settings.workers,
-                    beside=beside,
-                    on_progress=on_progress,
-                ).run(plan)
-                if patches is None:
-                    patches = self._has_looks()
-                report = self._complete(writer, report, encoder, beside, on_progress)
-                report = self._keep_patches(writer, report, patches, on_progress)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                "interrupted: everything committed so far is kept; run the same command again "
-                "to go on"
-            ) from None
-        stages = {
-            **report.stages,
-            "load": report.stages["load"] + loaded - started + checked - scanned,
-            "scan": scanned - loaded,
-        }
-        return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)
-
-    def _complete(
-        self,
-        writer: Writer,
-        report: IngestReport,
-        encoder: Encoder,
-        beside: SpaceRow | None,
-        on_progress: OnProgress,
-    ) -> IngestReport:
-        """Embeds what has no vector yet, and goes over to another model when nothing lacks any."""
-        from mmsearch.ingest.beside import embed_missing
-
-        started = time.perf_counter()
-        with self.store.catalog.read() as connection:
-            active = catalog.active_space(connection)
-            coming = catalog.coming_space(connection)
-        if active is None or coming is None:  # all that there is was embedded by the run itself
-            return report
-        done = embed_missing(
-            self.store,
-            writer,
-            encoder,
-            beside or active,
-            workers=self.settings.workers,
-            on_progress=on_progress,
-        )
-        report = dataclasses.replace(report, embedded_again=done.images)
-        if beside is not None and done.lacking:
-            report = dataclasses.replace(report, lacking=done.lacking)
-        elif beside is not None:
-            writer.switch_to(beside)
-            report = dataclasses.replace(report, replaced=active.spec.model)
-        stages = {**report.stages, "again": time.perf_counter() - started}
-        return dataclasses.replace(report, stages=stages)
-
-    def _has_looks(self) -> bool:
-        with self.store.catalog.read() as connection:
-            return catalog.has_looks(connection)
-
-    def _keep_patches(
-        self, writer: Writer, report: IngestReport, wanted: bool, on_progress: OnProgress
-    ) -> IngestReport:
-        from mmsearch.ingest.looks import add_looks
-
-        started = time.perf_counter()
-        if not wanted and self._has_looks():
-            with writer.change() as change:
-                change.remove_looks()
-        space = self.store.active_space()
-        if not wanted or space is None:
-            return report
-        try:
-            local = self.local_encoder()
-        except UsageError as error:
-            if not report.replaced:
-                raise
-            self._notify(f"patches are no longer kept: {error}")
-            return report
-        looks = add_looks(
-            self.store, writer, local, workers=self.settings.workers, on_progress=on_progress
-        )
-        stages = {**report.stages, "patches": time.perf_counter() - started}
-        return dataclasses.replace(report, looks=looks, stages=stages)
+        request = indexing.Request(named, labelled, prune, exclude, patches, on_progress)
+        return indexing.index(self, self._models, request)
 
     def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
+        if captions is None:
+            return None
         from mmsearch.datasets.formats import read_labelled
         from mmsearch.datasets.labelled import LabelledSet
 
-        if captions is None or isinstance(captions, LabelledSet):
-            return (captions, Path()) if captions is not None else None
+        if isinstance(captions, LabelledSet):
+            return captions, Path()
         path = Path(os.path.expanduser(captions))
         return read_labelled(path), path if path.is_dir() else path.parent
 
@@ -606,8 +501,7 @@ class Engine:
 
         spec = self.encoder_for_writing(suggested=model_of(Path(folder))).spec
         images = read_embeddings(Path(folder), spec)
-        self._store = self._store or Store.create(self._folder)
-        with self._store.writer() as writer:
+        with self.made_store().writer() as writer:
             return import_embeddings(writer, spec, images, on_progress)
 
     def models(self) -> list[ModelRow]:
@@ -649,7 +543,7 @@ class Engine:
         Raises:
             UsageError: the index was made with another model than was asked for.
         """
-        encoder, is_other = self._encoder_for_index(suggested)
+        encoder, is_other = self.encoder_for_index(suggested)
         if is_other:
             raise UsageError(
                 f"{self._folder} was made with another model than '{encoder.spec.model}' as it is "
@@ -658,7 +552,11 @@ class Engine:
             )
         return encoder
 
-    def _encoder_for_index(self, suggested: str | None = None) -> tuple[Encoder, bool]:
+    def names_model(self) -> bool:
+        """Whether it was opened with a model's name."""
+        return self._asked_model not in (None, "auto")
+
+    def encoder_for_index(self, suggested: str | None = None) -> tuple[Encoder, bool]:
         """The model that was asked for, else the index's own, else what was suggested or set.
 
         Second: whether it is another than the index has.
@@ -669,7 +567,7 @@ class Engine:
         if space is None:
             model = asked or suggested or self.settings.model
             return self._models.for_new_index(model, device), False
-        if asked in (None, "auto"):
+        if asked is None or not self.names_model():
             return self._models.for_space(space.spec, device), False
         encoder = self._models.for_new_index(asked, device)
         return encoder, encoder.spec.space != space.spec.space

@@ -297,7 +297,10 @@ class TorchEncoder:
         self.precision = precision
         self._device = torch.device(device)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._is_card = self._device.type == "cuda"
         self._images = ImageTower(model).to(self._device).eval()
+        if self._is_card:  # as the pixels lie: nothing has to be turned round for a convolution
+            self._images = self._images.to(memory_format=torch.channels_last)
         self._texts = TextTower(model).to(self._device).eval()
         self._tokenize = tokenizer_of(model.spec, model.source)
 
@@ -323,5 +326,7 @@ class TorchEncoder:
             return np.empty((0, self.spec.dim), dtype=np.float32)
         half = self._dtype != torch.float32
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=half):
-            found = tower(batch.to(self._device))
+            if self._is_card:  # copied while the card is still at what another thread gave it
+                batch = batch.pin_memory()
+            found = tower(batch.to(self._device, non_blocking=self._is_card))
             return nn.functional.normalize(found.float(), dim=-1).cpu().numpy()

@@ -80,7 +80,7 @@ class Pipeline:
     def run(self, plan: Plan) -> IngestReport:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
-        self._touched = [item for item in plan.same if self._may_differ(item)]
+        self._touched = plan.touched()
         present = self._beside or self._store.active_space()
         if present is None or (self._beside is None and (plan.read or self._touched)):
             present = self._writer.space_of(self._encoder.spec, self._encoder.precision)
@@ -136,7 +136,7 @@ class Pipeline:
         with self._timed("load"):
             if plan.read:
                 self._encoder.warm_up("image")
-            if self._touched or any(self._may_differ(item) for item in plan.read):
+            if self._touched or any(plan.may_differ(item) for item in plan.read):
                 self._encoder.warm_up("caption")
 
     # -- what needs no decoding ------------------------------------------------------------
@@ -171,14 +171,7 @@ class Pipeline:
             with self._timed("write"), self._writer.change() as change:
                 for item, captions in zip(batch, changes, strict=True):
                     self._apply_captions(change, item.old.id, captions, vectors)
-                    change.set_sidecar(item.old.id, _pair(item))
-
-    def _may_differ(self, candidate: Candidate) -> bool:
-        """Whether a file's captions may be others than those that the catalog has."""
-        old, stored = candidate.old, None
-        if old is not None and old.sidecar_size is not None:
-            stored = (old.sidecar_size, old.sidecar_mtime_ns)
-        return candidate.key in self._plan.labels.captions or stored != _pair(candidate)
+                    change.set_sidecar(item.old.id, item.sidecar)
 
     def _sidecar_captions(self, candidate: Candidate) -> tuple[str, ...]:
         sidecar = candidate.file.sidecar
@@ -432,7 +425,7 @@ class Pipeline:
         rows = change.captions_of(media_id)
         wanted = self._wanted(candidate, reading.sidecar_captions)
         self._apply_captions(change, media_id, caption_change(rows, wanted), texts)
-        change.set_sidecar(media_id, _pair(candidate))
+        change.set_sidecar(media_id, candidate.sidecar)
 
     def _add(
         self,
@@ -462,7 +455,7 @@ class Pipeline:
                     *inherited,
                     *(NewCaption(text, origin, texts[text]) for text, origin in captions),
                 ),
-                sidecar=_pair(candidate),
+                sidecar=candidate.sidecar,
             ),
             self._space,
         )
@@ -519,8 +512,3 @@ class _Batch:
 
     def is_done(self) -> bool:
         return all(future.done() for future in (*self.pictures, *self.texts))
-
-
-def _pair(candidate: Candidate) -> tuple[int, int] | None:
-    sidecar = candidate.file.sidecar
-    return (sidecar.size, sidecar.mtime_ns) if sidecar else None

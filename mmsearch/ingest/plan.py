@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmsearch.datasets.labelled import LabelledSet
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import UsageError
 from mmsearch.ingest.labels import FileKey, Labels, match_labels
 from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
-from mmsearch.media.fingerprint import Stamp
 from mmsearch.store import catalog
 from mmsearch.store.catalog import RootRow
 from mmsearch.store.paths import relative, to_path
@@ -32,8 +31,7 @@ class Scope:
         return os.path.join(self.root.path, self.prefix) if self.prefix else self.root.path
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A file to be read: new, or changed since it was indexed as `old`."""
 
     root: RootRow
@@ -48,6 +46,12 @@ class Candidate:
     @property
     def absolute(self) -> bytes:
         return os.path.join(self.root.path, self.file.path)
+
+    @property
+    def sidecar(self) -> tuple[int, int] | None:
+        """Size and time of the sidecar, as the catalog keeps them."""
+        found = self.file.sidecar
+        return (found.size, found.mtime_ns) if found else None
 
 
 @dataclass
@@ -66,6 +70,23 @@ class Plan:
     known_bad: int = 0
     kept_roots: list[Path] = field(default_factory=list)
     labels: Labels = field(default_factory=lambda: Labels({}, ()))
+
+    def may_differ(self, candidate: Candidate) -> bool:
+        """Whether a file's captions may be others than those that the catalog has."""
+        old, found = candidate.old, candidate.file.sidecar
+        if self.labels.captions and candidate.key in self.labels.captions:
+            return True
+        if old is None or old.sidecar_size is None or found is None:
+            return found is not None or (old is not None and old.sidecar_size is not None)
+        return found != (old.sidecar_size, old.sidecar_mtime_ns)
+
+    def touched(self) -> list[Candidate]:
+        """The unchanged files whose captions have to be looked at."""
+        return [candidate for candidate in self.same if self.may_differ(candidate)]
+
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do: everything is as the index has it."""
+        return not (self.read or self.gone or self.unreadable or self.healed or self.touched())
 
 
 def scopes_of(
@@ -253,9 +274,9 @@ def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
 
 def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
     stamp, old = candidate.file.stamp, candidate.old
-    if old is not None and stamp == Stamp(old.size, old.mtime_ns):
+    if old is not None and stamp == (old.size, old.mtime_ns):
         plan.same.append(candidate)
-    elif failed is not None and stamp == Stamp(failed.size, failed.mtime_ns):
+    elif failed is not None and stamp == (failed.size, failed.mtime_ns):
         plan.known_bad += 1
     else:
         plan.read.append(candidate)

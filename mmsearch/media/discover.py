@@ -8,6 +8,7 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmsearch.media.fingerprint import Stamp
 
@@ -17,8 +18,7 @@ IMAGE_SUFFIXES = frozenset(
 SKIPPED_FOLDERS = frozenset((b"node_modules", b"@eaDir"))
 
 
-@dataclass(frozen=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """An image file: its path relative to the root, and what `stat` says of it."""
 
     path: bytes
@@ -37,7 +37,10 @@ class Unreadable:
 
 
 def is_image_name(name: bytes) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    """Whether a file's name or path ends as an image's does."""
+    # Quick for the walk of a large folder, then with care: ".jpg" alone has no suffix.
+    end = name[name.rfind(b".") :].lower()
+    return end in IMAGE_SUFFIXES and os.path.splitext(name)[1].lower() == end
 
 
 def walk(
@@ -126,13 +129,14 @@ class _Walker:
             except OSError as error:
                 yield Unreadable(folder, error.strerror or str(error), is_folder=True)
                 continue
-            names = {entry.name for entry in listing}
+            before = folder + b"/" if folder else b""
+            texts = {entry.name for entry in listing if entry.name.endswith(b".txt")}
             below = []
             for entry in listing:
                 if entry.name.startswith(b"."):
                     continue
-                path = os.path.join(folder, entry.name) if folder else entry.name
-                if self._excluded(entry.name, path):
+                path = before + entry.name
+                if self._exclude and self._excluded(entry.name, path):
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
@@ -142,7 +146,7 @@ class _Walker:
                         if entry.name not in SKIPPED_FOLDERS:
                             self._linked.append(path)
                     elif is_image_name(entry.name):
-                        yield self._file(entry, path, names)
+                        yield self._file(entry, path, texts)
                 except OSError as error:
                     yield Unreadable(path, error.strerror or str(error), is_folder=False)
             stack.extend(reversed(below))
@@ -156,12 +160,12 @@ class _Walker:
         return True
 
     def _file(
-        self, entry: os.DirEntry[bytes], path: bytes, names: set[bytes]
+        self, entry: os.DirEntry[bytes], path: bytes, texts: set[bytes]
     ) -> FoundFile | Unreadable:
         status = entry.stat()
         if not stat.S_ISREG(status.st_mode):
             return Unreadable(path, "not a regular file", is_folder=False)
-        has_sidecar = sidecar_path(entry.name) in names
+        has_sidecar = bool(texts) and sidecar_path(entry.name) in texts
         sidecar = _sidecar_stamp(os.path.join(self._root, path)) if has_sidecar else None
         return FoundFile(path, Stamp.of(status), sidecar)
 

@@ -21,15 +21,16 @@ from mmsearch.store.faiss_index import FaissIndex, read_index, write_index
 from mmsearch.store.vector_index import Found, best
 from mmsearch.types import Ids, Vectors
 
-#: What is below is searched exactly. Not yet measured where cells begin to pay: until then they are
-#: for indexes whose exact search takes a tenth of a second (docs/performance.md).
-APPROXIMATE_FROM = 1_000_000
 #: So many may be looked up one by one in a filtered search.
-_FEW = 20_000
-_CODE = "RaBitQ4"
+_FEW = 4000
+_CODE = "RaBitQ"
 _PER_CELL = 50  # vectors to learn a centroid from
 _BATCH = 65_536
-_PROBES, _CANDIDATES = 48, 10  # for ten hits; candidates are a multiple of the hits
+#: Cells to look through for ten hits: more where a trial finds less than `_RECALL` of what is best.
+_PROBES, _MOST_PROBES = 32, 512
+TRIAL, _RECALL = 256, 0.98
+#: Candidates, as a multiple of the hits, and at least.
+_CANDIDATES, _LEAST_CANDIDATES = 10, 400
 _MOST = 2000  # hits: more are looked for exactly
 
 
@@ -41,10 +42,14 @@ class ApproximateIndex:
         self._exact = exact
 
     @classmethod
-    def build(cls, exact: FaissIndex, like: Path | None = None) -> ApproximateIndex:
+    def build(
+        cls, exact: FaissIndex, queries: Vectors, like: Path | None = None
+    ) -> ApproximateIndex:
         """Cells for all rows of an exact index.
 
         Args:
+            queries: vectors (q, d) as they will be asked for, which decide how many cells a search
+                looks through. Texts lie apart from images and ask for more.
             like: a file of cells whose centroids are taken over, if there are still as many cells
                 as would be made now: to learn them is half of the work.
         """
@@ -58,7 +63,23 @@ class ApproximateIndex:
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(count, start + _BATCH))
             cells.add(exact.vectors_at(rows))
-        return cls(cells, exact)
+        found = cls(cells, exact)
+        found._choose_probes(queries)
+        return found
+
+    def _choose_probes(self, queries: Vectors) -> None:
+        """The least effort that finds enough of what an exact search finds; kept in the file."""
+        self._cells.nprobe = min(_PROBES, self._cells.nlist)
+        true = [set(ids.tolist()) for _, ids in self._exact.search(queries, 10)]
+        total = sum(map(len, true))
+        while total and self._cells.nprobe < min(_MOST_PROBES, self._cells.nlist):
+            found = self.search(queries, 10)
+            hits = sum(
+                len(own & set(ids.tolist())) for own, (_, ids) in zip(true, found, strict=True)
+            )
+            if hits >= _RECALL * total:
+                break
+            self._cells.nprobe = min(2 * self._cells.nprobe, self._cells.nlist)
 
     @classmethod
     def open(cls, path: Path, exact: FaissIndex) -> ApproximateIndex | None:
@@ -69,7 +90,8 @@ class ApproximateIndex:
         """
         if not path.is_file():
             return None
-        cells = read_index(path, faiss.IO_FLAG_MMAP)
+        # Not IO_FLAG_MMAP, which starts threads for every search that fetch ahead.
+        cells = read_index(path, faiss.IO_FLAG_MMAP_IFC)
         fits = cells.d == exact.dim and cells.ntotal == len(exact)
         return cls(cells, exact) if fits else None
 
@@ -89,12 +111,13 @@ class ApproximateIndex:
         share = 1.0 if among is None else len(among) / len(exact)
         if k > _MOST or (among is not None and len(among) <= _FEW):
             return exact.search(queries, k, among=among, without=without)
-        effort = math.sqrt(max(k, 10) / 10)
-        # A filter leaves fewer hits in each cell: as many cells more are looked through.
-        probes = min(self._cells.nlist, math.ceil(_PROBES * effort / share))
+        # The best k of a tenth lie where the best 10 k of all lie: a filter takes more cells.
+        effort = math.sqrt(max(k / share, 10) / 10)
+        probes = min(self._cells.nlist, math.ceil(self._cells.nprobe * effort))
         parameters = faiss.SearchParametersIVF(sel=exact.selector(among, without), nprobe=probes)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        found = self._cells.search(queries, _CANDIDATES * max(k, 10), params=parameters)[1]
+        candidates = max(_CANDIDATES * k, _LEAST_CANDIDATES)
+        found = self._cells.search(queries, candidates, params=parameters)[1]
         return [
             self._best(query, rows[rows >= 0], k)
             for query, rows in zip(queries, found, strict=True)

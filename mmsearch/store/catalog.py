@@ -341,9 +341,21 @@ def under(prefix: bytes) -> tuple[str, tuple[bytes, ...]]:
 
 
 def media_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> list[Row]:
+    """What tells whether files changed, of the media at or below a path."""
     condition, values = under(prefix)
-    query = f"SELECT * FROM media WHERE root_id = ? AND {condition}"
+    columns = "id, path, size, mtime_ns, content_hash, sidecar_size, sidecar_mtime_ns"
+    query = f"SELECT {columns} FROM media WHERE root_id = ? AND {condition}"
     return _rows(connection, query, (root_id, *values))
+
+
+def is_empty(connection: sqlite3.Connection, root: RootRow) -> bool:
+    """Whether a root holds neither media nor entries of the ledger."""
+    return not any(
+        connection.execute(
+            f"SELECT 1 FROM {table} WHERE root_id = ? LIMIT 1", (root.id,)
+        ).fetchone()
+        for table in ("media", "failure")
+    )
 
 
 def media_with_hashes(connection: sqlite3.Connection, hashes: Sequence[bytes]) -> list[Row]:
@@ -472,13 +484,22 @@ def looks_of(
     return dict(_rows_in(connection, query, map(int, ids), space.id))
 
 
+_WITHOUT_LOOK = (
+    "FROM media JOIN root ON root.id = media.root_id "
+    "LEFT JOIN look ON look.media_id = media.id AND look.space_id = ? WHERE look.media_id IS NULL"
+)
+
+
+def lacks_looks(connection: sqlite3.Connection, space: SpaceRow) -> bool:
+    """Whether there is a media file without a second look."""
+    query = f"SELECT 1 {_WITHOUT_LOOK} LIMIT 1"
+    return connection.execute(query, (space.id,)).fetchone() is not None
+
+
 def without_look(connection: sqlite3.Connection, space: SpaceRow) -> list[tuple[int, bytes, bytes]]:
     """Id, absolute path and content hash of the media without a second look, by id."""
     rows = connection.execute(
-        "SELECT media.id, root.path, media.path, content_hash FROM media "
-        "JOIN root ON root.id = media.root_id "
-        "LEFT JOIN look ON look.media_id = media.id AND look.space_id = ? "
-        "WHERE look.media_id IS NULL ORDER BY media.id",
+        f"SELECT media.id, root.path, media.path, content_hash {_WITHOUT_LOOK} ORDER BY media.id",
         (space.id,),
     )
     return [(n, join(top, path), digest) for n, top, path, digest in rows]
@@ -574,6 +595,22 @@ def embeddings_after(
         yield rows[-1][0], ids, vectors
 
 
+def some_vectors(
+    connection: sqlite3.Connection, space: SpaceRow, modality: Modality, count: int
+) -> Vectors:
+    """Up to so many vectors, (n, dim), spread over all that were ever written."""
+    own = "FROM embedding WHERE space_id = ? AND modality = ?"
+    first, last = connection.execute(
+        f"SELECT min(id), max(id) {own}", (space.id, modality)
+    ).fetchone()
+    found: dict[int, bytes] = {}
+    if first is not None:
+        for place in np.linspace(first, last, count).astype(np.int64).tolist():
+            query = f"SELECT id, vector {own} AND id >= ? ORDER BY id LIMIT 1"
+            found.update(connection.execute(query, (space.id, modality, place)))
+    return vectors_from(b"".join(found.values()), space.spec.dim)
+
+
 def vectors_of(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality, ids: Sequence[int]
 ) -> dict[int, bytes]:
@@ -591,12 +628,13 @@ def tombstones(connection: sqlite3.Connection, space_id: int, modality: Modality
     return np.fromiter((item for (item,) in rows), dtype=np.int64)
 
 
-def count_after(
+def count_waiting(
     connection: sqlite3.Connection, space_id: int, modality: Modality, after: int
 ) -> int:
-    """How many embeddings were written after a given one."""
+    """How many embeddings were written after a given one, and how many items were removed."""
     (number,) = connection.execute(
-        "SELECT count(*) FROM embedding WHERE space_id = ? AND modality = ? AND id > ?",
+        "SELECT (SELECT count(*) FROM embedding WHERE space_id = ?1 AND modality = ?2 AND id > ?3)"
+        " + (SELECT count(*) FROM tombstone WHERE space_id = ?1 AND modality = ?2)",
         (space_id, modality, after),
     ).fetchone()
     return int(number)

@@ -257,10 +257,8 @@ class Change:
         """Deletes roots that hold nothing and are not walked, or are among `also`."""
         chosen = set(also)
         for root in catalog.roots(self._reading):
-            if (not root.walked or root.id in chosen) and not (
-                catalog.media_under(self._reading, root.id, b"")
-                or catalog.failures_under(self._reading, root.id, b"")
-            ):
+            may_go = not root.walked or root.id in chosen
+            if may_go and catalog.is_empty(self._reading, root):
                 self._connection.execute(delete(schema.root).where(schema.root.c.id == root.id))
 
     def remove_media(self, ids: Sequence[int]) -> None:

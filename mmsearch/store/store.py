@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import join, relative, to_path
 from mmsearch.store.vector_index import Found
-from mmsearch.store.vectors import VectorView, cells_of
+from mmsearch.store.vectors import APPROXIMATE_FROM, VectorView, cells_of
 from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
 
 if TYPE_CHECKING:
@@ -515,7 +516,7 @@ class Writer:
         self._folder.mkdir(exist_ok=True)
         self._drop_retired()
         for space, modality, row, _ in self._loads():
-            if row is not None and not _is_whole(self._folder / row.file, row.vectors):
+            if row is not None and not _is_whole(self._folder / row.file, row, space.spec.dim):
                 self._write_snapshot(space, modality, row)
         files = [row.file for _, _, row, _ in self._loads() if row is not None]
         named = {*files, *map(cells_of, files)}
@@ -540,8 +541,7 @@ class Writer:
             for space, modality in itertools.product(filter(None, spaces), MODALITIES):
                 row = catalog.snapshot_of(connection, space.id, modality)
                 after = row.last_embedding_id if row else 0
-                waiting = catalog.count_after(connection, space.id, modality, after)
-                waiting += len(catalog.tombstones(connection, space.id, modality))
+                waiting = catalog.count_waiting(connection, space.id, modality, after)
                 found.append((space, modality, row, waiting))
         return found
 
@@ -571,18 +571,27 @@ class Writer:
 
     def _make_cells(self) -> None:
         """Makes the cells of large snapshots that have none yet."""
-        from mmsearch.store.approximate import APPROXIMATE_FROM, ApproximateIndex
-        from mmsearch.store.faiss_index import FaissIndex
-
         for space, modality, row, _ in self._loads():
             if row is None or row.vectors < APPROXIMATE_FROM:
                 continue
             path = self._folder / cells_of(row.file)
             if path.is_file():
                 continue
+            from mmsearch.store.approximate import TRIAL, ApproximateIndex
+            from mmsearch.store.faiss_index import FaissIndex
+
             older = sorted(self._folder.glob(cells_of(f"{space.id}-{modality}-*.faiss")))
             exact = FaissIndex.open(self._folder / row.file)
-            self._keep(ApproximateIndex.build(exact, older[-1] if older else None), path)
+            # What asks is of the other kind: a text for an image, an image for a caption.
+            asking: tuple[Modality, Modality] = (
+                ("caption", "image") if modality == "image" else ("image", "caption")
+            )
+            with self._store.catalog.read() as connection:
+                samples = (catalog.some_vectors(connection, space, one, TRIAL) for one in asking)
+                queries = next((some for some in samples if len(some) >= TRIAL // 2), None)
+            assert queries is not None, "a large snapshot has vectors"
+            cells = ApproximateIndex.build(exact, queries, older[-1] if older else None)
+            self._keep(cells, path)
             for other in older:
                 other.unlink(missing_ok=True)
 
@@ -621,13 +630,19 @@ def _all(
     return ids[order], vectors[order]
 
 
-def _is_whole(path: Path, vectors: int) -> bool:
-    from mmsearch.store.faiss_index import FaissIndex
+def _is_whole(path: Path, row: SnapshotRow, dim: int) -> bool:
+    """Whether a vector file begins and is as long as it should; without FAISS, which takes a while.
 
+    What else may be wrong with it, a search says that maps it.
+    """
     try:
-        return len(FaissIndex.open(path)) == vectors
-    except (FileNotFoundError, DamageError):
+        with path.open("rb") as file:
+            begins = file.read(16)  # what it is, how wide and how many its vectors are
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
         return False
+    is_same = begins == struct.pack("<4siq", b"IxMp", dim, row.vectors)
+    return is_same and size >= row.vectors * (4 * dim + 8)
 
 
 def write_marker(folder: Path) -> None:

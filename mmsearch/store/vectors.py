@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mmsearch.store.approximate import ApproximateIndex
     from mmsearch.store.faiss_index import FaissIndex
 
+#: Smaller snapshots are searched exactly, which is quick enough (docs/performance.md).
+APPROXIMATE_FROM = 100_000
 _SAMPLE = 1024
 
 

@@ -34,15 +34,15 @@ def exact(vectors, ids):
 
 
 @pytest.fixture(scope="module")
-def quick(exact):
-    return ApproximateIndex.build(exact)
-
-
-@pytest.fixture(scope="module")
 def queries():
     rng = np.random.default_rng(7)
     found = rng.normal(size=(60, DIM))
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def quick(exact, queries):
+    return ApproximateIndex.build(exact, queries)
 
 
 def brute(vectors, ids, query, k, may):
@@ -133,11 +133,33 @@ def test_a_saved_index_is_mapped_and_the_same(quick, exact, queries, tmp_path):
 def test_centroids_are_taken_over(quick, exact, vectors, ids, queries, tmp_path):
     path = tmp_path / "cells"
     quick.save(path)
-    again = ApproximateIndex.build(exact, like=path)
+    again = ApproximateIndex.build(exact, queries, path)
     np.testing.assert_array_equal(
         again._cells.quantizer.reconstruct_n(0, again._cells.nlist),
         quick._cells.quantizer.reconstruct_n(0, quick._cells.nlist),
     )
     assert recall(again, vectors, ids, queries, 10, np.ones(COUNT, bool)) > 0.97
     few = FaissIndex.build(DIM, [(ids[:5000], vectors[:5000])])
-    assert ApproximateIndex.build(few, like=path)._cells.nlist < quick._cells.nlist
+    assert ApproximateIndex.build(few, queries, path)._cells.nlist < quick._cells.nlist
+
+
+def test_queries_that_lie_apart_make_it_look_through_more_cells(exact, vectors, monkeypatch):
+    monkeypatch.setattr(approximate, "_PROBES", 1)
+    near = ApproximateIndex.build(exact, vectors[:200])
+    apart = ApproximateIndex.build(exact, -vectors[:200])
+    assert 1 < near._cells.nprobe < apart._cells.nprobe
+    assert recall_of(apart, exact, -vectors[200:400]) > 0.96
+
+
+def test_the_effort_is_kept_in_the_file(quick, exact, tmp_path):
+    quick._cells.nprobe = 77
+    try:
+        quick.save(tmp_path / "cells")
+        assert ApproximateIndex.open(tmp_path / "cells", exact)._cells.nprobe == 77
+    finally:
+        quick._cells.nprobe = approximate._PROBES
+
+
+def recall_of(index, exact, queries):
+    pairs = zip(index.search(queries, 10), exact.search(queries, 10), strict=True)
+    return np.mean([len(np.intersect1d(a[1], b[1])) / 10 for a, b in pairs])

@@ -25,6 +25,7 @@ from mmsearch.errors import (
     UsageError,
 )
 from mmsearch.store import approximate, catalog, migrations
+from mmsearch.store import store as store_module
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.store import Store
@@ -618,6 +619,7 @@ def test_making_an_index_marks_its_folder(store):
 HOLD = """
 import sys, time
 from pathlib import Path
+from mmsearch.store import store as store_module
 from mmsearch.store.store import Store
 with Store(Path(sys.argv[1])).writer():
     print("held", flush=True)
@@ -656,7 +658,7 @@ def test_a_catalog_can_be_copied_while_it_is_open(store, tmp_path):
 @pytest.fixture
 def large(store, monkeypatch):
     """A store whose 3,000 pictures count as many; returns it with its ids and vectors."""
-    monkeypatch.setattr(approximate, "APPROXIMATE_FROM", 1000)
+    monkeypatch.setattr(store_module, "APPROXIMATE_FROM", 1000)
     vectors = unit_vectors(RNG, 3000)
     ids = np.array(fill(store, [f"{n:05}" for n in range(3000)], vectors))
     with store.writer() as writer:
