@@ -7,7 +7,7 @@ each index: recall@10 against exact search, milliseconds a query at the median (
 cores), seconds to build, bytes a vector beside the exact vectors, with the least effort that gives
 captions a recall of 0.97. `hnswlib` and `usearch` are measured where they are installed. "mmsearch"
 is what an index of mmsearch does, from files as it keeps them: with filters that leave a share of
-the vectors, with a tenth of them removed, and for a hundred hits.
+the vectors, by chance or of one kind, with a tenth of them removed, and for a hundred hits.
 """
 
 from __future__ import annotations
@@ -152,6 +152,8 @@ def own(base, texts, photos, seed=0):
         for share in (2, 10, 100, 1000):
             chosen = np.sort(rng.permutation(ids)[: len(ids) // share])
             cases[f"one in {share}"] = {"among": chosen}
+        alike = np.argpartition(-(base @ photos[0]), len(ids) // 50)[: len(ids) // 50]
+        cases["one in 50, alike"] = {"among": np.sort(ids[alike])}
         chosen = np.sort(rng.permutation(ids)[: len(ids) // 10])
         cases["a tenth removed"] = {"without": chosen}
         for name, limits in cases.items():

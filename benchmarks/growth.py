@@ -2,10 +2,12 @@
 
 Indexes of 10,000, 100,000 and 1,000,000 media, with vectors like those of `approximate.py` in
 `tiny`'s space, a fiftieth of them under one folder that a filter names. For each: making it,
-compaction (with cells where there are many), adding and removing 100, opening, a cold query as a
-process of its own, warm queries, filtered ones, exact ones, bytes on disk and the largest memory
-of a process that searches. `slope` is that of the log of a figure over the log of the media: 0 does
-not grow, 1 grows with them. --plot draws it.
+compaction (with cells where there are many), adding and removing 100, indexing one more file and
+rescanning all of them as processes, opening, a cold query as a process, warm queries, filtered
+ones, exact ones, bytes on disk, and the memory of a process that searches without what is mapped
+from files. `slope` is that
+of the log of a figure over the log of the media: 0 does not grow, 1 grows with them. --plot draws
+it.
 """
 
 from __future__ import annotations
@@ -27,19 +29,18 @@ from mmsearch.store import catalog
 from mmsearch.store.changes import NewMedia
 from mmsearch.store.store import Store
 
-TOP = b"/mmsearch-growth"
 FILTERED = 1 / 50
 TEXTS = ("a dog runs over the grass", "two people on a beach at sunset", "a red car",
          "a child in a pink dress is climbing up a set of stairs", "snowy mountains")  # fmt: skip
 WARM = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from pathlib import Path
 from mmsearch import Engine, Filter, Query, Term
 folder, texts, repeats = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 started = time.perf_counter()
 with Engine.open(folder) as engine:
-    engine.status()
+    engine.store.active_space()
     found = {"opening, ms": 1e3 * (time.perf_counter() - started)}
     def measured(name, **options):
         spent = []
@@ -52,7 +53,8 @@ with Engine.open(folder) as engine:
         found[f"{name}, p99 ms"] = np.quantile(spent[5:], 0.99)
     measured("warm query")
     measured("filtered", filter=Filter(under=Path(sys.argv[4])))
-    found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    status = Path("/proc/self/status").read_text()
+    found["memory, MB"] = int(status.partition("RssAnon:")[2].split()[0]) / 1e3
     measured("exact query", exact=True)
 print(json.dumps(found))
 """
@@ -72,10 +74,11 @@ def main() -> None:
         np.argpartition(-(some @ own.T), NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
         for some in np.array_split(own, 16)
     ])  # fmt: skip
+    example = next(iter(sorted((args.data / "photos").iterdir())))
     table: dict[str, list[float]] = {}
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            for name, value in one(Path(folder), size, own, near).items():
+            for name, value in one(Path(folder), size, own, near, example).items():
                 table.setdefault(name, []).append(value)
         print(f"{size:,} media: done", file=sys.stderr, flush=True)
     print(f"{'':24}" + "".join(f"{size:>12,}" for size in args.sizes) + "   slope")
@@ -86,8 +89,8 @@ def main() -> None:
         plot(args.sizes, table, args.plot)
 
 
-def one(folder: Path, size: int, own, near) -> dict[str, float]:
-    index = folder / "index"
+def one(folder: Path, size: int, own, near, example: Path) -> dict[str, float]:
+    index, top = folder / "index", os.fsencode(folder / "photos")
     rng = np.random.default_rng(size)
     found: dict[str, float] = {}
 
@@ -100,7 +103,7 @@ def one(folder: Path, size: int, own, near) -> dict[str, float]:
                 root = roots[0]
             else:
                 with writer.change() as change:
-                    root = change.add_root(TOP, walked=False)
+                    root = change.add_root(top, walked=True)
             for first in range(start, start + count, 5000):
                 some = range(first, min(first + 5000, start + count))
                 rows = rng.integers(len(own), size=len(some))
@@ -112,6 +115,8 @@ def one(folder: Path, size: int, own, near) -> dict[str, float]:
             writer.compact(only_if="short")
             found["compaction, s"] = time.perf_counter() - begun
 
+    for number in range(size + 100):
+        touch(os.path.join(top, path_of(number, size)), number)
     with Engine.open(index, model="tiny") as engine:
         spec = engine.encoder_for_writing().spec
         store = Store.create(index)
@@ -125,34 +130,59 @@ def one(folder: Path, size: int, own, near) -> dict[str, float]:
         found["compaction, s"] = made
         begun = time.perf_counter()
         with store.writer() as writer:
-            writer.remove([os.path.join(TOP, b"a", b"%07d.jpg" % n) for n in range(100)])
+            gone = [os.path.join(top, b"a", b"%07d.jpg" % number) for number in range(100)]
+            writer.remove(gone)
         found["removing 100, s"] = time.perf_counter() - begun
+        for path in gone:
+            os.unlink(path)
         store.close()
-    found["cold query, s"] = float(np.median([cold(index) for _ in range(7)][2:]))
+    photo = folder / "photo.jpg"
+    spent = []
+    for number in range(5):
+        photo.write_bytes(example.read_bytes() + bytes([number]))
+        spent.append(process("index", photo, "--index", index))
+    found["indexing a file, s"] = float(np.median(spent[1:]))
+    found["rescan, s"] = process("index", "--index", index)
+    queries = [process("search", TEXTS[0], "--index", index) for _ in range(7)]
+    found["cold query, s"] = float(np.median(queries[2:]))
     command = [sys.executable, "-c", WARM, str(index), json.dumps(TEXTS), "205",
-               os.fsdecode(os.path.join(TOP, b"a"))]  # fmt: skip
+               os.fsdecode(os.path.join(top, b"a"))]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found |= json.loads(done.stdout)
     found["disk, MB"] = sum(p.stat().st_size for p in index.rglob("*") if p.is_file()) / 1e6
     return found
 
 
-def media(root, number: int, size: int, vector) -> NewMedia:
+def path_of(number: int, size: int) -> bytes:
     part = b"a" if number < FILTERED * size + 100 else b"b%03d" % (number % 997)
-    name = part + b"/%07d.jpg" % number
+    return part + b"/%07d.jpg" % number
+
+
+def media(root, number: int, size: int, vector) -> NewMedia:
+    name = path_of(number, size)
     return NewMedia(
         root_id=root.id, path=name, size=1, mtime_ns=number, content_hash=name, width=640,
         height=480, captured="2020-01-01T00:00:00", captured_from="mtime", vector=vector,
     )  # fmt: skip
 
 
-def cold(index: Path) -> float:
+def touch(path: bytes, mtime_ns: int) -> None:
+    """A file as the catalog says: a rescan looks at nothing but its size and time."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path))
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.write(file, b".")
+    os.utime(file, ns=(mtime_ns, mtime_ns))
+    os.close(file)
+
+
+def process(*arguments: object) -> float:
+    """The seconds of a whole process."""
     begun = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "mmsearch", "search", TEXTS[0], "--index", str(index)],
-        check=True,
-        capture_output=True,
-    )
+    command = [sys.executable, "-m", "mmsearch", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - begun
 
 

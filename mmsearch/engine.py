@@ -22,7 +22,7 @@ from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
-from mmsearch.errors import IndexNotFound, UsageError
+from mmsearch.errors import IndexNotFound, SpaceError, UsageError
 from mmsearch.store import catalog
 from mmsearch.store.store import Store
 from mmsearch.types import (
@@ -77,7 +77,8 @@ class Engine:
 
         Args:
             settings: which index, device and precision, and the model of a new index.
-            model: overrules the settings' model; an existing index must have been made with it.
+            model: overrules the settings' model; an existing index goes over to it when it is
+                indexed (`index`), and until then searches use the index's own.
             notify: told, a line at a time, what a user should know.
             confirm: asked whether weights may be fetched; None is "no".
         """
@@ -103,8 +104,8 @@ class Engine:
 
         Args:
             path: None is the index that the command line would use.
-            model: the model of a new index; an existing one must have been made with it. None
-                takes an existing index's own, or for a new one what the settings say.
+            model: the model of a new index, or one that `index` is to take an existing one over to.
+                None takes an existing index's own, or for a new one what the settings say.
         """
         index = Path(os.path.expanduser(path)) if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
@@ -184,10 +185,10 @@ class Engine:
     ) -> IngestReport:
         """Brings the index in step with folders and files; makes the index if there is none.
 
-        An engine that was opened with another model than the index has embeds everything that the
-        index holds with it, beside what is there; searches see no change until all is done, and
-        then the new model alone. A run that was cut off is gone on with by the next one. To name
-        the index's own model gives it up.
+        An engine that was opened with another model than the index has first does that, and then
+        embeds everything that the index holds with the other model, beside its own, which answers
+        searches until all is done. A run that was cut off is gone on with by the next one. An
+        engine that was opened with the index's own model by its name gives that up.
 
         Args:
             paths: folders and image files; none of them rescans all that the index knows.
@@ -213,6 +214,12 @@ class Engine:
             from mmsearch.ingest.dry_run import dry_run as count_only
 
             existing = self.store if self.has_index() else None
+            space = existing.active_space() if existing else None
+            if space is not None and not self.may_use(space.spec.model):
+                self._notify(
+                    f"the index is in '{space.spec.model}': all of it would be embedded with "
+                    f"'{self._asked_model}' too, which would then take its place"
+                )
             return count_only(existing, named, exclude, prune, labelled)
         request = indexing.Request(named, labelled, prune, exclude, patches, on_progress)
         return indexing.index(self, self._models, request)
@@ -279,6 +286,12 @@ class Engine:
             raise UsageError(f"k is a whole number from 1, not {query.k}")
         if self.store.active_space() is None:
             return []
+        try:
+            return self._search(query)
+        except SpaceError:  # the index has gone over to another model in this moment
+            return self._search(query)
+
+    def _search(self, query: Query) -> list[Hit]:
         encoder = self._encoder_of_index()
         for modality in {"caption" if term.text is not None else "image" for term in query.terms}:
             # Beside what else is to be read and imported, the tokenizer and FAISS above all.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmsearch.encoders.loading import pick_device
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
 from mmsearch.store import catalog
@@ -68,121 +69,153 @@ class _Run:
         self._request = request
         self._workers = engine.settings.workers
         self._encoder: Encoder | None = None
-        self._is_other = False
-        """Whether the index is to go over to another model than it has."""
+        self._other: Encoder | None = None
+        """The model that the index is to go over to, if it is another than it has."""
 
     def open_encoder(self) -> Encoder:
+        """The index's own model; that of a new index is the one that was asked for."""
         if self._encoder is None:
-            self._encoder, self._is_other = self._engine.encoder_for_index()
+            encoder, is_other = self._engine.encoder_for_index()
             if self._request.patches:  # a model that has none
-                self._models.local_of(self._encoder.spec)
-            if self._is_other:
-                self._engine.notify(
-                    f"embedding the index with '{self._encoder.spec.model}' beside its own model, "
-                    "which answers searches until all is done"
-                )
+                self._models.local_of(encoder.spec)
+            if is_other:
+                self._other = encoder
+                return encoder
+            self._encoder = encoder
         return self._encoder
 
     def go(self, writer: Writer) -> IngestReport:
         store, request = self._engine.store, self._request
-        if self._engine.names_model() and not self._is_other:
-            writer.give_up_coming()
         begun = time.perf_counter()
-        scopes = scopes_of(store, writer, request.paths, request.exclude, everything=self._is_other)
+        scopes = scopes_of(store, writer, request.paths, request.exclude)
         plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled)
         scan = time.perf_counter() - begun
-        with store.catalog.read() as connection:
-            active = catalog.active_space(connection)
-            coming = catalog.coming_space(connection)
-            has_looks = catalog.has_looks(connection)
-        if active is not None and coming is None and not self._is_other and plan.is_idle():
+        active = store.active_space()
+        if active is not None and plan.is_idle():
             writer.compact(only_if="short")
             report = _idle(plan, active)
         else:
-            report = self._embed(writer, plan)
-        wants_patches = has_looks if request.patches is None else request.patches
-        report = self._keep_patches(writer, report, wants_patches)
+            report = self._embed(writer, plan, active)
+        if active is not None and self._other is not None:
+            report = self._go_over(writer, report, plan, active, self._other)
+        else:
+            if self._engine.names_model():
+                self._give_up(writer)
+            report = self._keep_patches(writer, report)
         return dataclasses.replace(report, stages={**report.stages, "scan": scan})
 
-    def _embed(self, writer: Writer, plan: Plan) -> IngestReport:
+    def _embed(self, writer: Writer, plan: Plan, active: SpaceRow | None) -> IngestReport:
         from mmsearch.ingest.pipeline import Pipeline
-        from mmsearch.ingest.sample import sample_of
 
         begun = time.perf_counter()
-        encoder = self.open_encoder()
-        count = len(plan.read) + (len(plan.same) if self._is_other else 0)
-        how = encoder.spec.preprocess
-        encoder = self._models.checked(encoder, count, lambda: sample_of(plan, how, self._workers))
+        if active is not None and self._other is not None:
+            device = pick_device(self._engine.settings.device)
+            encoder = self._models.for_space(active.spec, device)
+        else:
+            encoder = self.open_encoder()
+        encoder = self._checked(encoder, len(plan.read), plan)
         load = time.perf_counter() - begun
-        beside = None
-        if self._is_other:
-            beside = writer.space_of(encoder.spec, encoder.precision, beside=True)
         report = Pipeline(
             self._engine.store,
             writer,
             encoder,
             workers=self._workers,
-            beside=beside,
             on_progress=self._request.on_progress,
         ).run(plan)
-        report = self._complete(writer, report, encoder, beside)
         stages = {**report.stages, "load": report.stages["load"] + load}
         return dataclasses.replace(report, stages=stages)
 
-    def _complete(
-        self, writer: Writer, report: IngestReport, encoder: Encoder, beside: SpaceRow | None
+    def _checked(self, encoder: Encoder, count: int, plan: Plan) -> Encoder:
+        from mmsearch.ingest.sample import sample_of
+
+        how = encoder.spec.preprocess
+        return self._models.checked(encoder, count, lambda: sample_of(plan, how, self._workers))
+
+    def _go_over(
+        self,
+        writer: Writer,
+        report: IngestReport,
+        plan: Plan,
+        active: SpaceRow,
+        encoder: Encoder,
     ) -> IngestReport:
-        """Embeds what has no vector yet, and goes over to another model when nothing lacks any."""
+        """Embeds the index with another model, beside its own, and changes to it when all is done.
+
+        What a search needs is in the index's own space first, so that nothing is lost to it
+        whatever becomes of the other.
+        """
         from mmsearch.ingest.beside import embed_missing
 
         started = time.perf_counter()
-        store = self._engine.store
-        with store.catalog.read() as connection:
-            active = catalog.active_space(connection)
-            coming = catalog.coming_space(connection)
-        if active is None or coming is None:  # all that there is was embedded by the run itself
-            return report
-        done = embed_missing(
-            store,
-            writer,
-            encoder,
-            beside or active,
-            workers=self._workers,
-            on_progress=self._request.on_progress,
+        store, progress = self._engine.store, self._request.on_progress
+        self._engine.notify(
+            f"embedding the index with '{encoder.spec.model}' beside '{active.spec.model}', which "
+            "answers searches until all is done"
         )
-        report = dataclasses.replace(report, embedded_again=done.images)
-        if beside is not None and done.lacking:
-            report = dataclasses.replace(report, lacking=done.lacking)
-        elif beside is not None:
-            writer.switch_to(beside)
+        with store.catalog.read() as connection:
+            count = catalog.count(connection, "media")
+            has_looks = catalog.has_looks(connection, active)
+        encoder = self._checked(encoder, count, plan)
+        coming = writer.space_of(encoder.spec, encoder.precision, beside=True)
+        done = embed_missing(
+            store, writer, encoder, coming, workers=self._workers, on_progress=progress
+        )
+        report = dataclasses.replace(
+            report,
+            model=encoder.spec.model,
+            precision=encoder.precision,
+            embedded_again=done.images,
+            failed=report.failed + done.failed,
+            lacking=done.lacking,
+        )
+        if not done.lacking:
+            wants_patches = self._request.patches
+            if has_looks if wants_patches is None else wants_patches:
+                report = self._add_looks(writer, report, coming, is_new=True)
+            writer.switch_to(coming)
             report = dataclasses.replace(report, replaced=active.spec.model)
         stages = {**report.stages, "again": time.perf_counter() - started}
         return dataclasses.replace(report, stages=stages)
 
-    def _keep_patches(self, writer: Writer, report: IngestReport, wanted: bool) -> IngestReport:
+    def _give_up(self, writer: Writer) -> None:
+        coming = writer.give_up_coming()
+        if coming is not None:
+            self._engine.notify(
+                f"the index keeps its model: what was embedded with '{coming.spec.model}', to take "
+                "its place, is deleted"
+            )
+
+    def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
+        wanted = self._request.patches
+        with self._engine.store.catalog.read() as connection:
+            space = catalog.active_space(connection)
+            has_looks = space is not None and catalog.has_looks(connection, space)
+        if has_looks and wanted is False:
+            with writer.change() as change:
+                change.remove_looks()
+        if space is None or not (has_looks if wanted is None else wanted):
+            return report
+        return self._add_looks(writer, report, space)
+
+    def _add_looks(
+        self, writer: Writer, report: IngestReport, space: SpaceRow, *, is_new: bool = False
+    ) -> IngestReport:
         store = self._engine.store
         started = time.perf_counter()
         with store.catalog.read() as connection:
-            space = catalog.active_space(connection)
-            has_looks = catalog.has_looks(connection)
-            lacks_some = space is not None and wanted and catalog.lacks_looks(connection, space)
-        if has_looks and not wanted:
-            with writer.change() as change:
-                change.remove_looks()
-        if not lacks_some:
-            return report
+            if not catalog.lacks_looks(connection, space):
+                return report
         from mmsearch.ingest.looks import add_looks
 
         try:
-            local = self._engine.local_encoder()
+            local = self._models.local_of(space.spec)
         except UsageError as error:
-            if not report.replaced:
+            if not is_new or self._request.patches:
                 raise
             self._engine.notify(f"patches are no longer kept: {error}")
             return report
-        looks = add_looks(
-            store, writer, local, workers=self._workers, on_progress=self._request.on_progress
-        )
+        progress = self._request.on_progress
+        looks = add_looks(store, writer, local, space, workers=self._workers, on_progress=progress)
         stages = {**report.stages, "patches": time.perf_counter() - started}
         return dataclasses.replace(report, looks=looks, stages=stages)
 

@@ -382,7 +382,8 @@ def _index_listed(
 
 def _add_looks(engine: Engine, writer: Writer, on_progress: OnProgress) -> None:
     local, workers = engine.local_encoder(), engine.settings.workers
-    add_looks(engine.store, writer, local, workers=workers, on_progress=on_progress)
+    space = _space_of(engine)
+    add_looks(engine.store, writer, local, space, workers=workers, on_progress=on_progress)
 
 
 def _space_of(engine: Engine) -> SpaceRow:

@@ -108,8 +108,8 @@ def index(
         print(json.dumps(_document(report)))
     else:
         _print(report)
-    if strict and (report.failed or report.known_bad):
-        if not report.failed:
+    if strict and (report.failed or report.known_bad or report.lacking):
+        if report.known_bad and not report.failed:
             say(f"{report.known_bad} known as bad and unchanged: see 'mmsearch errors'")
         raise typer.Exit(1)
 

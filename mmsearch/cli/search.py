@@ -105,7 +105,7 @@ def search(
         bool,
         typer.Option(
             "--exact",
-            help="Compare with every vector. An index of a million and more is otherwise "
+            help="Compare with every vector. An index of 100,000 and more is otherwise "
             "searched through cells, which is quicker and misses one of the best now and then.",
         ),
     ] = False,

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.ingest.reading import NEVER, Opened, open_known
+from mmsearch.ingest.reading import Opened, open_known
 from mmsearch.store import catalog
 from mmsearch.store.catalog import Lacking, SpaceRow
 from mmsearch.store.store import Store, Writer
@@ -30,9 +30,10 @@ class Embedded:
     """What was done, and what is still to do."""
 
     images: int
-    captions: int
+    failed: int
+    """Files that could not be used."""
     lacking: int
-    """Images without a vector in the space: their files could not be had, or are damaged."""
+    """Images without a vector in the space: their files could not be had, or not used."""
 
 
 @dataclass
@@ -61,20 +62,23 @@ def embed_missing(
     """Gives a vector in `space` to all media and captions that have none there yet.
 
     A portion at a time is committed: what was done stays, whatever happens. Files that are not
-    there are passed over; those that cannot be used go to the ledger.
+    there, or not as they were indexed, are passed over: the next look at their folder is for them.
+    Those that cannot be used go to the ledger.
     """
     with store.catalog.read() as connection:
         lacking = catalog.count_without_vector(connection, space, "image")
         captions = catalog.count_without_vector(connection, space, "caption")
-    images = 0
+    images = failed = 0
     if lacking or captions:
         encoder = encoder.bulk(workers)
         with ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-beside") as pool:
             if lacking:
-                images = _images(store, writer, encoder, space, pool, workers, lacking, on_progress)
+                images, failed = _images(
+                    store, writer, encoder, space, pool, workers, lacking, on_progress
+                )
             _captions(store, writer, encoder, space, pool, workers, captions, on_progress)
         writer.compact(only_if="short")
-    return Embedded(images, captions, lacking - images)
+    return Embedded(images, failed, lacking - images)
 
 
 def _images(
@@ -86,13 +90,13 @@ def _images(
     workers: int,
     total: int,
     on_progress: OnProgress,
-) -> int:
+) -> tuple[int, int]:
     encoder.warm_up("image")
     tasks = _parts(_lacking(store, space), encoder.batch)
-    waiting, done, embedded = _Portion(), 0, 0
+    waiting, done, embedded, failed = _Portion(), 0, 0, 0
 
     def commit() -> None:
-        nonlocal waiting, done, embedded
+        nonlocal waiting, done, embedded, failed
         with writer.change() as change:
             change.add_vectors(waiting.vectors, space, "image")
             for item, opened in waiting.failures:
@@ -103,6 +107,7 @@ def _images(
         writer.compact(only_if="long")
         done += waiting.count
         embedded += len(waiting.vectors)
+        failed += len(waiting.failures)
         waiting = _Portion()
         on_progress(Progress("embed again", done, total))
 
@@ -111,7 +116,7 @@ def _images(
         if waiting.count >= _PORTION:
             commit()
     commit()
-    return embedded
+    return embedded, failed
 
 
 def _lacking(store: Store, space: SpaceRow) -> Iterator[Lacking]:
@@ -135,8 +140,12 @@ def _embed(encoder: Encoder, items: Sequence[Lacking]) -> _Portion:
     vectors = encoder.encode_images(np.stack([pixels for _, pixels in good])) if good else ()
     return _Portion(
         dict(zip((number for number, _ in good), vectors, strict=True)),
-        # A file that is not there, or cannot be read just now, has not failed.
-        [(item, one) for item, one in opened if one.reason and one.stamp != NEVER],
+        # A file that is not there, or not as it was, has not failed.
+        [
+            (item, one)
+            for item, one in opened
+            if one.reason and one.stamp == (item.size, item.mtime_ns)
+        ],
         len(items),
     )
 
@@ -151,12 +160,13 @@ def _captions(
     total: int,
     on_progress: OnProgress,
 ) -> None:
-    done = 0
-    while done < total:
+    done = after = 0
+    while True:
         with store.catalog.read() as connection:
-            some = catalog.captions_without_vector(connection, space, workers * _PORTION)
+            some = catalog.captions_without_vector(connection, space, after, workers * _PORTION)
         if not some:
             return
+        after = some[-1][0]
         encoded = _in_order(
             pool,
             lambda part: encoder.encode_texts([text for _, text in part]),

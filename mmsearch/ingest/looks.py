@@ -12,6 +12,7 @@ import numpy as np
 from mmsearch.encoders.local import LocalEncoder
 from mmsearch.ingest.reading import open_known
 from mmsearch.store import catalog
+from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.patches import pack_looks
 from mmsearch.store.store import Store, Writer
 from mmsearch.types import Pixels, Preprocess, Progress
@@ -23,20 +24,18 @@ def add_looks(
     store: Store,
     writer: Writer,
     local: LocalEncoder,
+    space: SpaceRow,
     *,
     workers: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> int:
-    """Looks at every image of an index that has no second look yet; returns how many.
+    """Looks at every image of an index that has no second look in a space yet; returns how many.
 
     A batch at a time is committed. Files that have changed since they were indexed are left to
     the next run, and so are those that cannot be read.
     """
     with store.catalog.read() as connection:
-        space = catalog.active_space(connection)
-        missing = catalog.without_look(connection, space) if space is not None else []
-    if space is None or not missing:
-        return 0
+        missing = catalog.without_look(connection, space)
     done = added = 0
     for batch in _batches(missing, local.preprocess, workers):
         good = [(number, pixels) for number, pixels in batch if pixels is not None]

@@ -29,7 +29,6 @@ from mmsearch.ingest.plan import Candidate, Plan
 from mmsearch.ingest.reading import NEVER, Picture, Reading, read
 from mmsearch.media.discover import sidecar_path
 from mmsearch.store import catalog
-from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.changes import Change, NewCaption, NewMedia
 from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.store import Store, Writer
@@ -56,21 +55,12 @@ class Pipeline:
         encoder: Encoder,
         *,
         workers: int,
-        beside: SpaceRow | None = None,
         on_progress: OnProgress = lambda progress: None,
     ) -> None:
-        """Takes what a run needs.
-
-        Args:
-            workers: how many threads read, decode and encode.
-            beside: the encoder's space, where it is not the active one.
-            on_progress: told how far the run is.
-        """
         self._store = store
         self._writer = writer
         self._encoder = encoder.bulk(workers)
         self._workers = workers
-        self._beside = beside
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
         self._embedded = 0
@@ -81,8 +71,8 @@ class Pipeline:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         self._plan = plan
         self._touched = plan.touched()
-        present = self._beside or self._store.active_space()
-        if present is None or (self._beside is None and (plan.read or self._touched)):
+        present = self._store.active_space()
+        if present is None or plan.read or self._touched:
             present = self._writer.space_of(self._encoder.spec, self._encoder.precision)
         self._space = present
         with self._store.catalog.read() as connection:
@@ -276,7 +266,7 @@ class Pipeline:
         return _Batch(readings, sources, pictures, self._submit_texts(pool, list(unique)))
 
     def _known(self, digests: set[bytes]) -> list[tuple[Any, bytes]]:
-        """The media rows that have some contents and a vector, with that."""
+        """The media rows that have some contents, with their vectors."""
         with self._store.catalog.read() as connection:
             rows = catalog.media_with_hashes(connection, list(digests))
             vectors = catalog.vectors_of(connection, self._space, "image", [r.id for r in rows])

@@ -90,16 +90,11 @@ class Plan:
 
 
 def scopes_of(
-    store: Store,
-    writer: Writer,
-    paths: Sequence[Path],
-    exclude: Sequence[str] | None,
-    *,
-    everything: bool = False,
+    store: Store, writer: Writer, paths: Sequence[Path], exclude: Sequence[str] | None
 ) -> list[Scope]:
     """The parts of roots that the paths name; new paths become roots.
 
-    Without paths, or where `everything` is asked for: all that the index knows of, too.
+    Without paths: all that the index knows of.
 
     Raises:
         UsageError: as `check_paths`; nothing was changed.
@@ -110,8 +105,7 @@ def scopes_of(
         return _known_scopes(store)
     absolute = [os.fsencode(os.path.abspath(path)) for path in paths]
     check_paths(store, absolute)
-    named = [_scope(store, writer, path, exclude) for path in absolute]
-    return _without_nested(named + (_known_scopes(store) if everything else []))
+    return _without_nested([_scope(store, writer, path, exclude) for path in absolute])
 
 
 def check_paths(store: Store | None, paths: Sequence[bytes]) -> None:

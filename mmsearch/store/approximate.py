@@ -9,6 +9,7 @@ and order is wrong only where something was not brought up at all.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError
-from mmsearch.store.faiss_index import FaissIndex, read_index, write_index
+from mmsearch.store.faiss_index import (
+    FaissIndex,
+    Selection,
+    nothing,
+    read_index,
+    selector_of,
+    write_index,
+)
 from mmsearch.store.vector_index import Found, best
 from mmsearch.types import Ids, Vectors
 
@@ -43,13 +51,14 @@ class ApproximateIndex:
 
     @classmethod
     def build(
-        cls, exact: FaissIndex, queries: Vectors, like: Path | None = None
+        cls, exact: FaissIndex, queries: Vectors | None, like: Path | None = None
     ) -> ApproximateIndex:
         """Cells for all rows of an exact index.
 
         Args:
             queries: vectors (q, d) as they will be asked for, which decide how many cells a search
-                looks through. Texts lie apart from images and ask for more.
+                looks through. None takes some of its own, and twice the effort: what will be asked
+                for may lie apart from them, as texts do from images.
             like: a file of cells whose centroids are taken over, if there are still as many cells
                 as would be made now: to learn them is half of the work.
         """
@@ -64,7 +73,10 @@ class ApproximateIndex:
             rows = np.arange(start, min(count, start + _BATCH))
             cells.add(exact.vectors_at(rows))
         found = cls(cells, exact)
-        found._choose_probes(queries)
+        own = exact.vectors_at(np.linspace(0, count - 1, min(count, TRIAL)).astype(np.int64))
+        found._choose_probes(own if queries is None else queries)
+        if queries is None:
+            cells.nprobe = min(2 * cells.nprobe, cells.nlist)
         return found
 
     def _choose_probes(self, queries: Vectors) -> None:
@@ -108,24 +120,67 @@ class ApproximateIndex:
     ) -> list[Found]:
         """As `VectorIndex.search`, but that a few of the best may be missing."""
         exact = self._exact
-        share = 1.0 if among is None else len(among) / len(exact)
         if k > _MOST or (among is not None and len(among) <= _FEW):
             return exact.search(queries, k, among=among, without=without)
-        # The best k of a tenth lie where the best 10 k of all lie: a filter takes more cells.
-        effort = math.sqrt(max(k / share, 10) / 10)
-        probes = min(self._cells.nlist, math.ceil(self._cells.nprobe * effort))
-        parameters = faiss.SearchParametersIVF(sel=exact.selector(among, without), nprobe=probes)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         candidates = max(_CANDIDATES * k, _LEAST_CANDIDATES)
+        if among is None and (without is None or not len(without)):
+            probes = min(self._cells.nlist, math.ceil(self._cells.nprobe * _effort(k)))
+            parameters = faiss.SearchParametersIVF(nprobe=probes)
+        else:
+            parameters = self._selecting(k, exact.selection(among, without))
+        if parameters is None:
+            return [nothing() for _ in queries]
         found = self._cells.search(queries, candidates, params=parameters)[1]
         return [
             self._best(query, rows[rows >= 0], k)
             for query, rows in zip(queries, found, strict=True)
         ]
 
+    def _selecting(self, k: int, selection: Selection) -> Any:
+        """How to search where only some rows may be found; None where none may.
+
+        What a filter leaves may lie anywhere, as the photos of one folder do: cells without any of
+        it are passed over. The best k of a tenth lie where the best 10 k of all lie: the less is
+        left, the more cells are looked through.
+        """
+        cells = self._cells.nlist
+        if selection.only is not None:
+            there = np.zeros(cells, bool)
+            there[self._cell_of_row[selection.only]] = True
+        else:
+            gone = np.bincount(self._cell_of_row[selection.never], minlength=cells)
+            there = self._sizes > gone
+        in_cells, share = int(there.sum()), selection.count / len(self._exact)
+        if not in_cells:
+            return None
+        probes = math.ceil(self._cells.nprobe * _effort(k) / math.sqrt(share))
+        return faiss.SearchParametersIVF(
+            sel=selector_of(selection.mask),
+            nprobe=min(in_cells, probes),
+            quantizer_params=faiss.SearchParameters(sel=selector_of(there)),
+        )
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.bincount(self._cell_of_row, minlength=self._cells.nlist)
+
+    @cached_property
+    def _cell_of_row(self) -> NDArray[np.int32]:
+        lists = self._cells.invlists
+        found = np.empty(len(self._exact), np.int32)
+        for cell in range(self._cells.nlist):
+            if size := lists.list_size(cell):
+                found[faiss.rev_swig_ptr(lists.get_ids(cell), size)] = cell
+        return found
+
     def _best(self, query: Vectors, rows: NDArray[np.int64], k: int) -> Found:
         scores = self._exact.vectors_at(rows) @ query
         return best(scores, self._exact.ids[rows], k)
+
+
+def _effort(k: int) -> float:
+    return math.sqrt(max(k, 10) / 10)
 
 
 def _cells_for(count: int) -> int:
@@ -138,7 +193,8 @@ def _known(path: Path, dim: int, count: int) -> Any:
         cells = read_index(path, 0)
     except (FileNotFoundError, DamageError):
         return None
-    if cells.d != dim or cells.nlist != count:
+    fresh = faiss.index_factory(dim, f"IVF{count},{_CODE}", faiss.METRIC_INNER_PRODUCT)
+    if (cells.d, cells.nlist, cells.code_size) != (dim, count, fresh.code_size):
         return None
     cells.reset()
     return cells

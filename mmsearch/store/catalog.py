@@ -336,8 +336,10 @@ def under(prefix: bytes) -> tuple[str, tuple[bytes, ...]]:
     """The condition that a relative path is `prefix` or lies below it, and its values."""
     if not prefix:
         return "path IS NOT NULL", ()
-    # All that starts with "prefix/" sorts before "prefix0": "0" follows "/".
-    return "(path = ? OR (path >= ? AND path < ?))", (prefix, prefix + b"/", prefix + b"0")
+    # All that starts with "prefix/" sorts before "prefix0": "0" follows "/". The range is what an
+    # index can serve; the rest leaves out what is only spelt alike, as "prefix-1".
+    condition = "(path >= ? AND path < ? AND (path = ? OR path >= ?))"
+    return condition, (prefix, prefix + b"0", prefix, prefix + b"/")
 
 
 def media_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> list[Row]:
@@ -435,7 +437,13 @@ def failures(connection: sqlite3.Connection) -> list[Failure]:
     return [Failure(to_path(join(top, path)), reason, at) for top, path, reason, at in rows]
 
 
-Table = Literal["media", "caption", "failure", "look"]
+def count_looks(connection: sqlite3.Connection, space: SpaceRow) -> int:
+    query = "SELECT count(*) FROM look WHERE space_id = ?"
+    (number,) = connection.execute(query, (space.id,)).fetchone()
+    return int(number)
+
+
+Table = Literal["media", "caption", "failure"]
 
 
 def count(connection: sqlite3.Connection, table: Table) -> int:
@@ -513,6 +521,8 @@ class Lacking:
     root_id: int
     path: bytes
     """Relative to the root."""
+    size: int
+    mtime_ns: int
     content_hash: bytes
     absolute: bytes
 
@@ -538,31 +548,36 @@ def media_without_vector(
 ) -> list[Lacking]:
     """The next media, by id, that have no vector in a space."""
     rows = connection.execute(
-        "SELECT item.id, root_id, item.path, content_hash, root.path FROM media AS item "
+        "SELECT item.id, root_id, item.path, size, mtime_ns, content_hash, root.path "
+        "FROM media AS item "
         f"JOIN root ON root.id = root_id {_WITHOUT_VECTOR} "
         "AND item.id > ? ORDER BY item.id LIMIT ?",
         (space.id, "image", after, limit),
     )
     return [
-        Lacking(number, root_id, path, digest, join(top, path))
-        for number, root_id, path, digest, top in rows
+        Lacking(number, root_id, path, size, mtime_ns, digest, join(top, path))
+        for number, root_id, path, size, mtime_ns, digest, top in rows
     ]
 
 
 def captions_without_vector(
-    connection: sqlite3.Connection, space: SpaceRow, limit: int
+    connection: sqlite3.Connection, space: SpaceRow, after: int, limit: int
 ) -> list[tuple[int, str]]:
-    """Id and text of captions that have no vector in a space."""
-    query = f"SELECT item.id, text FROM caption AS item {_WITHOUT_VECTOR} LIMIT ?"
-    return connection.execute(query, (space.id, "caption", limit)).fetchall()
+    """Id and text of the next captions, by id, that have no vector in a space."""
+    query = (
+        f"SELECT item.id, text FROM caption AS item {_WITHOUT_VECTOR} "
+        "AND item.id > ? ORDER BY item.id LIMIT ?"
+    )
+    return connection.execute(query, (space.id, "caption", after, limit)).fetchall()
 
 
 def has_media(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT id FROM media LIMIT 1").fetchone() is not None
 
 
-def has_looks(connection: sqlite3.Connection) -> bool:
-    return connection.execute("SELECT media_id FROM look LIMIT 1").fetchone() is not None
+def has_looks(connection: sqlite3.Connection, space: SpaceRow) -> bool:
+    query = "SELECT media_id FROM look WHERE space_id = ? LIMIT 1"
+    return connection.execute(query, (space.id,)).fetchone() is not None
 
 
 def snapshot_of(
@@ -598,17 +613,15 @@ def embeddings_after(
 def some_vectors(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality, count: int
 ) -> Vectors:
-    """Up to so many vectors, (n, dim), spread over all that were ever written."""
-    own = "FROM embedding WHERE space_id = ? AND modality = ?"
-    first, last = connection.execute(
-        f"SELECT min(id), max(id) {own}", (space.id, modality)
-    ).fetchone()
-    found: dict[int, bytes] = {}
-    if first is not None:
-        for place in np.linspace(first, last, count).astype(np.int64).tolist():
-            query = f"SELECT id, vector {own} AND id >= ? ORDER BY id LIMIT 1"
-            found.update(connection.execute(query, (space.id, modality, place)))
-    return vectors_from(b"".join(found.values()), space.spec.dim)
+    """Up to so many vectors, (n, dim), evenly spaced in the order of writing."""
+    rows = connection.execute(
+        "SELECT id FROM embedding WHERE space_id = ? AND modality = ? ORDER BY id",
+        (space.id, modality),
+    )
+    ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
+    places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
+    found = _rows_in(connection, "SELECT vector FROM embedding WHERE id IN", ids[places].tolist())
+    return vectors_from(b"".join(row.vector for row in found), space.spec.dim)
 
 
 def vectors_of(

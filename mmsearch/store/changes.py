@@ -32,14 +32,11 @@ from mmsearch.types import EncoderSpec, Modality
 
 @dataclass(frozen=True)
 class NewCaption:
-    """A caption with its vector (dim,); `source` is "file" or "sidecar".
-
-    Without a vector it is kept, and found when one is added.
-    """
+    """A caption with its vector (dim,); `source` is "file" or "sidecar"."""
 
     text: str
     source: str
-    vector: NDArray[np.float32] | bytes | None
+    vector: NDArray[np.float32] | bytes
 
 
 @dataclass(frozen=True)
@@ -193,8 +190,7 @@ class Change:
         for new in captions:
             number = self._take_id("caption")
             self._queue("caption", id=number, media_id=media_id, text=new.text, source=new.source)
-            if new.vector is not None:
-                self._queue_vector(space, "caption", number, new.vector)
+            self._queue_vector(space, "caption", number, new.vector)
 
     def add_vectors(
         self,
@@ -280,12 +276,12 @@ class Change:
         return [(row.id, row.text, row.source) for row in rows]
 
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
-        """The captions that a file has from a captions file, with their vectors in a space."""
+        """The captions that a file has from a captions file, with their vectors."""
         rows = catalog.captions_of(self._reading, [media_id]).get(media_id, [])
         given = [row for row in rows if row.source == "file"]
         ids = [row.id for row in given]
         vectors = catalog.vectors_of(self._reading, space, "caption", ids)
-        return [NewCaption(row.text, row.source, vectors.get(row.id)) for row in given]
+        return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
 
     def remove_captions(self, ids: Sequence[int]) -> None:
         for chunk in catalog.chunks(ids):
@@ -294,7 +290,11 @@ class Change:
 
     def _bury(self, modality: Modality, ids: Sequence[int]) -> None:
         table = schema.embedding
-        chosen = (table.c.modality == modality) & table.c.item_id.in_(ids)
+        # The spaces stand at the front of the index over these columns.
+        spaces = list(self._connection.execute(select(schema.space.c.id)).scalars())
+        chosen = (
+            table.c.space_id.in_(spaces) & (table.c.modality == modality) & table.c.item_id.in_(ids)
+        )
         self._connection.execute(
             insert(schema.tombstone).from_select(
                 ["space_id", "modality", "item_id"],

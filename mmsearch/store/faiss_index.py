@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ Rows = NDArray[np.int64]
 _FEW, _FEW_SHARE = 1000, 1 / 8
 #: A table of rows by id may have so many places for each row.
 _SPARSE = 8
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of an index of n that may be found."""
+
+    mask: NDArray[np.bool_]
+    """(n,)."""
+    only: Rows | None
+    """They, where they were named; None where all are meant but for `never`."""
+    never: Rows
+    count: int
 
 
 class FaissIndex:
@@ -78,8 +91,10 @@ class FaissIndex:
             rows = self.rows_of(among)
             vectors, ids = self.vectors_at(rows), self.ids[rows]
             return [best(scores, ids, k) for scores in queries @ vectors.T]
-        selector = self.selector(among, without)
-        parameters = faiss.SearchParameters(sel=selector) if selector is not None else None
+        parameters = None
+        if among is not None or (without is not None and len(without)):
+            mask = self.selection(among, without).mask
+            parameters = faiss.SearchParameters(sel=selector_of(mask))
         scores, rows = self._flat.search(queries, k, params=parameters)
         # FAISS fills up with row -1 where it finds fewer than k.
         found = ((one[own >= 0], own[own >= 0]) for one, own in zip(scores, rows, strict=True))
@@ -115,16 +130,18 @@ class FaissIndex:
             found = rows[places[known[places] == ids[there]]]
         return found
 
-    def selector(self, among: Ids | None, without: Ids | None) -> Any:
-        """FAISS's choice of the rows that may be found; None is all of them."""
-        if among is None and (without is None or not len(without)):
-            return None
-        may = np.full(len(self), among is None)
-        if among is not None:
-            may[self.rows_of(among)] = True
-        if without is not None:
-            may[self._rows_without(without)] = False
-        return faiss.IDSelectorBitmap(np.packbits(may, bitorder="little"))
+    def selection(self, among: Ids | None, without: Ids | None) -> Selection:
+        """The rows that may be found: those of some ids (None is all), but for those of others."""
+        never = np.empty(0, np.int64) if without is None else self._rows_without(without)
+        only = None if among is None else self.rows_of(among)
+        mask = np.full(len(self), only is None)
+        if only is not None:
+            mask[only] = True
+        mask[never] = False
+        if only is not None and len(never):
+            only = only[mask[only]]
+        count = len(self) - len(never) if only is None else len(only)
+        return Selection(mask, only, never, count)
 
     def _rows_without(self, ids: Ids) -> Rows:
         # What was removed is the same array for all searches until something is written.
@@ -143,6 +160,11 @@ class FaissIndex:
     def vectors_at(self, rows: Rows) -> Vectors:
         found: Vectors = self._vectors[rows]
         return found
+
+
+def selector_of(may: NDArray[np.bool_]) -> Any:
+    """FAISS's choice of the rows that may be found, (n,)."""
+    return faiss.IDSelectorBitmap(np.packbits(may, bitorder="little"))
 
 
 def nothing() -> Found:

@@ -27,7 +27,7 @@ def require_space(connection: sqlite3.Connection, identity: str) -> SpaceRow:
         holds = f"was made with '{space.spec.model}'" if space else "is empty"
         raise SpaceError(
             f"the index {holds}, and vectors of different models cannot be compared; use that "
-            "model, or another index with --index DIR"
+            "model, or another index"
         )
     return space
 

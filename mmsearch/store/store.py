@@ -270,8 +270,6 @@ class Store:
                 [number for number in media if number not in near["image"]], np.int64
             )
             near["image"].update(_scores(views["image"], query, len(missing), missing))
-            # What was added while another model is on its way has no vector here yet.
-            media = [number for number in media if number in near["image"]]
             owners = catalog.caption_owners(
                 connection, media=[number for number in media if number not in best]
             )
@@ -329,7 +327,7 @@ class Store:
                 exclude={path: globs for path, globs in roots.items() if globs},
                 bytes=_size(self.folder),
                 format_version=FORMAT_VERSION,
-                looks=catalog.count(connection, "look"),
+                looks=catalog.count_looks(connection, space) if space else 0,
                 coming=coming.spec.model if coming else "",
                 lacking=(
                     catalog.count_without_vector(connection, coming, "image") if coming else 0
@@ -362,10 +360,6 @@ class Store:
             texts = catalog.items(connection, "caption", caption_ids.tolist())
             facts = catalog.facts_of(connection)
             sources = catalog.caption_sources(connection)
-        # What was added while another model is on its way has no vector here yet.
-        owners = np.array([texts[number].media_id for number in caption_ids.tolist()], np.int64)
-        there = np.isin(owners, image_ids)
-        caption_ids, captions, owners = caption_ids[there], captions[there], owners[there]
         return Contents(
             image_ids,
             images,
@@ -375,7 +369,7 @@ class Store:
             captions,
             tuple(texts[number].caption or "" for number in caption_ids.tolist()),
             tuple(sources[number] for number in caption_ids.tolist()),
-            owners,
+            np.array([texts[number].media_id for number in caption_ids.tolist()], dtype=np.int64),
         )
 
     def copy_catalog(self, to: Store) -> None:
@@ -432,7 +426,8 @@ class Writer:
             elif space is not None:
                 space = filters.require_space(connection, spec.space)
         if space is not None and space.spec.space != spec.space:
-            self.give_up_coming()
+            with self.change() as change:
+                change.retire(space)
             space = None
         if space is None:
             with self.change() as change:
@@ -448,14 +443,15 @@ class Writer:
             change.activate(space)
         self.mend()
 
-    def give_up_coming(self) -> None:
-        """Deletes the space that was to take the active one's place, if there is one."""
+    def give_up_coming(self) -> SpaceRow | None:
+        """Deletes the space that was to take the active one's place, and returns it, if any."""
         with self._store.catalog.read() as connection:
             coming = catalog.coming_space(connection)
         if coming is not None:
             with self.change() as change:
                 change.retire(coming)
             self.mend()
+        return coming
 
     def place(self, paths: Sequence[bytes]) -> tuple[dict[bytes, RootRow], set[bytes]]:
         """The root of each absolute path, and those paths that the index has already.
@@ -583,15 +579,14 @@ class Writer:
             older = sorted(self._folder.glob(cells_of(f"{space.id}-{modality}-*.faiss")))
             exact = FaissIndex.open(self._folder / row.file)
             # What asks is of the other kind: a text for an image, an image for a caption.
-            asking: tuple[Modality, Modality] = (
-                ("caption", "image") if modality == "image" else ("image", "caption")
-            )
+            opposite: Modality = "caption" if modality == "image" else "image"
             with self._store.catalog.read() as connection:
-                samples = (catalog.some_vectors(connection, space, one, TRIAL) for one in asking)
-                queries = next((some for some in samples if len(some) >= TRIAL // 2), None)
-            assert queries is not None, "a large snapshot has vectors"
+                asking = catalog.some_vectors(connection, space, opposite, TRIAL)
+            queries = asking if len(asking) >= TRIAL // 2 else None
             cells = ApproximateIndex.build(exact, queries, older[-1] if older else None)
             self._keep(cells, path)
+            with self.change():
+                pass  # so that readers look again
             for other in older:
                 other.unlink(missing_ok=True)
 

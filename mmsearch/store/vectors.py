@@ -38,8 +38,10 @@ class VectorView:
     modality: Modality
     generation: int
     snapshot: FaissIndex | None
+    cells: Path | None
+    """The file of cells over the snapshot, if there is one: it is made after that."""
     quick: ApproximateIndex | None
-    """Cells over a large snapshot, where they were made."""
+    """The cells of that file."""
     last_embedding: int
     """The newest embedding that is in here."""
     tail: ExactIndex
@@ -56,7 +58,6 @@ class VectorView:
             FileNotFoundError: the snapshot's file is gone, because a writer compacted since the
                 transaction began: begin another.
         """
-        from mmsearch.store.approximate import ApproximateIndex
         from mmsearch.store.faiss_index import FaissIndex  # which takes a while
 
         row = catalog.snapshot_of(connection, space.id, modality)
@@ -64,16 +65,14 @@ class VectorView:
             np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
         )
         snapshot = FaissIndex.open(folder / row.file) if row else None
-        quick = None
-        if row is not None and snapshot is not None:
-            quick = ApproximateIndex.open(folder / cells_of(row.file), snapshot)
         view = cls(
             revision=-1,
             space=space,
             modality=modality,
             generation=row.generation if row else 0,
             snapshot=snapshot,
-            quick=quick,
+            cells=folder / cells_of(row.file) if row else None,
+            quick=None,
             last_embedding=row.last_embedding_id if row else 0,
             tail=empty,
             hidden=np.empty(0, dtype=np.int64),
@@ -88,8 +87,14 @@ class VectorView:
         ):
             last, tail = newest, tail.extended(ids, vectors)
         hidden = np.sort(catalog.tombstones(connection, self.space.id, self.modality))
+        quick = self.quick
+        if quick is None and self.cells is not None and self.snapshot is not None:
+            from mmsearch.store.approximate import ApproximateIndex
+
+            quick = ApproximateIndex.open(self.cells, self.snapshot)
         return replace(
             self,
+            quick=quick,
             revision=catalog.revision_of(connection),
             last_embedding=last,
             tail=tail,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, paint
+from fakes import FakeEncoder, FakeLocal, paint
 
 from mmsearch import Engine
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.errors import Interrupted, UsageError
+from mmsearch.store.store import Store
 
 
 class OtherEncoder(FakeEncoder):
@@ -98,17 +99,18 @@ def test_an_index_goes_over_to_another_model(engine_for, encoders, gallery, tmp_
 
 
 def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
-    engine_for, encoders, gallery
+    engine_for, encoders, gallery, monkeypatch
 ):
+    monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 8)
     engine_for("one").index([gallery])
     before = found(engine_for(None))
-    encoders["other"].breaks_after = 20
+    encoders["other"].breaks_after = 24
     with pytest.raises(Interrupted, match="is kept"):
         engine_for("other").index([gallery])
     assert found(engine_for(None)) == before
     status = engine_for(None).status()
     assert (status.model, status.coming) == ("one", "other")
-    assert status.lacking <= 40
+    assert 40 - 24 <= status.lacking < 40
     encoders["other"].breaks_after = None
     done = encoders["other"].images_encoded
     report = engine_for("other").index([gallery])
@@ -118,30 +120,50 @@ def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
     assert vectors_agree(engine_for(None), encoders["other"]) == (40, 1)
 
 
-def test_some_of_it_is_committed_before_the_end(engine_for, encoders, gallery, monkeypatch):
-    monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 8)
-    engine_for("one").index([gallery])
-    encoders["other"].breaks_after = 24
-    with pytest.raises(Interrupted):
-        engine_for("other").index()
-    assert 40 - 24 <= engine_for(None).status().lacking < 40
-
-
 def test_while_a_folder_is_missing_the_index_keeps_its_model(
     engine_for, encoders, gallery, tmp_path
 ):
     paint(tmp_path / "more/black.png", "black")
     engine_for("one").index([gallery, tmp_path / "more"])
     (tmp_path / "more").rename(tmp_path / "elsewhere")
-    report = engine_for("other").index()
-    assert (report.embedded_again, report.lacking, report.replaced) == (40, 1, "")
+    paint(gallery / "white.png", "white")
+    paint(gallery / "red00.png", "yellow")
+    report = engine_for("other").index(prune=None)
+    assert (report.added, report.updated) == (1, 1)
+    assert (report.embedded_again, report.lacking, report.replaced) == (41, 1, "")
     engine = engine_for(None)
     assert engine.status().model == "one"
-    assert len(engine.search("black", k=100)) == 41
+    assert len(engine.search("white", k=100)) == 42  # what is new is found meanwhile
+    assert engine.search("white", k=1)[0].path.name == "white.png"
     (tmp_path / "elsewhere").rename(tmp_path / "more")
     report = engine_for("other").index()
     assert (report.embedded_again, report.replaced) == (1, "one")
-    assert len(engine_for(None).search("black", k=100)) == 41
+    assert vectors_agree(engine_for(None), encoders["other"]) == (42, 1)
+
+
+def test_folders_that_were_not_named_are_neither_pruned_nor_forgotten(
+    engine_for, encoders, gallery, tmp_path
+):
+    paint(tmp_path / "more/black.png", "black")
+    engine_for("one").index([gallery, tmp_path / "more"])
+    (tmp_path / "more").rename(tmp_path / "elsewhere")
+    report = engine_for("other").index([gallery], prune=True)
+    assert (report.removed, report.lacking, report.replaced) == (0, 1, "")
+    (tmp_path / "elsewhere").rename(tmp_path / "more")
+    assert engine_for("other").index([gallery], prune=True).replaced == "one"
+    assert vectors_agree(engine_for(None), encoders["other"]) == (41, 1)
+
+
+def test_a_file_that_changes_meanwhile_is_for_the_next_run(engine_for, encoders, gallery, tmp_path):
+    paint(tmp_path / "more/black.png", "black")
+    engine_for("one").index([gallery, tmp_path / "more"])
+    paint(gallery / "red00.png", "white")  # in a folder that the run does not look at
+    report = engine_for("other").index([tmp_path / "more"])
+    assert (report.lacking, report.failed, report.replaced) == (1, 0, "")
+    assert engine_for(None).errors() == []
+    report = engine_for("other").index()
+    assert (report.updated, report.replaced) == (1, "one")
+    assert vectors_agree(engine_for(None), encoders["other"]) == (41, 1)
 
 
 def test_what_is_gone_for_good_does_not_hold_it_up(engine_for, encoders, gallery, tmp_path):
@@ -161,7 +183,7 @@ def test_a_damaged_file_holds_it_up_and_is_in_the_ledger(engine_for, encoders, g
     bad.write_bytes(b"\x89PNG damaged".ljust(status.st_size, b"!"))
     os.utime(bad, ns=(status.st_atime_ns, status.st_mtime_ns))
     report = engine_for("other").index()
-    assert (report.lacking, report.replaced) == (1, "")
+    assert (report.lacking, report.failed, report.replaced) == (1, 1, "")
     assert [failure.path for failure in engine_for(None).errors()] == [bad]
     engine_for(None).remove([bad])
     assert engine_for("other").index([gallery]).replaced == "one"
@@ -182,28 +204,30 @@ def test_what_changes_and_comes_meanwhile_is_in_the_new_space(engine_for, encode
     paint(gallery / "red00.png", "white")
     paint(gallery / "black.png", "black")
     report = engine_for("other").index()
-    assert (report.updated, report.added, report.embedded_again) == (1, 1, 39)
+    assert (report.updated, report.added, report.embedded_again) == (1, 1, 41)
     engine = engine_for(None)
     assert vectors_agree(engine, encoders["other"]) == (41, 1)
     assert found(engine, "white")[0] == "red00.png"
 
 
-def test_what_came_in_a_run_that_was_given_up_is_found_by_the_own_model(
-    engine_for, encoders, gallery
-):
+def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, monkeypatch):
+    monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 4)
     engine_for("one").index([gallery])
     paint(gallery / "black.png", "black")
     (gallery / "black.txt").write_text("a black hole\n")
-    encoders["other"].breaks_after = 1  # after what is new, before what was there
+    paint(gallery / "red00.png", "white")
+    encoders["other"].breaks_after = 24
     with pytest.raises(Interrupted):
         engine_for("other").index([gallery])
     engine = engine_for(None)
-    assert len(engine.search("a black hole", k=100)) == 40  # not embedded yet, and in nobody's way
-    report = engine.index([gallery])
-    assert (report.embedded_again, report.replaced, report.model) == (1, "", "one")
-    assert engine.search("a black hole", k=1)[0].path.name == "black.png"
-    assert engine.status().coming == "other"
-    report = engine_for("one").index([gallery])  # by its name: the other one is given up
+    assert vectors_agree(engine, encoders["one"]) == (41, 2)  # a move is no reason to wait
+    assert engine.index([gallery]).model == "one"
+    assert engine.status().coming == "other"  # a run that names no model leaves it as it is
+    said = []
+    engine = Engine.open(engine.folder, model="one", notify=said.append)
+    engine.index([gallery])
+    engine.close()
+    assert "other" in said[0]
     assert engine_for(None).status().coming == ""
     assert vectors_agree(engine_for(None), encoders["one"]) == (41, 2)
 
@@ -233,3 +257,69 @@ def test_an_open_engine_follows_the_switch(engine_for, encoders, gallery):
     engine_for("other").index()
     assert all(name.startswith("blue") for name in found(reader))
     assert all(space == 2 for space, _ in reader.store._views)
+
+
+def test_a_search_that_is_overtaken_by_the_switch_asks_again(
+    engine_for, encoders, gallery, monkeypatch
+):
+    reader = engine_for(None)
+    engine_for("one").index([gallery])
+    search, calls = Store.search, []
+
+    def overtaken(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            engine_for("other").index()
+        return search(self, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "search", overtaken)
+    assert all(name.startswith("blue") for name in found(reader))
+    assert len(calls) == 2
+
+
+def test_the_model_that_an_index_has_is_needed_only_for_what_is_new(engine_for, encoders, gallery):
+    engine_for("one").index([gallery])
+    del encoders["one"]
+    assert engine_for("other").index([gallery]).replaced == "one"
+
+
+@pytest.fixture
+def patches(monkeypatch, encoders):
+    """Models that have patches, by name."""
+    having = {"one", "other"}
+
+    def local_of(self, spec):
+        if spec.model not in having:
+            raise UsageError("a model whose patches cannot be read")
+        return FakeLocal(encoders[spec.model])
+
+    monkeypatch.setattr(ModelChoice, "local_of", local_of)
+    return having
+
+
+def test_patches_that_were_kept_are_made_before_the_switch(engine_for, gallery, patches):
+    engine_for("one").index([gallery], patches=True)
+    report = engine_for("other").index([gallery])
+    assert (report.looks, report.replaced) == (40, "one")
+    assert engine_for(None).status().looks == 40
+
+
+def test_patches_are_dropped_where_the_new_model_has_none(engine_for, gallery, patches, tmp_path):
+    engine_for("one").index([gallery], patches=True)
+    patches.remove("other")
+    with pytest.raises(UsageError, match="cannot be read"):
+        engine_for("other").index([gallery], patches=True)
+    said = []
+    with Engine.open(tmp_path / "index", model="other", notify=said.append) as engine:
+        report = engine.index([gallery])
+    assert (report.looks, report.replaced) == (0, "one")
+    assert "patches are no longer kept" in said[-1]
+    assert engine_for(None).status().looks == 0
+
+
+def test_a_dry_run_says_that_all_would_be_embedded(engine_for, gallery, tmp_path):
+    engine_for("one").index([gallery])
+    said = []
+    with Engine.open(tmp_path / "index", model="tiny", notify=said.append) as engine:
+        assert engine.index([gallery], dry_run=True).unchanged == 40
+    assert "with 'tiny' too" in said[0]

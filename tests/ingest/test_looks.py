@@ -33,26 +33,24 @@ def test_what_was_committed_before_an_interrupt_is_kept(store, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), store.writer() as writer:
-        looks.add_looks(store, writer, local, workers=2, on_progress=stop)
+        looks.add_looks(store, writer, local, store.active_space(), workers=2, on_progress=stop)
     assert store.status().looks == 6
     with store.writer() as writer:
-        assert looks.add_looks(store, writer, local, workers=2, on_progress=told.append) == 4
+        assert (
+            looks.add_looks(
+                store, writer, local, store.active_space(), workers=2, on_progress=told.append
+            )
+            == 4
+        )
     assert local.looked == 10
     assert [(p.stage, p.done, p.total) for p in told] == [
         ("patches", 3, 10), ("patches", 6, 10), ("patches", 3, 4), ("patches", 4, 4)
     ]  # fmt: skip
 
 
-def test_an_empty_index_has_nothing_to_look_at(tmp_path):
-    store = Store.create(tmp_path / "index")
-    with store.writer() as writer:
-        assert looks.add_looks(store, writer, FakeLocal(), workers=1) == 0
-    store.close()
-
-
 def test_a_file_that_cannot_be_read_is_passed_over(store, tmp_path):
     (tmp_path / "p" / "3.png").unlink()
     (tmp_path / "p" / "4.png").write_bytes(b"no picture any more")
     with store.writer() as writer:
-        assert looks.add_looks(store, writer, FakeLocal(), workers=2) == 8
+        assert looks.add_looks(store, writer, FakeLocal(), store.active_space(), workers=2) == 8
     assert store.status().looks == 8

@@ -210,7 +210,7 @@ def searcher_of(store, local, mix=Mix(0.5, 0.3)):  # noqa: B008 - it is frozen
 
 def keep_looks(store, local):
     with store.writer() as writer:
-        return add_looks(store, writer, local, workers=2)
+        return add_looks(store, writer, local, store.active_space(), workers=2)
 
 
 RED = Query((Term(text="red"),), k=3)

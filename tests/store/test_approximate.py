@@ -80,6 +80,20 @@ def test_a_filter_costs_no_recall(quick, vectors, ids, queries, share, monkeypat
     assert recall(quick, vectors, ids, queries, 10, may, among=among) > 0.97
 
 
+@pytest.mark.parametrize("kind", range(4))
+def test_a_filter_may_leave_what_lies_far_from_the_query(
+    quick, vectors, ids, queries, kind, monkeypatch
+):
+    """As the photos of one folder lie together."""
+    monkeypatch.setattr(approximate, "_FEW", 100)
+    centre = vectors[1000 * kind]
+    may = vectors @ centre > np.sort(vectors @ centre)[-3000]
+    limits = {"among": np.sort(ids[may])}
+    assert recall(quick, vectors, ids, queries, 10, may, **limits) > 0.97
+    limits = {"without": np.sort(ids[may])}
+    assert recall(quick, vectors, ids, vectors[may][:60], 10, ~may, **limits) > 0.97
+
+
 def test_what_was_removed_is_not_found(quick, vectors, ids, queries):
     may = np.random.default_rng(1).random(COUNT) < 0.7
     without = np.sort(ids[~may])
@@ -102,7 +116,9 @@ def test_exact_search_is_exact_whatever_is_left_out(exact, vectors, ids, queries
             np.testing.assert_allclose(scores, true_scores, atol=1e-5)
 
 
-def test_unknown_ids_are_nobody(exact, quick, queries):
+@pytest.mark.parametrize("few", [0, 1000])
+def test_unknown_ids_are_nobody(exact, quick, queries, few, monkeypatch):
+    monkeypatch.setattr(approximate, "_FEW", few)
     strange = np.array([3 * COUNT + 5, 3 * COUNT + 9])
     for index in (exact, quick):
         (scores, found), *_ = index.search(queries[:1], 5, among=strange)
@@ -152,12 +168,24 @@ def test_queries_that_lie_apart_make_it_look_through_more_cells(exact, vectors, 
 
 
 def test_the_effort_is_kept_in_the_file(quick, exact, tmp_path):
-    quick._cells.nprobe = 77
+    before, quick._cells.nprobe = quick._cells.nprobe, 77
     try:
         quick.save(tmp_path / "cells")
         assert ApproximateIndex.open(tmp_path / "cells", exact)._cells.nprobe == 77
     finally:
-        quick._cells.nprobe = approximate._PROBES
+        quick._cells.nprobe = before
+
+
+def test_without_queries_more_cells_are_looked_through(exact):
+    assert ApproximateIndex.build(exact, None)._cells.nprobe == 2 * approximate._PROBES
+
+
+def test_cells_of_another_code_are_made_anew(quick, exact, queries, tmp_path, monkeypatch):
+    monkeypatch.setattr(approximate, "_CODE", "RaBitQ4")
+    ApproximateIndex.build(exact, queries).save(tmp_path / "cells")
+    monkeypatch.undo()
+    again = ApproximateIndex.build(exact, queries, tmp_path / "cells")
+    assert again._cells.code_size == quick._cells.code_size
 
 
 def recall_of(index, exact, queries):

@@ -198,6 +198,18 @@ def test_a_strange_folder_among_the_vectors_is_left_alone(store):
     assert len(ids_found(store, unit_vectors(RNG, 1)[0])) == 1
 
 
+def test_what_lies_below_a_folder_is_looked_up_by_the_index(store):
+    """Not a look at every row: an index may hold a million."""
+    fill(store, ["a/1", "a-b/1", "a", "a0", "b/1"], unit_vectors(RNG, 5))
+    condition, values = catalog.under(b"a")
+    with store.catalog.read() as connection:
+        query = f"SELECT path FROM media WHERE root_id = 1 AND {condition}"
+        found = sorted(path for (path,) in connection.execute(query, values))
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
+    assert found == [b"a", b"a/1"]
+    assert "path>? AND path<?" in plan[0][-1]
+
+
 def test_a_whole_but_stale_vector_file_is_written_anew(store):
     vectors = unit_vectors(RNG, 3)
     fill(store, "ab", vectors[:2])
