@@ -79,8 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("MMSEARCH_DATA"))
     parser.add_argument("--work", type=Path, default=Path("build/compare"))
-    parser.add_argument("--small", type=int, default=500)
-    parser.add_argument("--large", type=int, default=100)
+    parser.add_argument("--small", type=int, default=1000)
+    parser.add_argument("--large", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -209,7 +209,7 @@ def plain(work: Path, weights: Path, folder: Path) -> None:
 def plot(rates, cold, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     for axis, size, title in ((axes[0], "small", "500 x 375"), (axes[1], "large", "4000 x 3000")):
         names = list(rates)[::-1]
         values = [rates[name][size] for name in names]
@@ -221,6 +221,9 @@ def plot(rates, cold, path: Path) -> None:
                  [cold[name] for name in names], color=colours(names))  # fmt: skip
     axes[2].bar_label(axes[2].containers[0], fmt="%.2f", padding=3)
     axes[2].set_title("cold query, seconds")
+    figure.suptitle(
+        f"{ARCHITECTURE} with random weights on {os.cpu_count()} cores; tiny is bundled"
+    )
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.15)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.encoders.loading import pick_device
+from mmsearch.encoders.precision import SAMPLE
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
 from mmsearch.store import catalog
@@ -91,29 +92,46 @@ class _Run:
         plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled)
         scan = time.perf_counter() - begun
         active = store.active_space()
+        other = self._other
+        if other is not None and active is not None:
+            with store.catalog.read() as connection:
+                is_empty = not catalog.has_media(connection)
+            if is_empty:  # nothing that searches would have to go on with
+                writer.switch_to(writer.space_of(other.spec, other.precision, beside=True))
+                active = store.active_space()
+            if active is not None and active.spec.space == other.spec.space:
+                self._encoder, other = other, None
         if active is not None and plan.is_idle():
             writer.compact(only_if="short")
             report = _idle(plan, active)
         else:
-            report = self._embed(writer, plan, active)
-        if active is not None and self._other is not None:
-            report = self._go_over(writer, report, plan, active, self._other)
+            report = self._embed(writer, plan, active if other is not None else None)
+        if active is not None and other is not None:
+            report = self._go_over(writer, report, active, other)
         else:
             if self._engine.names_model():
                 self._give_up(writer)
             report = self._keep_patches(writer, report)
         return dataclasses.replace(report, stages={**report.stages, "scan": scan})
 
-    def _embed(self, writer: Writer, plan: Plan, active: SpaceRow | None) -> IngestReport:
+    def _embed(self, writer: Writer, plan: Plan, own: SpaceRow | None) -> IngestReport:
+        """Does what the plan says, in the index's own space.
+
+        Args:
+            own: that space, where another model was opened.
+        """
         from mmsearch.ingest.pipeline import Pipeline
 
         begun = time.perf_counter()
-        if active is not None and self._other is not None:
-            device = pick_device(self._engine.settings.device)
-            encoder = self._models.for_space(active.spec, device)
-        else:
-            encoder = self.open_encoder()
-        encoder = self._checked(encoder, len(plan.read), plan)
+        encoder = None
+        if plan.needs_encoder() or self._engine.store.active_space() is None:
+            if own is not None:
+                device = pick_device(self._engine.settings.device)
+                encoder = self._models.for_space(own.spec, device)
+            else:
+                encoder = self.open_encoder()
+            paths = [candidate.absolute for candidate in plan.read]
+            encoder = self._checked(encoder, len(paths), lambda: paths)
         load = time.perf_counter() - begun
         report = Pipeline(
             self._engine.store,
@@ -125,19 +143,16 @@ class _Run:
         stages = {**report.stages, "load": report.stages["load"] + load}
         return dataclasses.replace(report, stages=stages)
 
-    def _checked(self, encoder: Encoder, count: int, plan: Plan) -> Encoder:
+    def _checked(
+        self, encoder: Encoder, count: int, paths: Callable[[], Sequence[bytes]]
+    ) -> Encoder:
         from mmsearch.ingest.sample import sample_of
 
         how = encoder.spec.preprocess
-        return self._models.checked(encoder, count, lambda: sample_of(plan, how, self._workers))
+        return self._models.checked(encoder, count, lambda: sample_of(paths(), how, self._workers))
 
     def _go_over(
-        self,
-        writer: Writer,
-        report: IngestReport,
-        plan: Plan,
-        active: SpaceRow,
-        encoder: Encoder,
+        self, writer: Writer, report: IngestReport, active: SpaceRow, encoder: Encoder
     ) -> IngestReport:
         """Embeds the index with another model, beside its own, and changes to it when all is done.
 
@@ -152,10 +167,17 @@ class _Run:
             f"embedding the index with '{encoder.spec.model}' beside '{active.spec.model}', which "
             "answers searches until all is done"
         )
+        if self._request.patches is False:
+            self._drop_looks(writer)
         with store.catalog.read() as connection:
             count = catalog.count(connection, "media")
             has_looks = catalog.has_looks(connection, active)
-        encoder = self._checked(encoder, count, plan)
+
+        def paths() -> list[bytes]:
+            with store.catalog.read() as connection:
+                return catalog.some_paths(connection, SAMPLE)
+
+        encoder = self._checked(encoder, count, paths)
         coming = writer.space_of(encoder.spec, encoder.precision, beside=True)
         done = embed_missing(
             store, writer, encoder, coming, workers=self._workers, on_progress=progress
@@ -168,9 +190,10 @@ class _Run:
             failed=report.failed + done.failed,
             lacking=done.lacking,
         )
-        if not done.lacking:
-            wants_patches = self._request.patches
-            if has_looks if wants_patches is None else wants_patches:
+        if done.lacking:
+            report = self._keep_patches(writer, report)
+        else:
+            if has_looks or self._request.patches:
                 report = self._add_looks(writer, report, coming, is_new=True)
             writer.switch_to(coming)
             report = dataclasses.replace(report, replaced=active.spec.model)
@@ -186,16 +209,21 @@ class _Run:
             )
 
     def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
-        wanted = self._request.patches
+        if self._request.patches is False:
+            self._drop_looks(writer)
         with self._engine.store.catalog.read() as connection:
             space = catalog.active_space(connection)
             has_looks = space is not None and catalog.has_looks(connection, space)
-        if has_looks and wanted is False:
+        if space is not None and (has_looks or self._request.patches):
+            report = self._add_looks(writer, report, space)
+        return report
+
+    def _drop_looks(self, writer: Writer) -> None:
+        with self._engine.store.catalog.read() as connection:
+            has_some = catalog.has_looks(connection)
+        if has_some:
             with writer.change() as change:
                 change.remove_looks()
-        if space is None or not (has_looks if wanted is None else wanted):
-            return report
-        return self._add_looks(writer, report, space)
 
     def _add_looks(
         self, writer: Writer, report: IngestReport, space: SpaceRow, *, is_new: bool = False

@@ -170,8 +170,8 @@ class IngestReport:
     embedded_again: int = 0
     """Images that were in the index and got a vector of another model."""
     lacking: int = 0
-    """Images that have none of it, for which the index keeps its model: their files are missing or
-    damaged."""
+    """Images that have none of it, for which the index keeps its model: their files are missing,
+    damaged, or changed in folders that this run did not look at."""
     replaced: str = ""
     """The model that the index had before this run, where that changed it."""
     seconds: float = 0.0

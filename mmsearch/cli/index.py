@@ -144,8 +144,8 @@ def _print(report: IngestReport) -> None:
     if report.lacking:
         say(
             f"{report.lacking} images could not be embedded with '{printable(report.model)}', so "
-            "the index keeps its model: see 'mmsearch errors'; files that are gone for good are "
-            "left out with --prune or 'mmsearch remove'"
+            "the index keeps its model: 'mmsearch errors' has those that are damaged; a run "
+            "without PATH takes in what changed, and with --prune leaves out what is gone for good"
         )
     if report.looks:
         print(f"patches of {report.looks} images kept in {report.stages['patches']:.1f} s")

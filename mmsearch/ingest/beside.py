@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.ingest.reading import Opened, open_known
+from mmsearch.ingest.reading import NEVER, Opened, open_known
 from mmsearch.store import catalog
 from mmsearch.store.catalog import Lacking, SpaceRow
 from mmsearch.store.store import Store, Writer
@@ -41,11 +42,13 @@ class _Portion:
     """Media that were read, with the vectors (dim,) of those that are good."""
 
     vectors: dict[int, np.ndarray] = field(default_factory=dict)
+    good: list[Lacking] = field(default_factory=list)
     failures: list[tuple[Lacking, Opened]] = field(default_factory=list)
     count: int = 0
 
     def add(self, other: _Portion) -> None:
         self.vectors |= other.vectors
+        self.good += other.good
         self.failures += other.failures
         self.count += other.count
 
@@ -99,6 +102,8 @@ def _images(
         nonlocal waiting, done, embedded, failed
         with writer.change() as change:
             change.add_vectors(waiting.vectors, space, "image")
+            for item in waiting.good:  # what failed before has not failed any more
+                change.clear_failures(item.root_id, [item.path])
             for item, opened in waiting.failures:
                 change.record_failure(
                     item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,
@@ -136,18 +141,22 @@ def _embed(encoder: Encoder, items: Sequence[Lacking]) -> _Portion:
         (item, open_known(item.absolute, item.content_hash, encoder.spec.preprocess))
         for item in items
     ]
-    good = [(item.id, one.pixels) for item, one in opened if one.pixels is not None]
-    vectors = encoder.encode_images(np.stack([pixels for _, pixels in good])) if good else ()
+    good = [item for item, one in opened if one.pixels is not None]
+    pixels = [one.pixels for _, one in opened if one.pixels is not None]
+    vectors = encoder.encode_images(np.stack(pixels)) if pixels else ()
     return _Portion(
-        dict(zip((number for number, _ in good), vectors, strict=True)),
-        # A file that is not there, or not as it was, has not failed.
-        [
-            (item, one)
-            for item, one in opened
-            if one.reason and one.stamp == (item.size, item.mtime_ns)
-        ],
+        dict(zip((item.id for item in good), vectors, strict=True)),
+        good,
+        [(item, one) for item, one in opened if one.reason and _has_failed(item, one)],
         len(items),
     )
+
+
+def _has_failed(item: Lacking, opened: Opened) -> bool:
+    """Not so a file that is not there, or not as it was when the index looked at it."""
+    if opened.stamp == NEVER:
+        return os.path.lexists(item.absolute)
+    return opened.stamp == (item.size, item.mtime_ns)
 
 
 def _captions(

@@ -52,20 +52,26 @@ class Pipeline:
         self,
         store: Store,
         writer: Writer,
-        encoder: Encoder,
+        encoder: Encoder | None,
         *,
         workers: int,
         on_progress: OnProgress = lambda progress: None,
     ) -> None:
+        """Takes what a run needs; an encoder only for a plan that `needs_encoder`."""
         self._store = store
         self._writer = writer
-        self._encoder = encoder.bulk(workers)
+        self._bulk = encoder.bulk(workers) if encoder is not None else None
         self._workers = workers
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
         self._embedded = 0
         self._stages = dict.fromkeys(_STAGES, 0.0)
         self._done = 0
+
+    @property
+    def _encoder(self) -> Encoder:
+        assert self._bulk is not None, "a plan with something to embed"
+        return self._bulk
 
     def run(self, plan: Plan) -> IngestReport:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
@@ -108,8 +114,8 @@ class Pipeline:
             known_bad=plan.known_bad,
             images_per_second=self._embedded / seconds if self._embedded else 0.0,
             stages=dict(self._stages),
-            model=self._encoder.spec.model,
-            precision=self._encoder.precision,
+            model=self._space.spec.model,
+            precision=self._bulk.precision if self._bulk else self._space.precision,
             kept_roots=tuple(plan.kept_roots),
             unmatched_captions=plan.labels.unmatched,
         )

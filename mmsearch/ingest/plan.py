@@ -84,6 +84,10 @@ class Plan:
         """The unchanged files whose captions have to be looked at."""
         return [candidate for candidate in self.same if self.may_differ(candidate)]
 
+    def needs_encoder(self) -> bool:
+        """Whether there may be something to embed."""
+        return bool(self.read or self.touched())
+
     def is_idle(self) -> bool:
         """Whether there is nothing to do: everything is as the index has it."""
         return not (self.read or self.gone or self.unreadable or self.healed or self.touched())
@@ -229,6 +233,7 @@ def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> N
     with store.catalog.read() as connection:
         known = {row.path: row for row in catalog.media_under(connection, root.id, scope.prefix)}
         bad = {row.path: row for row in catalog.failures_under(connection, root.id, scope.prefix)}
+        is_coming = catalog.coming_space(connection) is not None
     seen: set[bytes] = set()
     shut: list[bytes] = []
     there = os.path.lexists(scope.path)
@@ -240,7 +245,10 @@ def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> N
             seen.add(found.path)
             _sort_in(plan, Candidate(root, found, known.get(found.path)), bad.get(found.path))
             if plan.same and plan.same[-1].file is found and found.path in bad:
-                plan.healed.append((root.id, found.path))
+                entry = bad[found.path]
+                # One of the same stamp is of the coming model, which waits for this file.
+                if not is_coming or (entry.size, entry.mtime_ns) != found.stamp:
+                    plan.healed.append((root.id, found.path))
     missing = {
         path: row
         for path, row in known.items()

@@ -93,6 +93,15 @@ def open_known(path: bytes, digest: bytes, how: Preprocess) -> Opened:
         return Opened(stamp, reason=_reason(error))
 
 
+def pixels_of(path: bytes, how: Preprocess) -> NDArray[np.uint8] | None:
+    """The pixels (height, width, 3) of a file as it is now; None where it cannot be used."""
+    _, content, reason = content_of(path)
+    try:
+        return None if reason else fit(decode(content, at_least=how.size).image, how)
+    except (DecodeError, MemoryError):
+        return None
+
+
 def _reason(error: DecodeError | MemoryError) -> str:
     is_large = isinstance(error, MemoryError)
     return "too large: not enough memory to scale it" if is_large else str(error)

@@ -575,9 +575,19 @@ def has_media(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT id FROM media LIMIT 1").fetchone() is not None
 
 
-def has_looks(connection: sqlite3.Connection, space: SpaceRow) -> bool:
-    query = "SELECT media_id FROM look WHERE space_id = ? LIMIT 1"
-    return connection.execute(query, (space.id,)).fetchone() is not None
+def has_looks(connection: sqlite3.Connection, space: SpaceRow | None = None) -> bool:
+    """Whether there are second looks, in one space or in any."""
+    which = ("", ()) if space is None else ("WHERE space_id = ?", (space.id,))
+    query = f"SELECT media_id FROM look {which[0]} LIMIT 1"
+    return connection.execute(query, which[1]).fetchone() is not None
+
+
+def some_paths(connection: sqlite3.Connection, count: int) -> list[bytes]:
+    """The absolute paths of up to so many media, evenly spaced in the order of their ids."""
+    rows = connection.execute("SELECT id FROM media ORDER BY id")
+    ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
+    places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
+    return [item.path for item in items(connection, "image", ids[places].tolist()).values()]
 
 
 def snapshot_of(

@@ -570,14 +570,18 @@ class Writer:
         for space, modality, row, _ in self._loads():
             if row is None or row.vectors < APPROXIMATE_FROM:
                 continue
-            path = self._folder / cells_of(row.file)
-            if path.is_file():
-                continue
             from mmsearch.store.approximate import TRIAL, ApproximateIndex
             from mmsearch.store.faiss_index import FaissIndex
 
-            older = sorted(self._folder.glob(cells_of(f"{space.id}-{modality}-*.faiss")))
+            path = self._folder / cells_of(row.file)
             exact = FaissIndex.open(self._folder / row.file)
+            try:
+                if ApproximateIndex.open(path, exact) is not None:
+                    continue
+            except DamageError:
+                pass  # made anew
+            names = cells_of(f"{space.id}-{modality}-*.faiss")
+            older = sorted(other for other in self._folder.glob(names) if other != path)
             # What asks is of the other kind: a text for an image, an image for a caption.
             opposite: Modality = "caption" if modality == "image" else "image"
             with self._store.catalog.read() as connection:

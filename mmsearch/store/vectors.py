@@ -40,8 +40,6 @@ class VectorView:
     snapshot: FaissIndex | None
     cells: Path | None
     """The file of cells over the snapshot, if there is one: it is made after that."""
-    quick: ApproximateIndex | None
-    """The cells of that file."""
     last_embedding: int
     """The newest embedding that is in here."""
     tail: ExactIndex
@@ -72,7 +70,6 @@ class VectorView:
             generation=row.generation if row else 0,
             snapshot=snapshot,
             cells=folder / cells_of(row.file) if row else None,
-            quick=None,
             last_embedding=row.last_embedding_id if row else 0,
             tail=empty,
             hidden=np.empty(0, dtype=np.int64),
@@ -87,19 +84,22 @@ class VectorView:
         ):
             last, tail = newest, tail.extended(ids, vectors)
         hidden = np.sort(catalog.tombstones(connection, self.space.id, self.modality))
-        quick = self.quick
-        if quick is None and self.cells is not None and self.snapshot is not None:
-            from mmsearch.store.approximate import ApproximateIndex
-
-            quick = ApproximateIndex.open(self.cells, self.snapshot)
         return replace(
             self,
-            quick=quick,
             revision=catalog.revision_of(connection),
             last_embedding=last,
             tail=tail,
             hidden=hidden,
         )
+
+    @cached_property
+    def quick(self) -> ApproximateIndex | None:
+        """The cells, once they are made and a search has a use for them."""
+        if self.cells is None or self.snapshot is None or not self.cells.is_file():
+            return None
+        from mmsearch.store.approximate import ApproximateIndex
+
+        return ApproximateIndex.open(self.cells, self.snapshot)
 
     @cached_property
     def sample(self) -> Vectors:

@@ -323,3 +323,55 @@ def test_a_dry_run_says_that_all_would_be_embedded(engine_for, gallery, tmp_path
     with Engine.open(tmp_path / "index", model="tiny", notify=said.append) as engine:
         assert engine.index([gallery], dry_run=True).unchanged == 40
     assert "with 'tiny' too" in said[0]
+
+
+def test_an_empty_index_just_takes_the_model(engine_for, encoders, gallery, tmp_path):
+    (tmp_path / "empty").mkdir()
+    engine_for("one").index([tmp_path / "empty"])
+    report = engine_for("other").index([gallery])
+    assert (report.added, report.embedded_again) == (40, 0)
+    assert encoders["one"].images_encoded == 0
+    assert engine_for(None).status().model == "other"
+
+
+def test_a_model_that_is_lost_holds_up_no_switch_without_anything_new(
+    engine_for, encoders, gallery
+):
+    engine_for("one").index([gallery])
+    del encoders["one"]
+    (gallery / "blue02.png").unlink()
+    report = engine_for("other").index([gallery])
+    assert (report.removed, report.replaced) == (1, "one")
+
+
+def test_what_holds_a_switch_up_stays_in_the_ledger_until_it_does_not(
+    engine_for, encoders, gallery
+):
+    import os
+
+    engine_for("one").index([gallery])
+    file = gallery / "red00.png"
+    content, status = file.read_bytes(), file.stat()
+    file.write_bytes(content[:40].ljust(len(content), b"!"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    engine_for("other").index()
+    engine_for(None).index()
+    assert [failure.path for failure in engine_for(None).errors()] == [file]
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert engine_for("other").index().replaced == "one"
+    assert engine_for(None).errors() == []
+
+
+def test_patches_go_on_in_the_own_space_while_a_switch_is_held_up(
+    engine_for, gallery, patches, tmp_path
+):
+    paint(tmp_path / "more/black.png", "black")
+    engine_for("one").index([gallery, tmp_path / "more"], patches=True)
+    (tmp_path / "more").rename(tmp_path / "elsewhere")
+    paint(gallery / "white.png", "white")
+    report = engine_for("other").index([gallery])
+    assert (report.lacking, report.looks) == (1, 1)
+    assert engine_for(None).status().looks == 42
+    engine_for("other").index([gallery], patches=False)
+    assert engine_for(None).status().looks == 0

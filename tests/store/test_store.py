@@ -742,11 +742,32 @@ def test_a_kill_while_cells_are_made_leaves_none_behind(large, monkeypatch):
     assert files_of(store) == ["1-image-2.faiss", "1-image-2.faiss.cells"]
 
 
-def test_damaged_cells_are_told_of(large):
-    store, _, vectors = large
+def test_damaged_cells_are_told_of_and_made_anew(large):
+    store, ids, vectors = large
     path = store.folder / "vectors" / "1-image-1.faiss.cells"
     path.write_bytes(path.read_bytes()[:500])
     other = Store(store.folder)
     with pytest.raises(DamageError, match="cells: the vector file is damaged; delete it"):
         ids_found(other, vectors[0])
+    found = other.search(SPEC.space, vectors[:1], "image", 1, exact=True)[0]
+    assert found.ids == [int(ids[0])]
+    with other.writer() as writer:
+        writer.compact(only_if="short")
+    assert ids_found(other, vectors[0], 1) == [int(ids[0])]
     other.close()
+
+
+def test_a_reader_sees_cells_that_were_made_after_it_looked(store, monkeypatch):
+    vectors = unit_vectors(RNG, 1500)
+    fill(store, [f"{n:05}" for n in range(1500)], vectors)
+    with store.writer() as writer:
+        writer.compact()
+    reader = Store(store.folder)
+    ids_found(reader, vectors[0])
+    assert [view.quick for view in reader._views.values()] == [None]
+    monkeypatch.setattr(store_module, "APPROXIMATE_FROM", 1000)
+    with store.writer() as writer:
+        writer.compact(only_if="short")
+    ids_found(reader, vectors[0])
+    assert [view.quick is not None for view in reader._views.values()] == [True]
+    reader.close()
