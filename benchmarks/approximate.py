@@ -57,6 +57,8 @@ def main() -> None:
         try:
             if name == "mmsearch":
                 own(base, texts, photos)
+            elif name == FILTERED:
+                filtered_graph(base, texts, photos)
             else:
                 one(name, base, texts, photos, truth)
         except (ImportError, RuntimeError) as error:
@@ -106,6 +108,7 @@ def mixed(own, near, rows, rng):
 
 
 #: FAISS's candidates: what is built, how many times ten are looked at again, efforts to try.
+FILTERED = "HNSW32,SQ8 filtered"
 PROBES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 FAISS = {
     "IVF4096,SQ8": (1, PROBES),
@@ -172,6 +175,28 @@ def own(base, texts, photos, seed=0):
                   f"{times[0]:7.2f} ms, exact {times[1]:.2f} ms", flush=True)  # fmt: skip
 
 
+def filtered_graph(base, texts, photos, seed=0):
+    """What a graph finds of what a filter leaves, by effort."""
+    search, _, _ = faiss_of("HNSW32,SQ8 refined", base)
+    rng = np.random.default_rng(seed)
+    flat = faiss.IndexFlatIP(base.shape[1])
+    flat.add(base)
+    cases = {f"one in {share}": rng.permutation(len(base))[: len(base) // share]
+             for share in (2, 10, 100)}  # fmt: skip
+    cases["one in 50, alike"] = np.argpartition(-(base @ photos[0]), len(base) // 50)[
+        : len(base) // 50
+    ]
+    for name, rows in cases.items():
+        mask = np.zeros(len(base), bool)
+        mask[rows] = True
+        chosen = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+        parameters = faiss.SearchParameters(sel=chosen)
+        truth = flat.search(texts, K, params=parameters)[1]
+        for effort in (32, 128, 512):
+            found = recall(search(texts, effort, chosen), truth)
+            print(f"{FILTERED}, {name:18} captions {found:.3f}, effort {effort}", flush=True)
+
+
 def faiss_of(name, base):
     factor, efforts = FAISS[name]
     index = faiss.index_factory(base.shape[1], name.split()[0], faiss.METRIC_INNER_PRODUCT)
@@ -181,12 +206,15 @@ def faiss_of(name, base):
     index.train(base[rng.permutation(len(base))[:200_000]])
     index.add(base)
 
-    def search(queries, effort):
+    def search(queries, effort, chosen=None):
         if "IVF" in name:
             index.nprobe = effort
         else:
             index.hnsw.efSearch = effort
-        rows = index.search(queries, K * factor)[1]
+        parameters = None
+        if chosen is not None:
+            parameters = faiss.SearchParametersHNSW(sel=chosen, efSearch=effort)
+        rows = index.search(queries, K * factor, params=parameters)[1]
         return rows[:, :K] if factor == 1 else np.stack(
             [again(base, query, some) for query, some in zip(queries, rows, strict=True)]
         )  # fmt: skip
@@ -201,7 +229,7 @@ def again(base, query, rows):
     """The best ten of some rows by the exact vectors."""
     rows = rows[rows >= 0]
     scores = base[rows] @ query
-    return np.resize(rows[np.argsort(-scores)[:K]], K)
+    return np.resize(rows[np.argsort(-scores)[:K]], K) if len(rows) else np.full(K, -1)
 
 
 def hnswlib_of(_name, base):
