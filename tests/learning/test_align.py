@@ -304,7 +304,10 @@ def test_a_user_aligns_indexes_and_searches(gallery, tmp_path, monkeypatch, tiny
     assert status["model"] == f"local-dir:{tmp_path}/home/models/mine"
     assert status["space"] != tiny.spec.space
     assert run("search", "two cats", "--index", tmp_path / "i", "--paths").stdout
-    run("index", gallery, "--index", tmp_path / "i", "--model", "tiny", code=2)
+    back = run("index", gallery, "--index", tmp_path / "i", "--model", "tiny")
+    assert "the index is now in 'tiny', no longer in" in back.stdout
+    status = json.loads(run("status", "--index", tmp_path / "i", "--json").stdout)
+    assert status["space"] == tiny.spec.space
     card = (tmp_path / "home/models/mine/README.md").read_text()
     assert "`tiny`, frozen" in card
     assert "with the heads" in card
