@@ -111,6 +111,8 @@ class _Run:
         else:
             if self._engine.names_model():
                 self._give_up(writer)
+            else:
+                self._tell_of_coming()
             report = self._keep_patches(writer, report)
         return dataclasses.replace(report, stages={**report.stages, "scan": scan})
 
@@ -163,10 +165,6 @@ class _Run:
 
         started = time.perf_counter()
         store, progress = self._engine.store, self._request.on_progress
-        self._engine.notify(
-            f"embedding the index with '{encoder.spec.model}' beside '{active.spec.model}', which "
-            "answers searches until all is done"
-        )
         if self._request.patches is False:
             self._drop_looks(writer)
         with store.catalog.read() as connection:
@@ -179,6 +177,13 @@ class _Run:
 
         encoder = self._checked(encoder, count, paths)
         coming = writer.space_of(encoder.spec, encoder.precision, beside=True)
+        with store.catalog.read() as connection:
+            lacking = catalog.count_without_vector(connection, coming, "image")
+        done_before = f", {count - lacking} of {count} images are done" if lacking < count else ""
+        self._engine.notify(
+            f"embedding the index with '{coming.spec.model}' beside '{active.spec.model}', which "
+            f"answers searches until all is done{done_before}"
+        )
         done = embed_missing(
             store, writer, encoder, coming, workers=self._workers, on_progress=progress
         )
@@ -207,6 +212,17 @@ class _Run:
                 f"the index keeps its model: what was embedded with '{coming.spec.model}', to take "
                 "its place, is deleted"
             )
+
+    def _tell_of_coming(self) -> None:
+        with self._engine.store.catalog.read() as connection:
+            coming = catalog.coming_space(connection)
+            if coming is None:
+                return
+            lacking = catalog.count_without_vector(connection, coming, "image")
+        self._engine.notify(
+            f"the move to '{coming.spec.model}' is not done, {lacking} images lack it: 'mmsearch "
+            f"index --model {coming.spec.model}' goes on"
+        )
 
     def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
         if self._request.patches is False:

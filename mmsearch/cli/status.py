@@ -25,8 +25,8 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     if found.coming:
         done = found.images - found.lacking
         print(
-            f"coming    {printable(found.coming)}: {done} of {found.images} images; go on with "
-            "'mmsearch index --model' and its name"
+            f"coming    {printable(found.coming)}: {done} of {found.images} images; "
+            f"'mmsearch index --model {printable(found.coming)}' goes on"
         )
     print(f"images    {found.images}")
     print(f"captions  {found.captions}")
