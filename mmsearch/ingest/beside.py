@@ -16,7 +16,7 @@ from mmsearch.ingest.reading import NEVER, Opened, open_known
 from mmsearch.store import catalog
 from mmsearch.store.catalog import Lacking, SpaceRow
 from mmsearch.store.store import Store, Writer
-from mmsearch.types import Progress
+from mmsearch.types import Progress, Vectors
 
 _PORTION = 64  # media, or captions, that are committed together
 _AHEAD = 4  # tasks of a worker that are begun before the oldest one's outcome is taken
@@ -73,35 +73,37 @@ def embed_missing(
         captions = catalog.count_without_vector(connection, space, "caption")
     images = failed = 0
     if lacking or captions:
-        encoder = encoder.bulk(workers)
         with ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-beside") as pool:
+            work = _Work(store, writer, encoder.bulk(workers), space, pool, workers, on_progress)
             if lacking:
-                images, failed = _images(
-                    store, writer, encoder, space, pool, workers, lacking, on_progress
-                )
-            _captions(store, writer, encoder, space, pool, workers, captions, on_progress)
+                images, failed = _images(work, lacking)
+            _captions(work, captions)
         writer.compact(only_if="short")
     return Embedded(images, failed, lacking - images)
 
 
-def _images(
-    store: Store,
-    writer: Writer,
-    encoder: Encoder,
-    space: SpaceRow,
-    pool: ThreadPoolExecutor,
-    workers: int,
-    total: int,
-    on_progress: OnProgress,
-) -> tuple[int, int]:
-    encoder.warm_up("image")
-    tasks = _parts(_lacking(store, space), encoder.batch)
+@dataclass(frozen=True)
+class _Work:
+    """What both halves of the work need."""
+
+    store: Store
+    writer: Writer
+    encoder: Encoder
+    space: SpaceRow
+    pool: ThreadPoolExecutor
+    workers: int
+    on_progress: OnProgress
+
+
+def _images(work: _Work, total: int) -> tuple[int, int]:
+    work.encoder.warm_up("image")
+    tasks = _parts(_lacking(work.store, work.space), work.encoder.batch)
     waiting, done, embedded, failed = _Portion(), 0, 0, 0
 
     def commit() -> None:
         nonlocal waiting, done, embedded, failed
-        with writer.change() as change:
-            change.add_vectors(waiting.vectors, space, "image")
+        with work.writer.change() as change:
+            change.add_vectors(waiting.vectors, work.space, "image")
             for item in waiting.good:  # what failed before has not failed any more
                 change.clear_failures(item.root_id, [item.path])
             for item, opened in waiting.failures:
@@ -109,14 +111,17 @@ def _images(
                     item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,
                     opened.reason,
                 )  # fmt: skip
-        writer.compact(only_if="long")
+        work.writer.compact(only_if="long")
         done += waiting.count
         embedded += len(waiting.vectors)
         failed += len(waiting.failures)
         waiting = _Portion()
-        on_progress(Progress("embed again", done, total))
+        work.on_progress(Progress("embed again", done, total))
 
-    for portion in _in_order(pool, lambda some: _embed(encoder, some), tasks, _AHEAD * workers):
+    def embed(items: list[Lacking]) -> _Portion:
+        return _embed(work.encoder, items)
+
+    for portion in _in_order(work.pool, embed, tasks, _AHEAD * work.workers):
         waiting.add(portion)
         if waiting.count >= _PORTION:
             commit()
@@ -159,36 +164,28 @@ def _has_failed(item: Lacking, opened: Opened) -> bool:
     return opened.stamp == (item.size, item.mtime_ns)
 
 
-def _captions(
-    store: Store,
-    writer: Writer,
-    encoder: Encoder,
-    space: SpaceRow,
-    pool: ThreadPoolExecutor,
-    workers: int,
-    total: int,
-    on_progress: OnProgress,
-) -> None:
+def _captions(work: _Work, total: int) -> None:
+    def encode(part: list[tuple[int, str]]) -> Vectors:
+        return work.encoder.encode_texts([text for _, text in part])
+
     done = after = 0
     while True:
-        with store.catalog.read() as connection:
-            some = catalog.captions_without_vector(connection, space, after, workers * _PORTION)
+        with work.store.catalog.read() as connection:
+            some = catalog.captions_without_vector(
+                connection, work.space, after, work.workers * _PORTION
+            )
         if not some:
             return
         after = some[-1][0]
-        encoded = _in_order(
-            pool,
-            lambda part: encoder.encode_texts([text for _, text in part]),
-            _parts(some, _PORTION),
-            workers,
+        rows = np.concatenate(
+            list(_in_order(work.pool, encode, _parts(some, _PORTION), work.workers))
         )
-        rows = np.concatenate(list(encoded))
-        with writer.change() as change:
+        with work.writer.change() as change:
             vectors = {number: row for (number, _), row in zip(some, rows, strict=True)}
-            change.add_vectors(vectors, space, "caption")
-        writer.compact(only_if="long")
+            change.add_vectors(vectors, work.space, "caption")
+        work.writer.compact(only_if="long")
         done += len(some)
-        on_progress(Progress("embed captions again", done, total))
+        work.on_progress(Progress("embed captions again", done, total))
 
 
 def _parts(items: Iterable[Task], size: int) -> Iterator[list[Task]]:

@@ -73,9 +73,11 @@ class ApproximateIndex:
             rows = np.arange(start, min(count, start + _BATCH))
             cells.add(exact.vectors_at(rows))
         found = cls(cells, exact)
-        own = exact.vectors_at(np.linspace(0, count - 1, min(count, TRIAL)).astype(np.int64))
-        found._choose_probes(own if queries is None else queries)
-        if queries is None:
+        if queries is not None:
+            found._choose_probes(queries)
+        else:
+            rows = np.linspace(0, count - 1, min(count, TRIAL)).astype(np.int64)
+            found._choose_probes(exact.vectors_at(rows))
             cells.nprobe = min(2 * cells.nprobe, cells.nlist)
         return found
 
