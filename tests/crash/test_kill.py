@@ -103,10 +103,9 @@ def test_killed_runs_end_as_an_undisturbed_one(folder, undisturbed, tmp_path, se
         assert min(float(np.dot(found[key], expected[key])) for key in expected) > 0.9999
 
 
-KILLED_WHILE_MADE = """
+#: Kills itself at the call that the command line numbers, of all that it counts.
+COUNTING = """
 import os, sys
-from pathlib import Path
-from mmsearch.store import catalog, migrations, store
 at = int(sys.argv[2])
 calls = 0
 def counting(original):
@@ -117,6 +116,13 @@ def counting(original):
             os.kill(os.getpid(), 9)
         return original(*args, **kwargs)
     return call
+"""
+
+KILLED_WHILE_MADE = (
+    COUNTING
+    + """
+from pathlib import Path
+from mmsearch.store import catalog, migrations, store
 for module in (catalog, store):
     for name in ("sync_file", "sync_folder", "write_durably", "migrate"):
         if hasattr(module, name):
@@ -126,6 +132,7 @@ migrations.MIGRATIONS = tuple(map(counting, migrations.MIGRATIONS))
 store.Store.create(Path(sys.argv[1])).close()
 print("made")
 """
+)
 
 
 def test_an_index_killed_while_it_is_made_is_none_or_sound(tmp_path):
@@ -150,22 +157,13 @@ def test_an_index_killed_while_it_is_made_is_none_or_sound(tmp_path):
     assert at > 5
 
 
-KILLED_WHILE_COMPACTED = """
-import os, sys
+KILLED_WHILE_COMPACTED = (
+    COUNTING
+    + """
 from pathlib import Path
 from mmsearch.store import store
 from mmsearch.store.changes import Change
 from mmsearch.store.faiss_index import FaissIndex
-at = int(sys.argv[2])
-calls = 0
-def counting(original):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), 9)
-        return original(*args, **kwargs)
-    return call
 for name in ("sync_file", "sync_folder"):
     setattr(store, name, counting(getattr(store, name)))
 FaissIndex.save = counting(FaissIndex.save)
@@ -177,6 +175,7 @@ with store.Store(Path(sys.argv[1])).writer() as writer:
     writer.compact()
 print("compacted")
 """
+)
 
 
 def test_a_compaction_killed_at_any_step_loses_nothing(undisturbed_index, tmp_path):
@@ -216,21 +215,12 @@ def test_a_compaction_killed_at_any_step_loses_nothing(undisturbed_index, tmp_pa
     assert at > 10
 
 
-KILLED_WHILE_SWITCHED = """
-import os, sys
+KILLED_WHILE_SWITCHED = (
+    COUNTING
+    + """
 from pathlib import Path
 from mmsearch.store import catalog, store
 from mmsearch.store.changes import Change
-at = int(sys.argv[2])
-calls = 0
-def counting(original):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), 9)
-        return original(*args, **kwargs)
-    return call
 store._LONG_TAIL = 16
 store.Path.unlink = counting(Path.unlink)
 for name in ("activate", "drop_some", "finish"):
@@ -242,6 +232,7 @@ with opened.writer() as writer:
     writer.switch_to(coming)
 print("switched")
 """
+)
 
 
 def test_going_over_to_another_model_killed_at_any_step_is_before_or_after(
