@@ -14,7 +14,10 @@ from mmsearch.store.store import Store
 
 
 class OtherEncoder(FakeEncoder):
-    """The same pictures at other places, and a switch that cuts it off."""
+    """The same pictures at other places, and a switch that cuts it off.
+
+    Which pictures come before the cut is certain with one worker only (`in_order`).
+    """
 
     def __init__(self, name):
         super().__init__(name)
@@ -34,6 +37,11 @@ def encoders(monkeypatch):
     monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made[model])
     monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made[spec.model])
     return made
+
+
+@pytest.fixture
+def in_order(monkeypatch):
+    monkeypatch.setenv("MMSEARCH_WORKERS", "1")
 
 
 @pytest.fixture
@@ -99,7 +107,7 @@ def test_an_index_goes_over_to_another_model(engine_for, encoders, gallery, tmp_
 
 
 def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
-    engine_for, encoders, gallery, monkeypatch
+    engine_for, encoders, gallery, in_order, monkeypatch
 ):
     monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 8)
     engine_for("one").index([gallery])
@@ -210,7 +218,7 @@ def test_what_changes_and_comes_meanwhile_is_in_the_new_space(engine_for, encode
     assert found(engine, "white")[0] == "red00.png"
 
 
-def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, monkeypatch):
+def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, in_order, monkeypatch):
     monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 4)
     engine_for("one").index([gallery])
     paint(gallery / "black.png", "black")
@@ -232,7 +240,9 @@ def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, monkeypatch):
     assert vectors_agree(engine_for(None), encoders["one"]) == (41, 2)
 
 
-def test_a_third_model_takes_the_place_of_the_one_on_its_way(engine_for, encoders, gallery):
+def test_a_third_model_takes_the_place_of_the_one_on_its_way(
+    engine_for, encoders, gallery, in_order
+):
     engine_for("one").index([gallery])
     encoders["other"].breaks_after = 8
     with pytest.raises(Interrupted):
