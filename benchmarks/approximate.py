@@ -143,14 +143,15 @@ def own(base, texts, photos, seed=0):
     ids = np.arange(1, len(base) + 1)
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "exact", Path(folder) / "cells"
-        FaissIndex.build(base.shape[1], [(ids, base)]).save(files[0])
-        exact = FaissIndex.open(files[0])
+        exact = FaissIndex.open(
+            files[0], FaissIndex.build(base.shape[1], [(ids, base)]).save(files[0])
+        )
         started = time.perf_counter()
-        ApproximateIndex.build(exact, texts[len(texts) // 2 :]).save(files[1])
+        checksum = ApproximateIndex.build(exact, texts[len(texts) // 2 :]).save(files[1])
         built = time.perf_counter() - started
         size = files[1].stat().st_size
         print(f"mmsearch: cells built in {built:.0f} s, {size / len(base):.0f} bytes", flush=True)
-        quick = ApproximateIndex.open(files[1], exact)
+        quick = ApproximateIndex.open(files[1], exact, checksum)
         cases = {"all": {}, "a hundred hits": {"k": 10 * K}}
         for share in (2, 10, 100, 1000):
             chosen = np.sort(rng.permutation(ids)[: len(ids) // share])

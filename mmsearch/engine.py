@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -24,7 +24,7 @@ from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
 from mmsearch.errors import IndexNotFound, SpaceError, UsageError
 from mmsearch.store import catalog
-from mmsearch.store.store import Store
+from mmsearch.store.store import REPAIRED, Store
 from mmsearch.types import (
     Compose,
     Failure,
@@ -35,8 +35,10 @@ from mmsearch.types import (
     Modality,
     Progress,
     Query,
+    Repaired,
     Status,
     Term,
+    Verified,
 )
 
 if TYPE_CHECKING:
@@ -498,6 +500,81 @@ class Engine:
         with self.store.catalog.read() as connection:
             return catalog.failures(connection)
 
+    def retry(self, on_progress: OnProgress = _ignore) -> IngestReport:
+        """Tries all files of the ledger again, whether they changed or not, in a rescan.
+
+        Raises:
+            IndexNotFound: there is no index.
+        """
+        with self.store.writer() as writer, writer.change() as change:
+            change.forget_failures()
+        return self.index(on_progress=on_progress)
+
+    # -- upkeep ----------------------------------------------------------------------------
+
+    def verify(self, *, deep: bool = False) -> Verified:
+        """Whether the index is what was written; nothing is changed.
+
+        Args:
+            deep: look at every byte that has a checksum, not only at what must be there.
+
+        Raises:
+            IndexNotFound: there is no index.
+        """
+        from mmsearch.store.verify import verify
+
+        return verify(self._folder, deep=deep)
+
+    def repair(self, on_progress: OnProgress = _ignore) -> Repaired:
+        """Makes a damaged index sound again; what was lost is in the report.
+
+        Raises:
+            IndexNotFound: there is no index.
+            DamageError: too little is left of it.
+            ModelNotFound: vectors are lost, and the model that they were made with is not at hand.
+        """
+        from mmsearch import upkeep
+
+        return upkeep.repair(self, self._models, on_progress)
+
+    def compact(self) -> int:
+        """Folds what is new into the vector files, and gives unused room back; how many bytes.
+
+        Searches are as quick again as after one large `index`.
+        """
+        before = self.status().bytes
+        with self.store.writer() as writer:
+            writer.compact()
+        self.store.catalog.shrink()
+        return before - self.status().bytes
+
+    def backup(self, path: PathLike) -> int:
+        """Copies the index into one new file, also while another process writes; its bytes.
+
+        Raises:
+            UsageError: there is a file of that name.
+            DamageError: the index is damaged.
+        """
+        from mmsearch import upkeep
+
+        return upkeep.backup(self.store, Path(os.path.expanduser(path)))
+
+    def restore(self, path: PathLike, roots: Mapping[str, str] | None = None) -> Status:
+        """Makes this engine's index of a backup.
+
+        Args:
+            roots: where folders lie now, by where they lay.
+
+        Raises:
+            UsageError: there is an index already, or the file is no backup.
+        """
+        from mmsearch import upkeep
+
+        upkeep.restore(Path(os.path.expanduser(path)), self._folder, roots or {})
+        return self.status()
+
+    # -- in and out ------------------------------------------------------------------------
+
     def export_embeddings(self, folder: PathLike) -> int:
         """Writes vectors and metadata in clip-retrieval's layout; returns how many images."""
         from mmsearch.ingest.exchange import export_embeddings
@@ -526,7 +603,7 @@ class Engine:
 
     def has_index(self) -> bool:
         """Whether there is an index yet."""
-        return (self._folder / catalog.FILE_NAME).is_file()
+        return any((self._folder / name).is_file() for name in (catalog.FILE_NAME, REPAIRED))
 
     # -- which model -----------------------------------------------------------------------
 

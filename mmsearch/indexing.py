@@ -16,7 +16,7 @@ from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
-from mmsearch.store.store import Writer
+from mmsearch.store.writer import Writer
 from mmsearch.types import IngestReport, Progress
 
 if TYPE_CHECKING:

@@ -37,7 +37,8 @@ from mmsearch.search.rerank import (
 )
 from mmsearch.search.searcher import Learned
 from mmsearch.store.catalog import SpaceRow
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
 from mmsearch.types import Fusion, Progress, Query, Term
 
 if TYPE_CHECKING:

@@ -197,6 +197,45 @@ class Failure:
     failed_at: str
 
 
+DamageKind = Literal["catalog", "vector", "snapshot", "cells", "words", "lacking", "item"]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something in an index that is not as it was written."""
+
+    kind: DamageKind
+    what: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a look at a whole index found."""
+
+    images: int
+    captions: int
+    deep: bool
+    damages: tuple[Damage, ...]
+    """Empty where the index is sound."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair did."""
+
+    found: tuple[Damage, ...]
+    """What was damaged."""
+    lost: tuple[str, ...]
+    """What could not be had again: files that an `index` takes in anew where they are there, and
+    captions that only a captions file can bring back."""
+    embedded: int = 0
+    """Images and captions that got a new vector."""
+    kept: Path | None = None
+    """Where the damaged catalog lies now, if a new one took its place."""
+
+
 @dataclass(frozen=True)
 class Status:
     """What an index holds."""

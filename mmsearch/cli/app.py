@@ -23,6 +23,7 @@ from mmsearch.cli import (
     search,
     status,
     train,
+    upkeep,
 )
 from mmsearch.errors import MmsearchError
 
@@ -92,6 +93,11 @@ for _name, _command in {
     "errors": errors.errors,
     "remove": remove.remove,
     "models": models.models,
+    "verify": upkeep.verify,
+    "repair": upkeep.repair,
+    "compact": upkeep.compact,
+    "backup": upkeep.backup,
+    "restore": upkeep.restore,
     "export": exchange.export,
     "import": exchange.import_,
     "demo": demo.demo,

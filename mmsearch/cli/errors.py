@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-from mmsearch.cli.common import IndexOption, JsonOption, engine_for, printable, say, shown_path
+import typer
+
+from mmsearch.cli.common import (
+    IndexOption,
+    JsonOption,
+    engine_for,
+    printable,
+    progress_bar,
+    say,
+    shown_path,
+)
 
 
-def errors(index: IndexOption = None, json_: JsonOption = False) -> None:
+def errors(
+    index: IndexOption = None,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry", help="Try them again now, though they have not changed, in a rescan."
+        ),
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
     """List the files that could not be indexed, and why."""
     with engine_for(index) as engine:
+        if retry:
+            with progress_bar() as bar:
+                report = engine.retry(on_progress=bar)
+            say(
+                f"{report.added} added, {report.updated} updated, {report.removed} removed, "
+                f"{report.failed} failed"
+            )
         failures = engine.errors()
     for failure in failures:
         if json_:

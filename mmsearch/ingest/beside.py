@@ -15,7 +15,8 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.ingest.reading import NEVER, Opened, open_known
 from mmsearch.store import catalog
 from mmsearch.store.catalog import Lacking, SpaceRow
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
 from mmsearch.types import Progress, Vectors
 
 _PORTION = 64  # media, or captions, that are committed together
@@ -31,6 +32,7 @@ class Embedded:
     """What was done, and what is still to do."""
 
     images: int
+    captions: int
     failed: int
     """Files that could not be used."""
     lacking: int
@@ -79,7 +81,7 @@ def embed_missing(
                 images, failed = _images(work, lacking)
             _captions(work, captions)
         writer.compact(only_if="short")
-    return Embedded(images, failed, lacking - images)
+    return Embedded(images, captions, failed, lacking - images)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from mmsearch.store.catalog import MediaFacts, RootRow
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.filters import local_time
 from mmsearch.store.paths import relative
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
 from mmsearch.types import EncoderSpec, Progress, Vectors
 
 _SPACE_KEY = b"mmsearch.space"

@@ -14,7 +14,8 @@ from mmsearch.ingest.reading import open_known
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.patches import pack_looks
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
 from mmsearch.types import Pixels, Preprocess, Progress
 
 BATCH = 32

@@ -31,7 +31,8 @@ from mmsearch.media.discover import sidecar_path
 from mmsearch.store import catalog
 from mmsearch.store.changes import Change, NewCaption, NewMedia
 from mmsearch.store.filters import local_time, stored_time
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
 from mmsearch.types import IngestReport, Progress
 
 #: Files that are committed together, and texts that are encoded together.

@@ -16,7 +16,8 @@ from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
 from mmsearch.store import catalog
 from mmsearch.store.catalog import RootRow
 from mmsearch.store.paths import relative, to_path
-from mmsearch.store.store import Store, Writer
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError
+from mmsearch.store.checksum import of_file
 from mmsearch.store.faiss_index import (
     FaissIndex,
     Selection,
+    check_file,
+    damaged,
     nothing,
     read_index,
     selector_of,
@@ -96,26 +99,31 @@ class ApproximateIndex:
             self._cells.nprobe = min(2 * self._cells.nprobe, self._cells.nlist)
 
     @classmethod
-    def open(cls, path: Path, exact: FaissIndex) -> ApproximateIndex | None:
-        """Maps saved cells into memory; None where there are none for this exact index.
+    def open(cls, path: Path, exact: FaissIndex, checksum: bytes) -> ApproximateIndex:
+        """Maps saved cells over an exact index into memory, after a look at all of the file.
+
+        Args:
+            checksum: what `save` gave.
 
         Raises:
+            FileNotFoundError: there is no such file.
             DamageError: the file is not what was saved.
         """
-        if not path.is_file():
-            return None
+        check_file(path, checksum)
         # Not IO_FLAG_MMAP, which starts threads for every search that fetch ahead.
         cells = read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        fits = cells.d == exact.dim and cells.ntotal == len(exact)
-        return cls(cells, exact) if fits else None
+        if (cells.d, cells.ntotal) != (exact.dim, len(exact)):
+            raise damaged(path)
+        return cls(cells, exact)
 
-    def save(self, path: Path) -> None:
-        """Writes the cells.
+    def save(self, path: Path) -> bytes:
+        """Writes the cells, and returns the checksum of the file.
 
         Raises:
             OSError: there is no room, or no permission.
         """
         write_index(self._cells, path)
+        return of_file(path)
 
     def search(
         self, queries: Vectors, k: int, *, among: Ids | None = None, without: Ids | None = None

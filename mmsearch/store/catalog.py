@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, FormatError, IndexInUse, StoreError, UnreadableError
+from mmsearch.store.checksum import of_vector
 from mmsearch.store.files import draft_of, sync_file, sync_folder
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
 from mmsearch.store.paths import join, to_path
@@ -38,6 +40,7 @@ ACTIVE, COMING, RETIRED = 1, 0, -1
 _BUSY_SECONDS = 10.0
 _CHUNK = 500  # ids in one IN (...)
 _QUERY_WORDS = 64
+_SNAPSHOT_NAME = re.compile(r"\d+-(image|caption)-\d+\.faiss")
 #: They stand in most captions, so they cost much and tell nothing.
 _FUNCTION_WORDS = frozenset(
     """a an and are as at be by for from has have her his in into is it its of on or that the their
@@ -73,6 +76,10 @@ class SnapshotRow:
     file: str
     vectors: int
     last_embedding_id: int
+    checksum: bytes | None
+    """Of the file; None where an older program wrote it."""
+    cells: bytes | None = None
+    """The checksum of the file of cells over it; None while there is none."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,7 @@ class Catalog:
     def create(cls, path: Path) -> Catalog:
         """Makes an empty catalog: it appears whole under its name, or not at all."""
         draft = draft_of(path)
-        for leftover in (draft, *_companions(draft)):
-            leftover.unlink(missing_ok=True)
+        unlink_all(draft)
         with _explaining(path):
             connection = _connect(draft)
             try:
@@ -146,8 +152,22 @@ class Catalog:
 
     def copy(self, to: Catalog) -> None:
         """Copies everything, as of now, over another catalog; writers are not held up."""
-        with _explaining(self.path), self._connection() as source, to._connection() as target:
+        with to._connection() as target:
+            self.copy_into(target)
+
+    def copy_into(self, target: sqlite3.Connection) -> None:
+        """Copies everything, as of now, over another database."""
+        with _explaining(self.path), self._connection() as source:
             source.backup(target)
+
+    def shrink(self) -> None:
+        """Gives the room of what was deleted back to the disk, where that is a tenth and more."""
+        with _explaining(self.path), self._connection() as connection:
+            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            if free > pages // 10:
+                connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -193,8 +213,15 @@ def raw(connection: Connection) -> sqlite3.Connection:
     return found
 
 
-def _companions(path: Path) -> tuple[Path, ...]:
+def companions(path: Path) -> tuple[Path, ...]:
+    """The files that SQLite keeps beside a database."""
     return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
+
+
+def unlink_all(path: Path) -> None:
+    """Deletes a database and what lies beside it, if there is one."""
+    for one in (path, *companions(path)):
+        one.unlink(missing_ok=True)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -258,9 +285,9 @@ def _explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageE
         if "locked" in reason:
             return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
         return UnreadableError(f"{path}: the catalog cannot be used: {reason}")
-    if "not a database" in reason:
+    if "not a database" in reason and not (path.parent / MARKER).is_file():
         return FormatError(f"{path} is not a catalog of mmsearch; name another folder")
-    return DamageError(f"{path}: the catalog is damaged: {reason}")
+    return DamageError(f"{path}: the catalog is damaged: {reason}; run 'mmsearch repair'")
 
 
 # -- reading: each takes the connection of one transaction -------------------------------------
@@ -413,6 +440,15 @@ def media_with_words(
         query += " AND +rowid IN (SELECT value FROM json_each(?))"
         values += (json.dumps([int(number) for number in among]),)
     return dict(connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit)))
+
+
+def remake_words(connection: sqlite3.Connection) -> None:
+    """Writes the words of all captions anew."""
+    connection.execute("DELETE FROM words")
+    connection.execute(
+        "INSERT INTO words (rowid, text) "
+        "SELECT media_id, group_concat(text, char(10)) FROM caption GROUP BY media_id"
+    )
 
 
 def _any_word_of(text: str) -> str:
@@ -594,11 +630,21 @@ def snapshot_of(
     connection: sqlite3.Connection, space_id: int, modality: Modality
 ) -> SnapshotRow | None:
     row = connection.execute(
-        "SELECT generation, file, vectors, last_embedding_id FROM snapshot "
+        "SELECT generation, file, vectors, last_embedding_id, checksum, cells FROM snapshot "
         "WHERE space_id = ? AND modality = ?",
         (space_id, modality),
     ).fetchone()
-    return SnapshotRow(*row) if row else None
+    if row is None:
+        return None
+    if not is_snapshot_name(row[1]):  # files are deleted by it: it may lead nowhere else
+        raise DamageError(
+            f"the catalog is damaged: {row[1]!r} is no name of a vector file; run 'mmsearch repair'"
+        )
+    return SnapshotRow(*row)
+
+
+def is_snapshot_name(name: object) -> bool:
+    return isinstance(name, str) and _SNAPSHOT_NAME.fullmatch(name) is not None
 
 
 def embeddings_after(
@@ -608,15 +654,22 @@ def embeddings_after(
     after: int,
     batch: int = 8192,
 ) -> Iterator[tuple[int, Ids, Vectors]]:
-    """Embeddings written after a given one, in batches: (the last one's id, item ids, vectors)."""
+    """Embeddings written after a given one, in batches: (the last one's id, item ids, vectors).
+
+    Raises:
+        DamageError: one is not what was written.
+    """
     cursor = connection.execute(
-        "SELECT id, item_id, vector FROM embedding "
+        "SELECT id, item_id, vector, checksum FROM embedding "
         "WHERE space_id = ? AND modality = ? AND id > ? ORDER BY id",
         (space.id, modality, after),
     )
     while rows := cursor.fetchmany(batch):
-        ids = np.fromiter((item for _, item, _ in rows), dtype=np.int64, count=len(rows))
-        vectors = vectors_from(b"".join(vector for _, _, vector in rows), space.spec.dim)
+        for _, item, vector, checksum in rows:
+            if not is_sound(space, item, vector, checksum):
+                raise _damaged(modality, item)
+        ids = np.fromiter((row[1] for row in rows), dtype=np.int64, count=len(rows))
+        vectors = vectors_from(b"".join(row[2] for row in rows), space.spec.dim)
         yield rows[-1][0], ids, vectors
 
 
@@ -637,11 +690,34 @@ def some_vectors(
 def vectors_of(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality, ids: Sequence[int]
 ) -> dict[int, bytes]:
-    """The stored vectors of some items, as bytes."""
+    """The stored vectors of some items, as bytes.
+
+    Raises:
+        DamageError: one is not what was written.
+    """
     query = (
-        "SELECT item_id, vector FROM embedding WHERE space_id = ? AND modality = ? AND item_id IN"
+        "SELECT item_id, vector, checksum FROM embedding "
+        "WHERE space_id = ? AND modality = ? AND item_id IN"
     )
-    return dict(_rows_in(connection, query, map(int, ids), space.id, modality))
+    found: dict[int, bytes] = {}
+    for item, vector, checksum in _rows_in(connection, query, map(int, ids), space.id, modality):
+        if not is_sound(space, item, vector, checksum):
+            raise _damaged(modality, item)
+        found[item] = vector
+    return found
+
+
+def is_sound(space: SpaceRow, item_id: int, vector: bytes, checksum: int | None) -> bool:
+    """Whether a vector is what was written; an older program wrote no checksum."""
+    whole = isinstance(vector, bytes) and len(vector) == 4 * space.spec.dim
+    return whole and (checksum is None or of_vector(vector, item_id) == checksum)
+
+
+def _damaged(modality: Modality, item_id: int) -> DamageError:
+    return DamageError(
+        f"the catalog is damaged: the vector of {modality} {item_id} is not what was written; "
+        "run 'mmsearch repair'"
+    )
 
 
 def tombstones(connection: sqlite3.Connection, space_id: int, modality: Modality) -> Ids:

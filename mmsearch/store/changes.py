@@ -26,6 +26,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmsearch.store import catalog, schema
 from mmsearch.store.catalog import RootRow, SpaceRow
+from mmsearch.store.checksum import of_vector
 from mmsearch.store.paths import relative
 from mmsearch.types import EncoderSpec, Modality
 
@@ -349,6 +350,10 @@ class Change:
                 )
             )
 
+    def forget_failures(self) -> None:
+        """Has the files of the ledger tried again, as if they had changed."""
+        self._connection.execute(update(schema.failure).values(size=-1))
+
     # -- snapshots -------------------------------------------------------------------------
 
     def set_snapshot(self, space: SpaceRow, modality: Modality, row: catalog.SnapshotRow) -> None:
@@ -357,6 +362,8 @@ class Change:
             "file": row.file,
             "vectors": row.vectors,
             "last_embedding_id": row.last_embedding_id,
+            "checksum": row.checksum,
+            "cells": row.cells,
         }
         self._connection.execute(
             upsert(schema.snapshot)
@@ -367,6 +374,15 @@ class Change:
             delete(schema.tombstone).where(
                 schema.tombstone.c.space_id == space.id, schema.tombstone.c.modality == modality
             )
+        )
+
+    def set_cells(self, space: SpaceRow, modality: Modality, checksum: bytes) -> None:
+        """Says that the cells over a snapshot are made."""
+        table = schema.snapshot
+        self._connection.execute(
+            update(table)
+            .where(table.c.space_id == space.id, table.c.modality == modality)
+            .values(cells=checksum)
         )
 
     # -- writing ---------------------------------------------------------------------------
@@ -395,7 +411,12 @@ class Change:
                 f"a vector of {len(vector) // 4} numbers in a {space.spec.dim}-d space"
             )
         self._queue(
-            "embedding", space_id=space.id, modality=modality, item_id=item_id, vector=vector
+            "embedding",
+            space_id=space.id,
+            modality=modality,
+            item_id=item_id,
+            vector=vector,
+            checksum=of_vector(vector, item_id),
         )
 
     def _take_id(self, table: str) -> int:

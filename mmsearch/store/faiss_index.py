@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError
+from mmsearch.store.checksum import of_arrays, of_file, of_vector
 from mmsearch.store.vector_index import Found, best
 from mmsearch.types import Ids, Vectors
 
@@ -36,13 +37,31 @@ class Selection:
     count: int
 
 
-class FaissIndex:
-    """An exact flat index under the items' own ids."""
+@dataclass(frozen=True)
+class _Saved:
+    """The file that an index was opened from."""
 
-    def __init__(self, index: Any) -> None:
+    path: Path
+    checksum: bytes
+    rows: NDArray[np.int64]
+    """The checksum of each row, (n,): they stand behind what FAISS reads."""
+    ids: bytes
+    """The checksum of all ids and of `rows`, which stands behind those."""
+
+
+class FaissIndex:
+    """An exact flat index under the items' own ids.
+
+    What is read of a file is compared with its checksums first: all of it where all is searched,
+    else row by row.
+    """
+
+    def __init__(self, index: Any, saved: _Saved | None = None) -> None:
         self._index = index
         self._flat = faiss.downcast_index(index.index)
         self._last: tuple[Ids | None, Rows] = (None, np.empty(0, np.int64))
+        self._saved = saved
+        self._is_checked = saved is None
 
     @classmethod
     def build(cls, dim: int, batches: Iterable[tuple[Ids, Vectors]]) -> FaissIndex:
@@ -53,23 +72,53 @@ class FaissIndex:
         return cls(index)
 
     @classmethod
-    def open(cls, path: Path) -> FaissIndex:
+    def open(cls, path: Path, checksum: bytes | None) -> FaissIndex:
         """Maps a saved index into memory: costs the same for ten vectors and for ten million.
+
+        Args:
+            checksum: what `save` gave; None for a file of an older program, which has none.
 
         Raises:
             FileNotFoundError: there is no such file (compacted away since it was looked up).
             DamageError: the file is not what was saved.
         """
         # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
-        return cls(read_index(path, faiss.IO_FLAG_MMAP_IFC))
+        index = read_index(path, faiss.IO_FLAG_MMAP_IFC)
+        if checksum is None:
+            return cls(index)
+        count, size = int(index.ntotal), path.stat().st_size
+        if size < count * (4 * int(index.d) + 16) + 16:
+            raise damaged(path)
+        end = np.memmap(path, np.uint8, "r", size - 8 * count - 16)
+        return cls(index, _Saved(path, checksum, end[:-16].view("<i8"), bytes(end[-16:])))
 
-    def save(self, path: Path) -> None:
-        """Writes the index.
+    def save(self, path: Path) -> bytes:
+        """Writes the index, and returns the checksum of the file.
 
         Raises:
             OSError: there is no room, or no permission.
         """
         write_index(self._index, path)
+        rows = [
+            of_vector(row.data, number)
+            for row, number in zip(self._vectors, self.ids.tolist(), strict=True)
+        ]
+        sums = np.array(rows, np.dtype("<i8"))
+        with path.open("ab") as file:
+            file.write(sums.tobytes() + of_arrays(self.ids, sums))
+        return of_file(path)
+
+    def check(self) -> None:
+        """Compares all of the file with its checksum, once.
+
+        Raises:
+            DamageError: it is not what was saved.
+        """
+        if self._is_checked:
+            return
+        assert self._saved is not None
+        check_file(self._saved.path, self._saved.checksum)
+        self._is_checked = True
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -91,6 +140,7 @@ class FaissIndex:
             rows = self.rows_of(among)
             vectors, ids = self.vectors_at(rows), self.ids[rows]
             return [best(scores, ids, k) for scores in queries @ vectors.T]
+        self.check()
         parameters = None
         if among is not None or (without is not None and len(without)):
             mask = self.selection(among, without).mask
@@ -103,7 +153,16 @@ class FaissIndex:
     @cached_property
     def ids(self) -> Ids:
         found: Ids = faiss.vector_to_array(self._index.id_map)
+        if self._saved is not None and of_arrays(found, self._saved.rows) != self._saved.ids:
+            raise damaged(self._saved.path)
         return found
+
+    @property
+    def checksums(self) -> NDArray[np.int64]:
+        """The checksum of each row of a file that `save` wrote, (n,)."""
+        assert self._saved is not None
+        self.ids  # noqa: B018 - looks at them first
+        return self._saved.rows
 
     @cached_property
     def _places(self) -> tuple[Ids, Rows]:
@@ -158,8 +217,43 @@ class FaissIndex:
         return found.reshape(len(self), self.dim)
 
     def vectors_at(self, rows: Rows) -> Vectors:
+        """The vectors of some rows, (n, d).
+
+        Raises:
+            DamageError: one is not what was saved.
+        """
         found: Vectors = self._vectors[rows]
+        if not self._is_checked:
+            assert self._saved is not None
+            ids, sums = self.ids[rows].tolist(), self._saved.rows[rows].tolist()
+            if any(map(_differs, found, ids, sums)):
+                raise damaged(self._saved.path)
         return found
+
+
+def _differs(vector: Vectors, item_id: int, checksum: int) -> bool:
+    return of_vector(vector.data, item_id) != checksum
+
+
+def damaged(path: Path) -> DamageError:
+    return DamageError(f"{path}: the vector file is damaged; run 'mmsearch repair'")
+
+
+def check_file(path: Path, checksum: bytes) -> None:
+    """Compares a file with its checksum.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamageError: it is not what was saved.
+    """
+    try:
+        found = of_file(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise damaged(path) from error
+    if found != checksum:
+        raise damaged(path)
 
 
 def selector_of(may: NDArray[np.bool_]) -> Any:
@@ -183,10 +277,7 @@ def read_index(path: Path, flags: int) -> Any:
     except RuntimeError as error:
         if not path.is_file():
             raise FileNotFoundError(path) from error
-        raise DamageError(
-            f"{path}: the vector file is damaged; delete it and run 'mmsearch index', which "
-            "writes it anew from the catalog"
-        ) from error
+        raise damaged(path) from error
 
 
 def write_index(index: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from mmsearch.errors import FormatError
+from mmsearch.store.checksum import of_vector
 
 #: SQLite's application_id of a catalog: "mmsr".
 APPLICATION_ID = 0x6D6D7372
@@ -138,7 +139,15 @@ def _looks(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _words, _looks)
+def _checksums(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE embedding ADD COLUMN checksum INTEGER")
+    connection.execute("ALTER TABLE snapshot ADD COLUMN checksum BLOB")
+    connection.execute("ALTER TABLE snapshot ADD COLUMN cells BLOB")
+    connection.create_function("vector_checksum", 2, of_vector, deterministic=True)
+    connection.execute("UPDATE embedding SET checksum = vector_checksum(vector, item_id)")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _words, _looks, _checksums)
 FORMAT_VERSION = len(MIGRATIONS)
 
 

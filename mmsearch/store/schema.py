@@ -81,6 +81,7 @@ embedding = Table(
     Column("modality", String, nullable=False),  # 'image' or 'caption'
     Column("item_id", Integer, nullable=False),  # media.id or caption.id
     Column("vector", LargeBinary, nullable=False),  # little-endian float32, of length 1
+    Column("checksum", Integer),  # store/checksum.py; none where an older program wrote it
     UniqueConstraint("space_id", "modality", "item_id"),
     Index("ix_embedding_order", "space_id", "modality", "id"),
     sqlite_autoincrement=True,
@@ -117,6 +118,8 @@ snapshot = Table(
     Column("file", String, nullable=False),
     Column("vectors", Integer, nullable=False),
     Column("last_embedding_id", Integer, nullable=False),
+    Column("checksum", LargeBinary),  # of the file
+    Column("cells", LargeBinary),  # of the file of cells over it, once that is made
 )
 
 #: The ledger: files that could not be used, retried only when size or time change.

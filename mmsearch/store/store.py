@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import sqlite3
-import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,27 +18,22 @@ from numpy.typing import NDArray
 from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
 from mmsearch.store import catalog, filters
-from mmsearch.store.catalog import Catalog, Item, MediaFacts, RootRow, SnapshotRow, SpaceRow
-from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
+from mmsearch.store.catalog import Catalog, Item, MediaFacts, SpaceRow
+from mmsearch.store.files import draft_of, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
-from mmsearch.store.paths import join, relative, to_path
+from mmsearch.store.paths import to_path
 from mmsearch.store.vector_index import Found
-from mmsearch.store.vectors import APPROXIMATE_FROM, VectorView, cells_of
-from mmsearch.types import MODALITIES, EncoderSpec, Filter, Ids, Modality, Status, Vectors
-
-if TYPE_CHECKING:
-    from mmsearch.store.approximate import ApproximateIndex
-    from mmsearch.store.changes import Change
-    from mmsearch.store.faiss_index import FaissIndex
+from mmsearch.store.vectors import VectorView
+from mmsearch.store.writer import Writer
+from mmsearch.types import MODALITIES, Filter, Ids, Modality, Status, Vectors
 
 T = TypeVar("T")
 
 VECTORS = "vectors"
 _LOCK = "writer.lock"
+#: A repaired catalog, whole, on its way to its place.
+REPAIRED = "catalog.repaired.sqlite3"
 
-#: A tail this long is folded in at once, and at the end of a run the shorter one is. The share
-#: keeps the work of folding in proportion to what was added.
-_LONG_TAIL, _SHORT_TAIL, _TAIL_SHARE = 8192, 1024, 0.1
 #: Captions that all say the same are spread over nothing: their cosines are compared with this.
 _LEAST_DEVIATION = 0.02
 
@@ -114,6 +106,9 @@ class Store:
             FormatError: an older or newer program's, or not an index at all.
         """
         path = folder / catalog.FILE_NAME
+        if not path.is_file() and (folder / REPAIRED).is_file():
+            with writer_lock(folder):
+                finish_repair(folder, folder / "catalog.damaged.sqlite3")
         if not path.is_file():
             raise IndexNotFound(
                 f"{folder}: no index there; make one with 'mmsearch index PATH', "
@@ -141,7 +136,7 @@ class Store:
                     )
                 write_marker(folder)
             (folder / VECTORS).mkdir(exist_ok=True)
-            with _writer_lock(folder):
+            with writer_lock(folder):
                 if not (folder / catalog.FILE_NAME).is_file():
                     Catalog.create(folder / catalog.FILE_NAME).close()
         except OSError as error:
@@ -187,7 +182,7 @@ class Store:
             except FileNotFoundError:
                 continue  # a writer compacted between our look at the catalog and the file
         raise DamageError(
-            f"{self.folder}: a vector file is missing; run 'mmsearch index', which writes it anew "
+            f"{self.folder}: a vector file is missing; run 'mmsearch repair', which writes it anew "
             "from the catalog"
         )
 
@@ -385,229 +380,11 @@ class Store:
         Raises:
             IndexInUse: another process goes on writing.
         """
-        with _writer_lock(self.folder, wait):
-            writer = Writer(self)
+        with writer_lock(self.folder, wait):
+            (self.folder / REPAIRED).unlink(missing_ok=True)  # of a repair that was cut off early
+            writer = Writer(self.catalog, self.folder / VECTORS)
             writer.mend()
             yield writer
-
-
-class Writer:
-    """What the one writer can do. Made by `Store.writer`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._folder = store.folder / VECTORS
-
-    @contextmanager
-    def change(self) -> Iterator[Change]:
-        """A transaction: everything in it is committed together, or nothing is."""
-        from mmsearch.store.changes import Change  # and SQLAlchemy with it
-
-        with self._store.catalog.write() as connection:
-            change = Change(connection)
-            yield change
-            change.finish()
-
-    def space_of(self, spec: EncoderSpec, precision: str, *, beside: bool = False) -> SpaceRow:
-        """The active space, which is made from `spec` in an index that has none yet.
-
-        Args:
-            precision: what the vectors to come are computed in.
-            beside: for another model than the active space's: the space that is to take its
-                place. Only one can be under way; one of a third model is given up.
-
-        Raises:
-            SpaceError: the index has another space, and `beside` is not asked for.
-        """
-        with self._store.catalog.read() as connection:
-            space = catalog.active_space(connection)
-            if space is not None and beside and space.spec.space != spec.space:
-                space = catalog.coming_space(connection)
-            elif space is not None:
-                space = filters.require_space(connection, spec.space)
-        if space is not None and space.spec.space != spec.space:
-            with self.change() as change:
-                change.retire(space)
-            space = None
-        if space is None:
-            with self.change() as change:
-                return change.add_space(spec, precision)
-        if space.precision not in (precision, "mixed"):
-            with self.change() as change:
-                change.set_precision(space, "mixed")
-        return space
-
-    def switch_to(self, space: SpaceRow) -> None:
-        """Makes a space the one that searches use, and deletes all others."""
-        with self.change() as change:
-            change.activate(space)
-        self.mend()
-
-    def give_up_coming(self) -> SpaceRow | None:
-        """Deletes the space that was to take the active one's place, and returns it, if any."""
-        with self._store.catalog.read() as connection:
-            coming = catalog.coming_space(connection)
-        if coming is not None:
-            with self.change() as change:
-                change.retire(coming)
-            self.mend()
-        return coming
-
-    def place(self, paths: Sequence[bytes]) -> tuple[dict[bytes, RootRow], set[bytes]]:
-        """The root of each absolute path, and those paths that the index has already.
-
-        That is the deepest root above it; for paths below none, a new one that is not walked.
-        """
-        with self._store.catalog.read() as connection:
-            roots = catalog.roots(connection)
-            known = {
-                join(root.path, row.path)
-                for root in roots
-                for row in catalog.media_under(connection, root.id, b"")
-            }
-        roots.sort(key=lambda root: len(root.path), reverse=True)
-        found: dict[bytes, RootRow] = {}
-        for path in paths:
-            above = (root for root in roots if relative(path, root.path))
-            if (root := next(above, None)) is not None:
-                found[path] = root
-        rest = [path for path in paths if path not in found]
-        if rest:
-            folder = os.path.commonpath([os.path.dirname(path) for path in rest])
-            with self.change() as change:
-                root = change.add_root(folder, walked=False)
-            found.update(dict.fromkeys(rest, root))
-        return found, known
-
-    def remove(self, paths: Sequence[bytes]) -> int:
-        """Takes out all media at or below absolute paths, and roots that lie there; how many.
-
-        Raises:
-            UsageError: nothing lies at or below one of the paths.
-        """
-        chosen: dict[int, None] = {}
-        with self.change() as change:
-            for path in paths:
-                found, known = change.forget(path)
-                if not known:
-                    raise UsageError(f"{os.fsdecode(path)}: nothing in the index lies there")
-                chosen.update(dict.fromkeys(found))
-            change.remove_media(list(chosen))
-            change.drop_empty_roots()
-        self.compact(only_if="short")
-        return len(chosen)
-
-    def compact(self, *, only_if: str = "always") -> None:
-        """Writes new snapshots. `only_if`: "always", or where the tail is "short" or "long"."""
-        for space, modality, row, waiting in self._loads():
-            held = row.vectors if row else 0
-            least = {"always": 1, "short": _SHORT_TAIL, "long": _LONG_TAIL}[only_if]
-            if waiting >= (least if only_if == "always" else max(least, held * _TAIL_SHARE)):
-                self._write_snapshot(space, modality, row)
-        if only_if != "long":  # in the midst of a run they would be made again and again
-            self._make_cells()
-
-    def mend(self) -> None:
-        """Writes snapshots whose files are gone, and deletes what nothing names any more."""
-        self._folder.mkdir(exist_ok=True)
-        self._drop_retired()
-        for space, modality, row, _ in self._loads():
-            if row is not None and not _is_whole(self._folder / row.file, row, space.spec.dim):
-                self._write_snapshot(space, modality, row)
-        files = [row.file for _, _, row, _ in self._loads() if row is not None]
-        named = {*files, *map(cells_of, files)}
-        for path in self._folder.iterdir():
-            if path.name not in named and path.is_file():
-                path.unlink(missing_ok=True)
-
-    def _drop_retired(self) -> None:
-        with self._store.catalog.read() as connection:
-            retired = catalog.retired_spaces(connection)
-        for space in retired:
-            is_gone = False
-            while not is_gone:
-                with self.change() as change:
-                    is_gone = change.drop_some(space, _LONG_TAIL)
-
-    def _loads(self) -> list[tuple[SpaceRow, Modality, SnapshotRow | None, int]]:
-        """For each space and modality: its snapshot, and how many rows wait to be folded in."""
-        found: list[tuple[SpaceRow, Modality, SnapshotRow | None, int]] = []
-        with self._store.catalog.read() as connection:
-            spaces = (catalog.active_space(connection), catalog.coming_space(connection))
-            for space, modality in itertools.product(filter(None, spaces), MODALITIES):
-                row = catalog.snapshot_of(connection, space.id, modality)
-                after = row.last_embedding_id if row else 0
-                waiting = catalog.count_waiting(connection, space.id, modality, after)
-                found.append((space, modality, row, waiting))
-        return found
-
-    def _write_snapshot(self, space: SpaceRow, modality: Modality, old: SnapshotRow | None) -> None:
-        from mmsearch.store.faiss_index import FaissIndex
-
-        generation = (old.generation if old else 0) + 1
-        name = f"{space.id}-{modality}-{generation}.faiss"
-        path = self._folder / name
-        with self._store.catalog.read() as connection:
-            last = 0
-
-            def batches() -> Iterator[tuple[Ids, Vectors]]:
-                nonlocal last
-                for newest, ids, vectors in catalog.embeddings_after(
-                    connection, space, modality, 0
-                ):
-                    last = newest
-                    yield ids, vectors
-
-            index = FaissIndex.build(space.spec.dim, batches())
-        self._keep(index, path)
-        with self.change() as change:
-            change.set_snapshot(space, modality, SnapshotRow(generation, name, len(index), last))
-        if old is not None and old.file != name:
-            (self._folder / old.file).unlink(missing_ok=True)
-
-    def _make_cells(self) -> None:
-        """Makes the cells of large snapshots that have none yet."""
-        for space, modality, row, _ in self._loads():
-            if row is None or row.vectors < APPROXIMATE_FROM:
-                continue
-            from mmsearch.store.approximate import TRIAL, ApproximateIndex
-            from mmsearch.store.faiss_index import FaissIndex
-
-            path = self._folder / cells_of(row.file)
-            exact = FaissIndex.open(self._folder / row.file)
-            try:
-                if ApproximateIndex.open(path, exact) is not None:
-                    continue
-            except DamageError:
-                pass  # made anew
-            names = cells_of(f"{space.id}-{modality}-*.faiss")
-            older = sorted(other for other in self._folder.glob(names) if other != path)
-            # What asks is of the other kind: a text for an image, an image for a caption.
-            opposite: Modality = "caption" if modality == "image" else "image"
-            with self._store.catalog.read() as connection:
-                asking = catalog.some_vectors(connection, space, opposite, TRIAL)
-            queries = asking if len(asking) >= TRIAL // 2 else None
-            cells = ApproximateIndex.build(exact, queries, older[-1] if older else None)
-            self._keep(cells, path)
-            with self.change():
-                pass  # so that readers look again
-            for other in older:
-                other.unlink(missing_ok=True)
-
-    def _keep(self, index: FaissIndex | ApproximateIndex, path: Path) -> None:
-        """Saves an index: it appears whole under its name, or not at all."""
-        draft = draft_of(path)
-        try:
-            index.save(draft)
-            sync_file(draft)
-            draft.replace(path)
-            sync_folder(self._folder)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise UnreadableError(
-                f"{self._folder}: a vector file cannot be written: {error.strerror or error}; "
-                "nothing is lost, the next 'mmsearch index' writes it"
-            ) from error
 
 
 def _scores(
@@ -629,29 +406,36 @@ def _all(
     return ids[order], vectors[order]
 
 
-def _is_whole(path: Path, row: SnapshotRow, dim: int) -> bool:
-    """Whether a vector file begins and is as long as it should; without FAISS, which takes a while.
-
-    What else may be wrong with it, a search says that maps it.
-    """
-    try:
-        with path.open("rb") as file:
-            begins = file.read(16)  # what it is, how wide and how many its vectors are
-            size = os.fstat(file.fileno()).st_size
-    except OSError:
-        return False
-    is_same = begins == struct.pack("<4siq", b"IxMp", dim, row.vectors)
-    return is_same and size >= row.vectors * (4 * dim + 8)
-
-
 def write_marker(folder: Path) -> None:
     """Marks a folder as mmsearch's own."""
     content = {"what": "an index of mmsearch; see docs/format.md", "format": FORMAT_VERSION}
     write_durably(folder / MARKER, (json.dumps(content) + "\n").encode())
 
 
+def finish_repair(folder: Path, kept: Path) -> None:
+    """Puts a repaired catalog in the place of the damaged one, which was moved to `kept`.
+
+    Its log goes with it: beside another catalog SQLite would write it into that.
+    """
+    path = folder / catalog.FILE_NAME
+    log, *others = catalog.companions(path)
+    if log.is_file():
+        log.replace(catalog.companions(kept)[0])
+    for one in others:
+        one.unlink(missing_ok=True)
+    sync_folder(folder)
+    if (folder / REPAIRED).is_file() and not path.is_file():
+        (folder / REPAIRED).replace(path)
+        sync_folder(folder)
+
+
 @contextmanager
-def _writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
+def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
+    """Makes this process the one that writes.
+
+    Raises:
+        IndexInUse: another process goes on writing.
+    """
     # The kernel drops the lock with the process that holds it, so a kill leaves none behind.
     try:
         with FileLock(folder / _LOCK, timeout=wait):

@@ -7,6 +7,7 @@ removed since. Opening costs in proportion to the tail, not to the snapshot.
 from __future__ import annotations
 
 import heapq
+import logging
 import sqlite3
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmsearch.errors import DamageError
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
 from mmsearch.types import Ids, Modality, Vectors
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mmsearch.store.approximate import ApproximateIndex
@@ -38,8 +42,9 @@ class VectorView:
     modality: Modality
     generation: int
     snapshot: FaissIndex | None
-    cells: Path | None
-    """The file of cells over the snapshot, if there is one: it is made after that."""
+    folder: Path
+    cells: tuple[Path, bytes] | None
+    """The file of cells over the snapshot and its checksum, if there is one."""
     last_embedding: int
     """The newest embedding that is in here."""
     tail: ExactIndex
@@ -62,14 +67,15 @@ class VectorView:
         empty = ExactIndex(
             np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
         )
-        snapshot = FaissIndex.open(folder / row.file) if row else None
+        snapshot = FaissIndex.open(folder / row.file, row.checksum) if row else None
         view = cls(
             revision=-1,
             space=space,
             modality=modality,
             generation=row.generation if row else 0,
             snapshot=snapshot,
-            cells=folder / cells_of(row.file) if row else None,
+            folder=folder,
+            cells=None,
             last_embedding=row.last_embedding_id if row else 0,
             tail=empty,
             hidden=np.empty(0, dtype=np.int64),
@@ -84,22 +90,34 @@ class VectorView:
         ):
             last, tail = newest, tail.extended(ids, vectors)
         hidden = np.sort(catalog.tombstones(connection, self.space.id, self.modality))
-        return replace(
+        row = catalog.snapshot_of(connection, self.space.id, self.modality)
+        cells = (self.folder / cells_of(row.file), row.cells) if row and row.cells else None
+        view = replace(
             self,
             revision=catalog.revision_of(connection),
+            cells=cells,
             last_embedding=last,
             tail=tail,
             hidden=hidden,
         )
+        if cells == self.cells and "quick" in vars(self):
+            vars(view)["quick"] = self.quick  # opened, and looked at in full
+        return view
 
     @cached_property
     def quick(self) -> ApproximateIndex | None:
         """The cells, once they are made and a search has a use for them."""
-        if self.cells is None or self.snapshot is None or not self.cells.is_file():
+        if self.cells is None or self.snapshot is None:
             return None
         from mmsearch.store.approximate import ApproximateIndex
 
-        return ApproximateIndex.open(self.cells, self.snapshot)
+        try:
+            return ApproximateIndex.open(self.cells[0], self.snapshot, self.cells[1])
+        except (FileNotFoundError, DamageError):
+            # The exact vectors answer as well, only later.
+            log.warning("%s: missing or damaged; the next 'mmsearch index' makes it anew",
+                        self.cells[0])  # fmt: skip
+            return None
 
     @cached_property
     def sample(self) -> Vectors:

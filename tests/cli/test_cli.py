@@ -478,6 +478,70 @@ def test_a_damaged_catalog_is_said_so(index, tmp_path):
     run("search", "x", "--index", broken, code=5)
 
 
+def test_damage_is_found_and_repaired(index, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(index, broken)
+    run("compact", "--index", broken)
+    sound = json.loads(run("verify", "--deep", "--json", "--index", broken).stdout)
+    assert (sound["sound"], sound["images"], sound["deep"]) == (True, 20, True)
+    assert run("verify", "--index", broken).stdout.startswith("sound: 20 images")
+    (path,) = (broken / "vectors").glob("*-image-*.faiss")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    run("verify", "--index", broken)  # which looks at no checksum
+    told = run("verify", "--deep", "--index", broken, code=5)
+    assert told.stdout == f"{path.name}: not what was written\n"
+    assert "1 damages found; 'mmsearch repair'" in told.stderr
+    assert "mmsearch repair" in run("search", "a cat", "--index", broken, code=5).stderr
+    done = run("repair", "--index", broken).stdout
+    assert "found: " in done
+    assert "sound: 20 images" in done
+    run("verify", "--deep", "--index", broken)
+    again = json.loads(run("repair", "--json", "--index", broken).stdout)
+    assert (again["found"], again["lost"], again["sound"]) == ([], [], True)
+    run("verify", "--index", tmp_path / "none", code=3)
+    run("repair", "--index", tmp_path / "none", code=3)
+
+
+def test_a_backup_is_an_index_elsewhere(index, gallery, tmp_path):
+    (tmp_path / "moved").symlink_to(gallery)
+    file = tmp_path / "photos.backup"
+    assert "MB written to" in run("backup", file, "--index", index).stdout
+    assert "name a new file" in run("backup", file, "--index", index, code=2).stderr
+    there = ("--index", tmp_path / "there")
+    moved = ("--root", f"{gallery}={tmp_path / 'moved'}")
+    assert "no indexed folder" in run("restore", file, "--root", "/a=/b", *there, code=2).stderr
+    assert "OLD=NEW" in run("restore", file, "--root", "/a", *there, code=2).stderr
+    assert "20 images" in run("restore", file, *moved, *there).stdout
+    assert "already" in run("restore", file, *there, code=2).stderr
+    run("verify", "--deep", *there)
+    first = run("search", "a cat", "-k", "1", "--index", index).stdout
+    second = run("search", "a cat", "-k", "1", *there).stdout
+    assert Path(first.split()[-1]).name == Path(second.split()[-1]).name
+    report = json.loads(run("index", "--json", *there).stdout)
+    assert (report["unchanged"], report["added"]) == (20, 0)
+
+
+def test_failures_are_tried_again(gallery, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(gallery, folder)
+    bad = folder / "bad.png"
+    bad.write_bytes(b"not an image")
+    where = ("--index", tmp_path / "i")
+    run("index", folder, "--model", "tiny", *where)
+    good, stamp = (folder / "00.png").read_bytes(), bad.stat()
+    bad.write_bytes(good)
+    os.truncate(bad, stamp.st_size)  # as damaged as before, and just as long
+    os.utime(bad, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert "bad.png" in run("errors", *where).stdout
+    again = run("errors", "--retry", *where)
+    assert "0 added" in again.stderr
+    assert "1 failed" in again.stderr
+    bad.unlink()
+    assert "no file has failed" in run("errors", "--retry", *where).stderr
+
+
 def test_auto_takes_tiny_without_a_network_and_says_what_base_would_give(gallery, tmp_path):
     done = mmsearch(
         "index", gallery, "--index", tmp_path / "i", "--yes", check=0,

@@ -161,18 +161,18 @@ KILLED_WHILE_COMPACTED = (
     COUNTING
     + """
 from pathlib import Path
-from mmsearch.store import store
+from mmsearch.store import store, writer
 from mmsearch.store.changes import Change
 from mmsearch.store.faiss_index import FaissIndex
 for name in ("sync_file", "sync_folder"):
-    setattr(store, name, counting(getattr(store, name)))
+    setattr(writer, name, counting(getattr(writer, name)))
 FaissIndex.save = counting(FaissIndex.save)
-store.Path.replace = counting(Path.replace)
-store.Path.unlink = counting(Path.unlink)
+Path.replace = counting(Path.replace)
+Path.unlink = counting(Path.unlink)
 Change.set_snapshot = counting(Change.set_snapshot)
 Change.finish = counting(Change.finish)
-with store.Store(Path(sys.argv[1])).writer() as writer:
-    writer.compact()
+with store.Store(Path(sys.argv[1])).writer() as opened:
+    opened.compact()
 print("compacted")
 """
 )
@@ -219,10 +219,10 @@ KILLED_WHILE_SWITCHED = (
     COUNTING
     + """
 from pathlib import Path
-from mmsearch.store import catalog, store
+from mmsearch.store import catalog, store, writer
 from mmsearch.store.changes import Change
-store._LONG_TAIL = 16
-store.Path.unlink = counting(Path.unlink)
+writer._LONG_TAIL = 16
+Path.unlink = counting(Path.unlink)
 for name in ("activate", "drop_some", "finish"):
     setattr(Change, name, counting(getattr(Change, name)))
 opened = store.Store(Path(sys.argv[1]))

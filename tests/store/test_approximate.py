@@ -133,17 +133,21 @@ def test_more_than_cells_are_for_is_searched_exactly(quick, vectors, ids, querie
 
 def test_a_saved_index_is_mapped_and_the_same(quick, exact, queries, tmp_path):
     path = tmp_path / "cells"
-    quick.save(path)
-    again = ApproximateIndex.open(path, exact)
+    checksum = quick.save(path)
+    again = ApproximateIndex.open(path, exact, checksum)
     for first, second in zip(quick.search(queries, 10), again.search(queries, 10), strict=True):
         np.testing.assert_array_equal(first[1], second[1])
     # Cells of another snapshot are none for this one.
     other = FaissIndex.build(DIM, [(exact.ids[:500], exact.vectors_at(np.arange(500)))])
-    assert ApproximateIndex.open(path, other) is None
-    assert ApproximateIndex.open(tmp_path / "none", exact) is None
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DamageError, match="damaged; delete it"):
-        ApproximateIndex.open(path, exact)
+    with pytest.raises(DamageError, match="damaged; run 'mmsearch repair'"):
+        ApproximateIndex.open(path, other, checksum)
+    with pytest.raises(FileNotFoundError):
+        ApproximateIndex.open(tmp_path / "none", exact, checksum)
+    whole = path.read_bytes()
+    for damaged in (whole[:1000], whole[:5000] + b"?" + whole[5001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DamageError, match="damaged; run 'mmsearch repair'"):
+            ApproximateIndex.open(path, exact, checksum)
 
 
 def test_centroids_are_taken_over(quick, exact, vectors, ids, queries, tmp_path):
@@ -170,8 +174,8 @@ def test_queries_that_lie_apart_make_it_look_through_more_cells(exact, vectors, 
 def test_the_effort_is_kept_in_the_file(quick, exact, tmp_path):
     before, quick._cells.nprobe = quick._cells.nprobe, 77
     try:
-        quick.save(tmp_path / "cells")
-        assert ApproximateIndex.open(tmp_path / "cells", exact)._cells.nprobe == 77
+        checksum = quick.save(tmp_path / "cells")
+        assert ApproximateIndex.open(tmp_path / "cells", exact, checksum)._cells.nprobe == 77
     finally:
         quick._cells.nprobe = before
 

@@ -21,8 +21,8 @@ def faiss_in_memory(ids, vectors, _folder):
 
 def faiss_mapped(ids, vectors, folder):
     path = folder / "index.faiss"
-    faiss_in_memory(ids, vectors, folder).save(path)
-    return FaissIndex.open(path)
+    checksum = faiss_in_memory(ids, vectors, folder).save(path)
+    return FaissIndex.open(path, checksum)
 
 
 def exact(ids, vectors, _folder):
@@ -127,7 +127,34 @@ def test_any_corpus_any_limits(data):
 
 def test_a_file_that_is_gone_or_damaged_says_so(tmp_path):
     with pytest.raises(FileNotFoundError):
-        FaissIndex.open(tmp_path / "none.faiss")
+        FaissIndex.open(tmp_path / "none.faiss", b"")
     (tmp_path / "bad.faiss").write_bytes(b"not an index")
     with pytest.raises(DamageError, match="damaged"):
-        FaissIndex.open(tmp_path / "bad.faiss")
+        FaissIndex.open(tmp_path / "bad.faiss", b"")
+
+
+def test_a_flipped_bit_anywhere_in_the_file_is_told_of_and_never_answered_from(tmp_path):
+    rng = np.random.default_rng(4)
+    ids, vectors = np.arange(5, 45), unit_vectors(rng, 40)
+    path = tmp_path / "index.faiss"
+    checksum = FaissIndex.build(DIM, [(ids, vectors)]).save(path)
+    whole = path.read_bytes()
+    query = unit_vectors(rng, 1)
+    expected = FaissIndex.open(path, checksum).search(query, 40)[0]
+    told = 0
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        for ask in ({}, {"among": ids[10:20]}):
+            try:
+                found = FaissIndex.open(path, checksum).search(query, 40, **ask)[0]
+            except DamageError as error:
+                assert "mmsearch repair" in str(error)
+                told += 1
+                continue
+            assert ask, "all is read, so all is compared"
+            keep = np.isin(expected[1], ids[10:20])
+            np.testing.assert_array_equal(found[1], expected[1][keep])
+            np.testing.assert_allclose(found[0], expected[0][keep], atol=1e-6)
+    assert told > len(whole) // 7

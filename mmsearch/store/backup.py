@@ -1,0 +1,185 @@
+"""A whole index in one file: a catalog with what was learned for it in one more table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from mmsearch.config import MARKER
+from mmsearch.errors import DamageError, FormatError, UnreadableError, UsageError
+from mmsearch.store import catalog
+from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
+from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
+from mmsearch.store.paths import join, relative
+from mmsearch.store.store import Store, write_marker, writer_lock
+from mmsearch.store.verify import unsound
+from mmsearch.types import MODALITIES
+
+
+def backup(store: Store, path: Path, files: Sequence[str]) -> int:
+    """Copies an index, as of now, into a new file; how many bytes that has.
+
+    A writer is not held up: what it commits meanwhile is in the copy altogether or not at all.
+    Vector files are left out, since they follow from the catalog.
+
+    Args:
+        files: the names of the files beside the catalog that are to be in it where they are there.
+
+    Raises:
+        UsageError: there is a file of that name.
+        DamageError: the index is damaged, and so would be its copy.
+        UnreadableError: it cannot be written.
+    """
+    if path.exists():
+        raise UsageError(f"{path}: there already; name a new file")
+    draft = draft_of(path)
+    with _writing(path):
+        try:
+            catalog.unlink_all(draft)
+            with closing(sqlite3.connect(draft, isolation_level=None)) as target:
+                store.catalog.copy_into(target)
+                target.execute("PRAGMA journal_mode = DELETE")
+                _check(target, store.folder / catalog.FILE_NAME)
+                target.execute("BEGIN")
+                target.execute("DELETE FROM snapshot")
+                target.execute("DELETE FROM tombstone")
+                target.execute("CREATE TABLE kept_file (name TEXT PRIMARY KEY, content BLOB)")
+                for name in files:
+                    if (store.folder / name).is_file():
+                        content = (store.folder / name).read_bytes()
+                        target.execute("INSERT INTO kept_file VALUES (?, ?)", (name, content))
+                target.execute("COMMIT")
+            sync_file(draft)
+            draft.replace(path)
+            sync_folder(path.parent)
+            return path.stat().st_size
+        finally:
+            catalog.unlink_all(draft)
+
+
+def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes, bytes]) -> None:
+    """Makes an index of a backup.
+
+    Args:
+        folder: where no index is yet.
+        files: the names that files beside the catalog may have.
+        moved: where folders lie now, by where they lay when the backup was made; all absolute.
+
+    Raises:
+        UsageError: there is an index, the file is no backup, or no folder lies where one is said to
+            have moved from.
+        FormatError: it was made by a newer program.
+        DamageError: it is damaged.
+        UnreadableError: it cannot be read, or the index cannot be written.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: not a folder; name a new one with --index DIR")
+    if (folder / catalog.FILE_NAME).exists():
+        raise UsageError(f"{folder}: an index is there already; name a new folder with --index DIR")
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MARKER).is_file():
+            if any(folder.iterdir()):
+                raise UsageError(f"{folder}: not empty; name a new folder with --index DIR")
+            write_marker(folder)
+    with writer_lock(folder), _writing(folder):
+        target = folder / catalog.FILE_NAME
+        draft = draft_of(target)
+        try:
+            catalog.unlink_all(draft)
+            shutil.copyfile(path, draft)
+            with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
+                _check_is_backup(copy, path)
+                _check(copy, path)
+                copy.execute("BEGIN")
+                _move_roots(copy, moved)
+                for name, content in copy.execute("SELECT name, content FROM kept_file"):
+                    if name in files and isinstance(content, bytes):
+                        write_durably(folder / name, content)
+                copy.execute("DROP TABLE kept_file")
+                copy.execute("COMMIT")
+                copy.execute("PRAGMA journal_mode = WAL")
+            sync_file(draft)
+            draft.replace(target)
+            sync_folder(folder)
+        finally:
+            catalog.unlink_all(draft)
+    with Store(folder).writer() as writer:
+        writer.compact()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except sqlite3.OperationalError as error:
+        raise UnreadableError(f"{path}: cannot be written: {error}") from error
+
+
+def _check(copy: sqlite3.Connection, path: Path) -> None:
+    """Looks at a whole catalog.
+
+    Raises:
+        DamageError: it is not what was written.
+    """
+    try:
+        is_sound = copy.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
+        spaces = (catalog.active_space(copy), catalog.coming_space(copy))
+        bad = (
+            item
+            for space in spaces if space is not None
+            for modality in MODALITIES
+            for item in unsound(copy, space, modality)
+        )  # fmt: skip
+        is_sound = is_sound and next(bad, None) is None
+    except sqlite3.DatabaseError:
+        is_sound = False
+    if not is_sound:
+        raise DamageError(f"{path}: damaged, so that nothing was made of it; see 'mmsearch verify'")
+
+
+def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
+    try:
+        (application,) = copy.execute("PRAGMA application_id").fetchone()
+        (version,) = copy.execute("PRAGMA user_version").fetchone()
+        tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        raise UsageError(f"{path}: not a backup of mmsearch, or damaged: {error}") from error
+    if application != APPLICATION_ID or "kept_file" not in tables:
+        raise UsageError(f"{path}: not a backup of mmsearch")
+    if version > FORMAT_VERSION:
+        raise FormatError(f"{path}: made by a newer mmsearch; update this one")
+
+
+def _move_roots(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:
+    roots = dict(copy.execute("SELECT path, id FROM root ORDER BY path"))
+    used: set[bytes] = set()
+    places: dict[int, bytes] = {}
+    for path, number in roots.items():
+        above = [old for old in moved if relative(path, old) is not None]
+        old = max(above, key=len, default=None)
+        rest = relative(path, old) if old is not None else None
+        if old is None or rest is None:
+            places[number] = path
+            continue
+        used.add(old)
+        places[number] = join(moved[old], rest) if rest else moved[old]
+    if strange := sorted(set(moved) - used):
+        known = ", ".join(os.fsdecode(path) for path in roots) or "none"
+        raise UsageError(
+            f"{os.fsdecode(strange[0])}: no indexed folder lies there or below; they are: {known}"
+        )
+    if len(set(places.values())) < len(places):
+        raise UsageError("two indexed folders cannot move to one place")
+    for number in places:  # aside first: one may take the place that another leaves
+        copy.execute("UPDATE root SET path = ? WHERE id = ?", (b"\0%d" % number, number))
+    for number, path in places.items():
+        copy.execute("UPDATE root SET path = ? WHERE id = ?", (path, number))

@@ -1,0 +1,312 @@
+"""Makes a damaged index sound again, as far as what is left of it allows.
+
+What is written twice is taken from its other copy: vectors from the vector files, those from the
+catalog, words from captions. A catalog whose pages are damaged is read row by row into a new one.
+What is gone for good is listed, and taken out: nothing that is left is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from mmsearch.errors import DamageError
+from mmsearch.store import catalog
+from mmsearch.store.catalog import Catalog, SpaceRow
+from mmsearch.store.checksum import of_vector
+from mmsearch.store.files import sync_file, sync_folder
+from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
+from mmsearch.store.paths import join
+from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer_lock
+from mmsearch.store.verify import unsound, verify
+from mmsearch.store.writer import Writer
+from mmsearch.types import MODALITIES, Damage, Ids, Modality
+
+#: The tables, each after those that it refers to. `words` follows from `caption` by its triggers.
+_TABLES = (
+    "revision", "space", "root", "media", "caption", "embedding", "look", "tombstone", "snapshot",
+    "failure", "sqlite_sequence",
+)  # fmt: skip
+_PAGE = 16384
+
+
+@dataclass
+class Outcome:
+    """What was found and done so far; what a new vector can mend is still to do."""
+
+    found: tuple[Damage, ...] = ()
+    lost: list[str] = field(default_factory=list)
+    kept: Path | None = None
+
+
+def repair(folder: Path) -> Outcome:
+    """Repairs what can be repaired without a model.
+
+    Items whose vector is gone are left without one: they need a model, or have to go.
+
+    Raises:
+        IndexNotFound: there is no index.
+        DamageError: too little is left of the catalog; nothing was changed.
+    """
+    outcome = Outcome(verify(folder, deep=True).damages)
+    kinds = {one.kind for one in outcome.found}
+    if not kinds:
+        return outcome
+    with writer_lock(folder):
+        if kinds & {"catalog", "item"}:
+            _salvage(folder, outcome)
+        with closing(Store(folder)) as store:
+            writer = Writer(store.catalog, folder / VECTORS)
+            vectors_are_whole = _mend_vectors(store, folder / VECTORS)
+            with store.catalog.write() as connection:
+                catalog.remake_words(catalog.raw(connection))
+            if not vectors_are_whole or kinds - {"words", "cells", "lacking"}:
+                writer.rewrite()
+            writer.mend()
+            writer.compact(only_if="short")
+    return outcome
+
+
+# -- vectors ---------------------------------------------------------------------------------------
+
+
+def _mend_vectors(store: Store, folder: Path) -> bool:
+    """Takes damaged vectors from the vector files, or out; whether none was damaged."""
+    are_whole = True
+    with store.catalog.read() as connection:
+        spaces = [catalog.active_space(connection), catalog.coming_space(connection)]
+    for space in filter(None, spaces):
+        for modality in MODALITIES:
+            with store.catalog.read() as connection:
+                bad = list(unsound(connection, space, modality))
+                copies = _copies(connection, space, modality, folder, bad)
+            are_whole = are_whole and not bad
+            with store.catalog.write() as changing:
+                raw = catalog.raw(changing)
+                where = "WHERE space_id = ? AND modality = ? AND item_id = ?"
+                for item in bad:
+                    key = (space.id, modality, item)
+                    if (copy := copies.get(item)) is not None:
+                        raw.execute(
+                            f"UPDATE embedding SET vector = ?, checksum = ? {where}",
+                            (copy, of_vector(copy, item), *key),
+                        )
+                    else:
+                        raw.execute(f"DELETE FROM embedding {where}", key)
+    return are_whole
+
+
+def _copies(
+    connection: sqlite3.Connection,
+    space: SpaceRow,
+    modality: Modality,
+    folder: Path,
+    items: Sequence[int],
+) -> dict[int, bytes]:
+    """The vectors that a vector file has of some items, where it is sound there."""
+    row = catalog.snapshot_of(connection, space.id, modality)
+    if row is None or row.checksum is None or not items:
+        return {}
+    from mmsearch.store.faiss_index import FaissIndex
+
+    found: dict[int, bytes] = {}
+    with suppress(FileNotFoundError, DamageError):
+        index = FaissIndex.open(folder / row.file, row.checksum)
+        for item in items:
+            with suppress(DamageError):
+                one: Ids = index.rows_of(np.array([item], np.int64))
+                if len(one):
+                    found[item] = index.vectors_at(one)[0].tobytes()
+    return found
+
+
+# -- a damaged catalog -----------------------------------------------------------------------------
+
+
+def _salvage(folder: Path, outcome: Outcome) -> None:
+    """Reads what can be read of a catalog into a new one, which takes its place."""
+    path, draft = folder / catalog.FILE_NAME, folder / f".{REPAIRED}.new"
+    scratch = folder / ".salvage.sqlite3"
+    for leftover in (draft, scratch, folder / REPAIRED):
+        catalog.unlink_all(leftover)
+    try:
+        with closing(_opened(path, scratch)) as source:
+            Catalog.create(draft).close()
+            with closing(sqlite3.connect(draft, isolation_level=None)) as target:
+                target.execute("PRAGMA foreign_keys = ON")
+                target.execute("BEGIN IMMEDIATE")
+                for table in _TABLES:
+                    _copy(source, target, table)
+                _tidy(target)
+                outcome.lost += _lost(source, target)
+                target.execute("COMMIT")
+                target.execute("PRAGMA journal_mode = WAL")
+    finally:
+        catalog.unlink_all(scratch)
+    sync_file(draft)
+    draft.replace(folder / REPAIRED)
+    sync_folder(folder)
+    kept = folder / f"catalog.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}.sqlite3"
+    path.replace(kept)
+    finish_repair(folder, kept)
+    outcome.kept = kept
+
+
+def _opened(path: Path, scratch: Path) -> sqlite3.Connection:
+    """A connection to a damaged catalog; where its first bytes are lost, to a copy with new ones.
+
+    Raises:
+        DamageError: it has no tables that could be read.
+    """
+    for place in (path, scratch):
+        if place == scratch:
+            _with_new_header(path, scratch)
+        connection = sqlite3.connect(place, isolation_level=None)
+        try:
+            connection.text_factory = lambda content: content.decode("utf-8", "replace")
+            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            if {"media", "root", "space", "embedding"} <= {name for (name,) in tables}:
+                return connection
+        except sqlite3.DatabaseError:
+            pass
+        connection.close()
+    raise DamageError(
+        f"{path}: too little is left of the catalog to repair it; 'mmsearch restore' a backup, or "
+        "delete the index and make it anew"
+    )
+
+
+def _with_new_header(path: Path, scratch: Path) -> None:
+    """A copy, with the first 100 bytes as SQLite writes them for our catalogs."""
+    shutil.copyfile(path, scratch)
+    wal = path.with_name(path.name + "-wal")
+    if wal.is_file():
+        shutil.copyfile(wal, scratch.with_name(scratch.name + "-wal"))
+    pages = scratch.stat().st_size // _PAGE
+    header = struct.pack(
+        ">16sHBBBBBB12I20xII",
+        b"SQLite format 3\0", _PAGE, 2, 2, 0, 64, 32, 32,
+        1, pages, 0, 0, 1, 4, 0, 0, 1, FORMAT_VERSION, 0, APPLICATION_ID, 1,
+        sqlite3.sqlite_version_info[0] * 1_000_000 + sqlite3.sqlite_version_info[1] * 1000,
+    )  # fmt: skip
+    with scratch.open("r+b") as file:
+        file.write(header[:100])
+
+
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:
+    """Copies the rows of a table that can be read, and that still make sense."""
+    have = {row[1] for row in source.execute(f"PRAGMA table_info({table})")}
+    columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})") if row[1] in have]
+    if not columns:
+        return  # an older program's
+    marks = ", ".join("?" * len(columns))
+    target.execute(f"DELETE FROM {table}")
+    insert = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+    for row in _readable(source, table, columns):
+        with suppress(sqlite3.IntegrityError, sqlite3.InterfaceError):
+            target.execute(insert, row)
+
+
+def _readable(
+    source: sqlite3.Connection, table: str, columns: Sequence[str]
+) -> Iterator[tuple[object, ...]]:
+    query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid"
+    after: int | None = -(1 << 62)
+    while after is not None:
+        try:
+            for number, *row in source.execute(query, (after,)):
+                after = number
+                yield tuple(row)
+        except (sqlite3.DatabaseError, ValueError, OverflowError):
+            after = _behind(source, query, after)
+        else:
+            return
+
+
+def _behind(source: sqlite3.Connection, query: str, after: int) -> int | None:
+    """From where on rows can be read again; None for nowhere."""
+
+    def can_read(number: int) -> bool:
+        try:
+            source.execute(f"{query} LIMIT 1", (number,)).fetchone()
+        except (sqlite3.DatabaseError, ValueError, OverflowError):
+            return False
+        return True
+
+    start = max(after, 0)  # our ids begin at 1
+    bad, step = start, 1
+    while not can_read(start + step):
+        bad, step = start + step, 2 * step
+        if step > 1 << 40:
+            return None
+    good = start + step
+    while good - bad > 1:
+        middle = (good + bad) // 2
+        bad, good = (bad, middle) if can_read(middle) else (middle, good)
+    return good
+
+
+def _tidy(target: sqlite3.Connection) -> None:
+    """Takes out what belongs to nothing any more.
+
+    Raises:
+        DamageError: there is no space left, without which vectors mean nothing.
+    """
+    for modality, table in (("image", "media"), ("caption", "caption")):
+        target.execute(
+            f"DELETE FROM embedding WHERE modality = ? AND item_id NOT IN (SELECT id FROM {table})",
+            (modality,),
+        )
+    target.execute(
+        "DELETE FROM embedding WHERE modality NOT IN ('image', 'caption') "
+        "OR space_id NOT IN (SELECT id FROM space)"
+    )
+    for number, file in target.execute("SELECT rowid, file FROM snapshot").fetchall():
+        if not catalog.is_snapshot_name(file):
+            target.execute("DELETE FROM snapshot WHERE rowid = ?", (number,))
+    if not target.execute("SELECT 1 FROM revision").fetchone():
+        target.execute("INSERT INTO revision VALUES (1)")
+    try:
+        catalog.retired_spaces(target)  # reads every description
+        space = catalog.active_space(target)
+        catalog.coming_space(target)
+    except (ValueError, KeyError, TypeError):
+        space = None
+    if space is None and target.execute("SELECT 1 FROM media LIMIT 1").fetchone():
+        raise DamageError(
+            "the catalog does not tell any more which model its vectors are of; 'mmsearch restore' "
+            "a backup, or delete the index and make it anew"
+        )
+
+
+def _lost(source: sqlite3.Connection, target: sqlite3.Connection) -> list[str]:
+    """What the indexes of SQLite still know of rows that could not be read."""
+    kept = set(target.execute("SELECT root_id, path FROM media"))
+    tops = dict(target.execute("SELECT id, path FROM root"))
+    found: list[str] = []
+    with suppress(sqlite3.DatabaseError):
+        for root, path in source.execute(
+            "SELECT root_id, path FROM media INDEXED BY sqlite_autoindex_media_1"
+        ):
+            if (root, path) not in kept and isinstance(path, bytes):
+                found.append(os.fsdecode(join(tops.get(root, b"?"), path)))
+    (now,) = target.execute("SELECT count(*) FROM caption").fetchone()
+    before = now + 1  # not known
+    with suppress(sqlite3.DatabaseError):
+        (before,) = source.execute(
+            "SELECT count(*) FROM caption INDEXED BY ix_caption_media_id"
+        ).fetchone()
+        if before > now:
+            found.append(f"{before - now} captions")
+    if before != now:  # those of sidecar files are read again
+        target.execute("UPDATE media SET sidecar_size = NULL, sidecar_mtime_ns = NULL")
+    return found

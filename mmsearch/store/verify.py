@@ -1,0 +1,235 @@
+"""Whether an index is what was written: its catalog, its vector files, and each by the other."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmsearch.errors import DamageError
+from mmsearch.store import catalog
+from mmsearch.store.catalog import SnapshotRow, SpaceRow
+from mmsearch.store.store import VECTORS, Store
+from mmsearch.store.vectors import cells_of
+from mmsearch.store.writer import is_whole
+from mmsearch.types import MODALITIES, Damage, Modality, Verified
+
+if TYPE_CHECKING:
+    from mmsearch.store.faiss_index import FaissIndex
+
+_SHOWN = 20  # findings of SQLite
+_LENGTH = 1e-3  # how far from 1 the length of a vector may be
+_PART = 8192
+
+Check = Callable[[], Iterator[Damage]]
+
+
+def verify(folder: Path, *, deep: bool = False) -> Verified:
+    """Looks through an index, in one transaction: a writer is neither held up nor in the way.
+
+    Args:
+        deep: compare everything that has a checksum with it, vectors with their copies in the
+            vector files, and captions with their words. It reads all of the index. Else: the
+            structure of the catalog, what must be there for each item, and the vector files' size.
+
+    Raises:
+        IndexNotFound: there is none.
+        FormatError: it was made by a newer program.
+    """
+    started = time.perf_counter()
+    images = captions = 0
+    damages: list[Damage] = []
+    try:
+        store = Store(folder)
+    except DamageError as error:
+        return Verified(0, 0, deep, (Damage("catalog", str(error)),))
+    try:
+        with store.catalog.read() as connection:
+            look = _Look(connection, folder / VECTORS, deep=deep)
+            for check in look.checks():
+                damages += _found_by(check)
+            images = catalog.count(connection, "media")
+            captions = catalog.count(connection, "caption")
+    except DamageError as error:  # counting was too much for it
+        damages.append(Damage("catalog", str(error)))
+    finally:
+        store.close()
+    return Verified(
+        images, captions, deep, tuple(dict.fromkeys(damages)), time.perf_counter() - started
+    )
+
+
+def _found_by(check: Check) -> list[Damage]:
+    found: list[Damage] = []
+    try:
+        found.extend(check())
+    except DamageError as error:
+        found.append(Damage("catalog", str(error)))
+    except (sqlite3.DatabaseError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        # A damaged page gives anything: an error of SQLite, or a row that is no row of ours.
+        found.append(Damage("catalog", f"the catalog is damaged: {error}"))
+    return found
+
+
+class _Look:
+    """The checks of one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path, *, deep: bool) -> None:
+        self._connection = connection
+        self._folder = folder
+        self._deep = deep
+
+    def checks(self) -> tuple[Check, ...]:
+        quick = (self._structure, self._ownership, self._lacking, self._files)
+        return (*quick, self._vectors, self._words) if self._deep else quick
+
+    def _spaces(self) -> list[SpaceRow]:
+        active = catalog.active_space(self._connection)
+        coming = catalog.coming_space(self._connection)
+        return [space for space in (active, coming) if space is not None]
+
+    def _count(self, query: str, *values: object) -> int:
+        (number,) = self._connection.execute(query, values).fetchone()
+        return int(number)
+
+    def _structure(self) -> Iterator[Damage]:
+        pragma = "integrity_check" if self._deep else "quick_check"
+        for (line,) in self._connection.execute(f"PRAGMA {pragma}({_SHOWN})"):
+            if line != "ok":
+                yield Damage("catalog", f"the catalog is damaged: {' '.join(line.split())}")
+
+    def _ownership(self) -> Iterator[Damage]:
+        """Rows that belong to nothing: their owners' rows are gone."""
+        if self._deep:
+            broken = self._connection.execute("PRAGMA foreign_key_check").fetchmany(_SHOWN)
+            for table, row, owner, _ in broken:
+                yield Damage("item", f"row {row} of {table} belongs to no {owner}")
+        for modality, table in (("image", "media"), ("caption", "caption")):
+            number = self._count(
+                "SELECT count(*) FROM embedding WHERE modality = ? "
+                f"AND item_id NOT IN (SELECT id FROM {table})",
+                modality,
+            )
+            if number:
+                yield Damage("item", f"{number} vectors belong to no {modality}")
+
+    def _lacking(self) -> Iterator[Damage]:
+        space = catalog.active_space(self._connection)
+        if space is None:
+            number = catalog.count(self._connection, "media")
+            if number:
+                yield Damage("catalog", f"there is no space, but there are {number} images")
+            return
+        for modality in MODALITIES:
+            number = catalog.count_without_vector(self._connection, space, modality)
+            if number:
+                yield Damage("lacking", f"{number} {modality}s have no vector")
+
+    def _files(self) -> Iterator[Damage]:
+        for space in self._spaces():
+            for modality in MODALITIES:
+                row = catalog.snapshot_of(self._connection, space.id, modality)
+                if row is not None:
+                    yield from self._snapshot(space, modality, row)
+
+    def _snapshot(self, space: SpaceRow, modality: Modality, row: SnapshotRow) -> Iterator[Damage]:
+        path = self._folder / row.file
+        if row.checksum is None:
+            return  # an older program's: the next writer makes another
+        if not is_whole(path, row, space.spec.dim):
+            yield Damage("snapshot", f"{row.file}: missing, or not as it was written")
+            return
+        if row.cells is not None and not (self._folder / cells_of(row.file)).is_file():
+            yield Damage("cells", f"{cells_of(row.file)}: missing; searches are slower")
+        if self._deep:
+            yield from self._deep_snapshot(space, modality, row)
+
+    def _deep_snapshot(
+        self, space: SpaceRow, modality: Modality, row: SnapshotRow
+    ) -> Iterator[Damage]:
+        from mmsearch.store.approximate import ApproximateIndex
+        from mmsearch.store.faiss_index import FaissIndex
+
+        try:
+            index = FaissIndex.open(self._folder / row.file, row.checksum)
+            index.check()
+        except (FileNotFoundError, DamageError):
+            yield Damage("snapshot", f"{row.file}: not what was written")
+            return
+        try:
+            if row.cells is not None:
+                ApproximateIndex.open(self._folder / cells_of(row.file), index, row.cells)
+        except (FileNotFoundError, DamageError):
+            yield Damage("cells", f"{cells_of(row.file)}: not what was written")
+        yield from self._compared(space, modality, row, index)
+
+    def _compared(
+        self, space: SpaceRow, modality: Modality, row: SnapshotRow, index: FaissIndex
+    ) -> Iterator[Damage]:
+        """A vector file that is whole holds what the catalog held when it was written."""
+        order = np.argsort(index.ids)
+        ids, sums = index.ids[order], index.checksums[order]
+        left = np.ones(len(ids), bool)
+        cursor = self._connection.execute(
+            "SELECT item_id, checksum FROM embedding "
+            "WHERE space_id = ? AND modality = ? AND id <= ?",
+            (space.id, modality, row.last_embedding_id),
+        )
+        while rows := cursor.fetchmany(_PART):
+            items = np.array([item for item, _ in rows], np.int64)
+            places = np.minimum(np.searchsorted(ids, items), max(0, len(ids) - 1))
+            there = ids[places] == items if len(ids) else np.zeros(len(items), bool)
+            same = np.array([checksum is None for _, checksum in rows])
+            same[there] |= sums[places[there]] == [
+                checksum or 0 for (_, checksum), known in zip(rows, there, strict=True) if known
+            ]
+            left[places[there]] = False
+            for item in items[~(there & same)].tolist():
+                yield Damage("snapshot", f"{row.file}: {modality} {item} is not in it as it was")
+        gone = catalog.tombstones(self._connection, space.id, modality)
+        strange = int((~np.isin(ids[left], gone)).sum())
+        if strange:
+            yield Damage("snapshot", f"{row.file}: {strange} in it are not in the catalog")
+
+    def _vectors(self) -> Iterator[Damage]:
+        for space in self._spaces():
+            for modality in MODALITIES:
+                for item in unsound(self._connection, space, modality):
+                    yield Damage(
+                        "vector", f"the vector of {modality} {item} is not what was written"
+                    )
+
+    def _words(self) -> Iterator[Damage]:
+        captions = self._connection.execute("SELECT media_id, text FROM caption ORDER BY media_id")
+        words = self._connection.execute("SELECT rowid, text FROM words ORDER BY rowid")
+        own = (
+            (media, sorted("\n".join(text for _, text in rows).split("\n")))
+            for media, rows in itertools.groupby(captions, key=lambda row: row[0])
+        )
+        kept = ((media, sorted(text.split("\n"))) for media, text in words)
+        for one, other in itertools.zip_longest(own, kept):
+            if one != other:
+                media = min(row[0] for row in (one, other) if row is not None)
+                yield Damage("words", f"the words of image {media} are not those of its captions")
+                return
+
+
+def unsound(connection: sqlite3.Connection, space: SpaceRow, modality: Modality) -> Iterator[int]:
+    """The items whose vectors are not what was written, or are none at all."""
+    cursor = connection.execute(
+        "SELECT item_id, vector, checksum FROM embedding WHERE space_id = ? AND modality = ?",
+        (space.id, modality),
+    )
+    while rows := cursor.fetchmany(_PART):
+        for item, vector, checksum in rows:
+            if not catalog.is_sound(space, item, vector, checksum):
+                yield item
+            elif checksum is None:  # an older program's: that it is a vector has to do
+                length = float(np.linalg.norm(catalog.vectors_from(vector, space.spec.dim)))
+                if not abs(length - 1) < _LENGTH:
+                    yield item

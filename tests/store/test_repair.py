@@ -1,0 +1,327 @@
+"""Damage is found by `verify`, mended by `repair` where anything is left to mend it from, and no
+search answers from it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder, paint
+
+from mmsearch import Engine
+from mmsearch.encoders.choice import ModelChoice
+from mmsearch.errors import DamageError, IndexNotFound, MmsearchError, ModelNotFound
+from mmsearch.store import catalog
+from mmsearch.store.store import REPAIRED
+
+COUNT = 48
+COLOURS = ("red", "green", "blue", "yellow", "white", "black")
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch):
+    made = FakeEncoder()
+    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made)
+    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An index with a vector file, rows that are newer, and removed ones; and its photos."""
+    top = tmp_path_factory.mktemp("made")
+    encoder = FakeEncoder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelChoice, "for_new_index", lambda self, model, device: encoder)
+        patch.setattr(ModelChoice, "for_space", lambda self, spec, device: encoder)
+        with Engine.open(top / "index") as engine:
+            for number in range(COUNT):
+                colour = COLOURS[number % 6]
+                paint(top / f"photos/{number:02}-{colour}.png", colour, mark=number + 1)
+                (top / f"photos/{number:02}-{colour}.txt").write_text(f"a {colour} thing {number}")
+            engine.index([top / "photos"])
+            engine.compact()
+            for number in range(4):
+                paint(top / f"photos/new{number}.png", COLOURS[number], mark=90 + number)
+            (top / "photos/00-red.png").unlink()
+            engine.index()
+    return top
+
+
+@pytest.fixture
+def damaged(made, tmp_path):
+    """A copy to damage, and its engine."""
+    shutil.copytree(made / "index", tmp_path / "index")
+    with Engine.open(tmp_path / "index", notify=lambda line: None) as engine:
+        yield engine
+
+
+def vector_file(engine, modality="image"):
+    (path,) = (engine.folder / "vectors").glob(f"*-{modality}-*.faiss")
+    return path
+
+
+def flip(path, place, bit=0):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def sql(engine, *statements):
+    engine.close()
+    with closing(sqlite3.connect(engine.folder / catalog.FILE_NAME)) as raw:
+        for statement in statements:
+            raw.execute(*statement) if isinstance(statement, tuple) else raw.execute(statement)
+        raw.commit()
+
+
+def kinds(engine, **options):
+    return {damage.kind for damage in engine.verify(**options).damages}
+
+
+def everything(engine):
+    held = engine.store.contents()
+    images = dict(zip(held.image_paths, map(bytes, held.image_vectors), strict=True))
+    captions = dict(zip(held.caption_texts, map(bytes, held.caption_vectors), strict=True))
+    return images, captions
+
+
+def test_a_sound_index_is_sound(damaged):
+    for deep in (False, True):
+        found = damaged.verify(deep=deep)
+        assert (found.images, found.captions, found.damages) == (COUNT + 3, COUNT - 1, ())
+    done = damaged.repair()
+    assert (done.found, done.lost, done.embedded, done.kept) == ((), (), 0, None)
+
+
+def test_where_there_is_no_index_there_is_nothing_to_verify(tmp_path):
+    for ask in (lambda e: e.verify(), lambda e: e.repair(), lambda e: e.compact()):
+        with Engine.open(tmp_path / "none") as engine, pytest.raises(IndexNotFound):
+            ask(engine)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "gone"])
+@pytest.mark.parametrize("modality", ["image", "caption"])
+def test_a_damaged_vector_file_is_written_anew(damaged, how, modality):
+    before = everything(damaged)
+    path = vector_file(damaged, modality)
+    size = path.stat().st_size
+    if how == "flipped":
+        flip(path, size // 2, 3)
+    elif how == "gone":
+        path.unlink()
+    else:
+        with path.open("r+b") as file:
+            file.truncate(0 if how == "empty" else size // 2)
+    assert kinds(damaged) == (set() if how == "flipped" else {"snapshot"})
+    assert kinds(damaged, deep=True) == {"snapshot"}
+    with pytest.raises(DamageError, match="mmsearch repair"):
+        damaged.search("red", to=modality)
+    done = damaged.repair()
+    assert done.lost == ()
+    assert kinds(damaged, deep=True) == set()
+    assert everything(damaged) == before
+    assert damaged.search("red", to=modality, k=3)
+
+
+def test_a_vector_that_the_catalog_lost_comes_from_the_vector_file(damaged):
+    before = everything(damaged)
+    sql(damaged, "UPDATE embedding SET vector = zeroblob(length(vector)) WHERE id IN (5, 9, 70)")
+    assert kinds(damaged) == set()
+    assert kinds(damaged, deep=True) == {"vector"}
+    done = damaged.repair()
+    assert (done.lost, done.embedded) == ((), 0)
+    assert everything(damaged) == before
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_a_checksum_that_the_catalog_lost_is_no_loss_either(damaged):
+    before = everything(damaged)
+    sql(damaged, "UPDATE embedding SET checksum = checksum + 1 WHERE id = 5")
+    assert kinds(damaged, deep=True) >= {"vector"}
+    assert damaged.repair().lost == ()
+    assert everything(damaged) == before
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_a_vector_that_is_lost_in_both_is_computed_anew(damaged, made):
+    before = everything(damaged)
+    sql(damaged, "UPDATE embedding SET vector = randomblob(7) WHERE id IN (5, 9, 70)",
+        "UPDATE embedding SET vector = randomblob(length(vector)) WHERE id = 96")  # fmt: skip
+    for modality in ("image", "caption"):
+        vector_file(damaged, modality).write_bytes(b"")
+    done = damaged.repair()
+    assert (done.lost, done.embedded) == ((), 4)
+    after = everything(damaged)
+    for old, new in zip(before, after, strict=True):
+        assert set(old) == set(new)
+        for key in old:
+            first, second = (np.frombuffer(one[key], "<f4") for one in (old, new))
+            np.testing.assert_allclose(first, second, atol=1e-5)
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_what_cannot_be_had_again_is_listed_and_taken_out(damaged, made, tmp_path):
+    of_black = "(SELECT id FROM media WHERE path = CAST('05-black.png' AS BLOB))"
+    sql(
+        damaged,
+        "UPDATE embedding SET vector = zeroblob(length(vector)) "
+        f"WHERE modality = 'image' AND item_id IN {of_black}",
+    )
+    vector_file(damaged).unlink()
+    (made / "photos/05-black.png").rename(tmp_path / "away.png")
+    try:
+        done = damaged.repair()
+    finally:
+        (tmp_path / "away.png").rename(made / "photos/05-black.png")
+    assert done.lost == (str(made / "photos/05-black.png"),)
+    assert kinds(damaged, deep=True) == set()
+    assert damaged.index().added == 1  # it is there again
+
+
+def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, monkeypatch):
+    sql(damaged, "UPDATE embedding SET vector = zeroblob(length(vector)) WHERE id = 5")
+    vector_file(damaged).unlink()
+
+    def missing(self, spec, device):
+        raise ModelNotFound("not here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelChoice, "for_space", missing)
+        with pytest.raises(ModelNotFound):
+            damaged.repair()
+        assert kinds(damaged) == {"lacking"}
+        assert [d.what for d in damaged.verify().damages] == ["1 images have no vector"]
+    assert damaged.repair().embedded == 1
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_words_are_made_of_captions_anew(damaged):
+    sql(damaged, "UPDATE words SET text = 'nonsense' WHERE rowid = 7")
+    assert kinds(damaged, deep=True) == {"words"}
+    assert damaged.repair().lost == ()
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_a_damaged_page_anywhere_is_found_and_what_is_left_is_saved(made, tmp_path):
+    """Every page of the catalog in turn, filled with garbage."""
+    rng = random.Random(0)
+    whole, size = tmp_path / "whole", 16384
+    shutil.copytree(made / "index", whole)
+    with closing(sqlite3.connect(whole / catalog.FILE_NAME)) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with Engine.open(whole) as engine:
+        before = everything(engine)
+    pages = (whole / catalog.FILE_NAME).stat().st_size // size
+    saved = hopeless = 0
+    for page in range(pages):
+        copy = tmp_path / f"page{page}"
+        shutil.copytree(whole, copy)
+        with (copy / catalog.FILE_NAME).open("r+b") as file:
+            file.seek(page * size)
+            file.write(rng.randbytes(size))
+        with Engine.open(copy, notify=lambda line: None) as engine:
+            assert kinds(engine, deep=True), page
+            try:
+                done = engine.repair()
+            except DamageError as error:
+                assert "restore" in str(error)
+                hopeless += 1
+                continue
+            assert kinds(engine, deep=True) == set(), page
+            assert done.kept is not None
+            assert done.kept.is_file()
+            images, captions = everything(engine)
+            assert images.items() <= before[0].items()
+            assert captions.items() <= before[1].items()
+            missing = {path.decode() for path in set(before[0]) - set(images)}
+            assert missing <= set(done.lost) or any("captions" in one for one in done.lost), page
+            engine.index([made / "photos"])
+            again = everything(engine)
+            assert set(again[0]) == set(before[0])
+            assert set(again[1]) == set(before[1])
+            saved += 1
+        shutil.rmtree(copy)
+    assert saved > pages // 2
+    assert hopeless <= 4  # the page of the tables' names, of the space, ...
+
+
+def test_a_damaged_header_costs_nothing(damaged):
+    before = everything(damaged)
+    damaged.close()
+    with closing(sqlite3.connect(damaged.folder / catalog.FILE_NAME)) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (damaged.folder / catalog.FILE_NAME).open("r+b") as file:
+        file.write(bytes(100))
+    assert kinds(damaged) == {"catalog"}
+    with pytest.raises(DamageError):
+        damaged.search("red")
+    assert damaged.repair().lost == ()
+    assert everything(damaged) == before
+
+
+def test_ids_are_not_used_again_after_a_repair(damaged, made):
+    with damaged.store.catalog.read() as connection:
+        before = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+    sql(damaged, "PRAGMA foreign_keys = OFF", "DELETE FROM media WHERE id > 40")
+    assert kinds(damaged) == {"item"}
+    damaged.repair()
+    with damaged.store.catalog.read() as connection:
+        after = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+    assert after == before
+
+
+def test_a_repair_that_was_cut_off_is_ended_by_whoever_opens_it_next(damaged):
+    before = everything(damaged)
+    damaged.close()
+    path = damaged.folder / catalog.FILE_NAME
+    path.rename(damaged.folder / REPAIRED)  # the new one, whole; the damaged one is moved away
+    (damaged.folder / "catalog.sqlite3-wal").write_bytes(b"of the damaged one")
+    assert everything(damaged) == before
+    assert not (damaged.folder / REPAIRED).exists()
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_bits_flipped_anywhere_never_give_a_wrong_answer_or_a_traceback(made, tmp_path):
+    """A search answers as before, or says what is wrong."""
+    rng = random.Random(1)
+    shutil.copytree(made / "index", tmp_path / "whole")
+    with closing(sqlite3.connect(tmp_path / "whole" / catalog.FILE_NAME)) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with Engine.open(tmp_path / "whole") as engine:
+        expected = {q: scores(engine, q) for q in COLOURS}
+    told = 0
+    for trial in range(150):
+        copy = tmp_path / f"copy{trial}"
+        shutil.copytree(tmp_path / "whole", copy)
+        files = [copy / catalog.FILE_NAME, *(copy / "vectors").iterdir()]
+        path = rng.choice(files)
+        flip(path, rng.randrange(path.stat().st_size), rng.randrange(8))
+        with Engine.open(copy, notify=lambda line: None) as engine:
+            try:
+                found = {q: scores(engine, q) for q in COLOURS}
+            except MmsearchError:
+                told += 1
+            else:
+                assert found == expected
+        shutil.rmtree(copy)
+    assert told > 20
+
+
+def scores(engine, query):
+    return [round(hit.score, 5) for hit in engine.search(query, k=60, fusion="image")]
+
+
+def test_a_name_in_the_catalog_leads_out_of_no_folder(damaged, tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    sql(damaged, ("UPDATE snapshot SET file = ?", ("../../victim.txt",)))
+    with pytest.raises(DamageError):
+        damaged.compact()
+    damaged.repair()
+    assert victim.read_text() == "mine"
+    assert kinds(damaged, deep=True) == set()
