@@ -14,10 +14,11 @@ from mmsearch.encoders.loading import pick_device
 from mmsearch.encoders.precision import SAMPLE
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
+from mmsearch.media.isolated import Decoders
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.writer import Writer
-from mmsearch.types import IngestReport, Progress
+from mmsearch.types import IngestReport, Pixels, Progress
 
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
@@ -53,7 +54,7 @@ def index(engine: Engine, models: ModelChoice, request: Request) -> IngestReport
         run.open_encoder()
     loaded = time.perf_counter()
     try:
-        with engine.made_store().writer() as writer:
+        with engine.made_store().writer() as writer, run.decoders:
             report = run.go(writer)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -69,6 +70,7 @@ class _Run:
         self._models = models
         self._request = request
         self._workers = engine.settings.workers
+        self.decoders = Decoders()
         self._encoder: Encoder | None = None
         self._other: Encoder | None = None
         """The model that the index is to go over to, if it is another than it has."""
@@ -139,6 +141,7 @@ class _Run:
             self._engine.store,
             writer,
             encoder,
+            self.decoders,
             workers=self._workers,
             on_progress=self._request.on_progress,
         ).run(plan)
@@ -151,7 +154,11 @@ class _Run:
         from mmsearch.ingest.sample import sample_of
 
         how = encoder.spec.preprocess
-        return self._models.checked(encoder, count, lambda: sample_of(paths(), how, self._workers))
+
+        def sample() -> Pixels:
+            return sample_of(paths(), how, self._workers, self.decoders)
+
+        return self._models.checked(encoder, count, sample)
 
     def _go_over(
         self, writer: Writer, report: IngestReport, active: SpaceRow, encoder: Encoder
@@ -185,8 +192,9 @@ class _Run:
             f"answers searches until all is done{done_before}"
         )
         done = embed_missing(
-            store, writer, encoder, coming, workers=self._workers, on_progress=progress
-        )
+            store, writer, encoder, coming, self.decoders,
+            workers=self._workers, on_progress=progress,
+        )  # fmt: skip
         report = dataclasses.replace(
             report,
             model=encoder.spec.model,
@@ -259,7 +267,9 @@ class _Run:
             self._engine.notify(f"patches are no longer kept: {error}")
             return report
         progress = self._request.on_progress
-        looks = add_looks(store, writer, local, space, workers=self._workers, on_progress=progress)
+        looks = add_looks(
+            store, writer, local, space, self.decoders, workers=self._workers, on_progress=progress
+        )
         stages = {**report.stages, "patches": time.perf_counter() - started}
         return dataclasses.replace(report, looks=looks, stages=stages)
 

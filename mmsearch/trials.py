@@ -25,6 +25,7 @@ from mmsearch.evaluation.retrieval import Corpus, evaluate
 from mmsearch.ingest.looks import add_looks
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
+from mmsearch.media.isolated import Decoders
 from mmsearch.search.compose import write_composer
 from mmsearch.search.fusion import NOT_LEARNED, read_weights, write_weights
 from mmsearch.search.matchers import Kind, matcher_of
@@ -372,9 +373,11 @@ def _index_listed(
     Store.create(engine.folder).close()
     with engine.store.writer() as writer:
         plan = plan_of_files(writer, os.fsencode(folder), labelled)
-        Pipeline(
-            engine.store, writer, encoder, workers=engine.settings.workers, on_progress=on_progress
-        ).run(plan)
+        workers = engine.settings.workers
+        with Decoders() as decoders:
+            Pipeline(
+                engine.store, writer, encoder, decoders, workers=workers, on_progress=on_progress
+            ).run(plan)
         if patches:
             _add_looks(engine, writer, on_progress)
     bad = {os.path.relpath(failure.path, folder) for failure in engine.errors()}
@@ -384,7 +387,10 @@ def _index_listed(
 def _add_looks(engine: Engine, writer: Writer, on_progress: OnProgress) -> None:
     local, workers = engine.local_encoder(), engine.settings.workers
     space = _space_of(engine)
-    add_looks(engine.store, writer, local, space, workers=workers, on_progress=on_progress)
+    with Decoders() as decoders:
+        add_looks(
+            engine.store, writer, local, space, decoders, workers=workers, on_progress=on_progress
+        )
 
 
 def _space_of(engine: Engine) -> SpaceRow:

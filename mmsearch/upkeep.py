@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.encoders.loading import pick_device
+from mmsearch.media.isolated import Decoders
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
 from mmsearch.store import catalog
@@ -40,9 +41,11 @@ def repair(
 
                 encoder = models.for_space(space.spec, pick_device(engine.settings.device))
                 workers = engine.settings.workers
-                done = embed_missing(
-                    store, writer, encoder, space, workers=workers, on_progress=on_progress
-                )
+                with Decoders() as decoders:
+                    done = embed_missing(
+                        store, writer, encoder, space, decoders,
+                        workers=workers, on_progress=on_progress,
+                    )  # fmt: skip
                 embedded = done.images + done.captions
                 lost += _take_out(store, writer, space)
             writer.compact(only_if="short")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import threading
 from pathlib import Path
@@ -10,9 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmsearch.encoders.local import Looks, Tokens
+from mmsearch.media.isolated import Decoders
 from mmsearch.types import EncoderSpec, Preprocess
 
 DIM = 16
+#: For all tests of one process.
+DECODERS = Decoders()
+atexit.register(DECODERS.close)
 WORDS = ("red", "green", "blue", "yellow", "white", "black")
 _COLOURS = {
     "red": (255, 0, 0),

@@ -12,7 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.ingest.reading import NEVER, Opened, open_known
+from mmsearch.ingest.reading import Opened, open_known
+from mmsearch.media.fingerprint import NEVER
+from mmsearch.media.isolated import Decoders
 from mmsearch.store import catalog
 from mmsearch.store.catalog import Lacking, SpaceRow
 from mmsearch.store.store import Store
@@ -60,6 +62,7 @@ def embed_missing(
     writer: Writer,
     encoder: Encoder,
     space: SpaceRow,
+    decoders: Decoders,
     *,
     workers: int,
     on_progress: OnProgress = lambda progress: None,
@@ -76,7 +79,9 @@ def embed_missing(
     images = failed = 0
     if lacking or captions:
         with ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-beside") as pool:
-            work = _Work(store, writer, encoder.bulk(workers), space, pool, workers, on_progress)
+            work = _Work(
+                store, writer, encoder.bulk(workers), space, decoders, pool, workers, on_progress
+            )
             if lacking:
                 images, failed = _images(work, lacking)
             _captions(work, captions)
@@ -92,6 +97,7 @@ class _Work:
     writer: Writer
     encoder: Encoder
     space: SpaceRow
+    decoders: Decoders
     pool: ThreadPoolExecutor
     workers: int
     on_progress: OnProgress
@@ -121,7 +127,7 @@ def _images(work: _Work, total: int) -> tuple[int, int]:
         work.on_progress(Progress("embed again", done, total))
 
     def embed(items: list[Lacking]) -> _Portion:
-        return _embed(work.encoder, items)
+        return _embed(work.encoder, work.decoders, items)
 
     for portion in _in_order(work.pool, embed, tasks, _AHEAD * work.workers):
         waiting.add(portion)
@@ -143,9 +149,9 @@ def _lacking(store: Store, space: SpaceRow) -> Iterator[Lacking]:
         after = some[-1].id
 
 
-def _embed(encoder: Encoder, items: Sequence[Lacking]) -> _Portion:
+def _embed(encoder: Encoder, decoders: Decoders, items: Sequence[Lacking]) -> _Portion:
     opened = [
-        (item, open_known(item.absolute, item.content_hash, encoder.spec.preprocess))
+        (item, open_known(item.absolute, item.content_hash, encoder.spec.preprocess, decoders))
         for item in items
     ]
     good = [item for item, one in opened if one.pixels is not None]

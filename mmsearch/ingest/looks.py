@@ -11,6 +11,7 @@ import numpy as np
 
 from mmsearch.encoders.local import LocalEncoder
 from mmsearch.ingest.reading import open_known
+from mmsearch.media.isolated import Decoders
 from mmsearch.store import catalog
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.patches import pack_looks
@@ -26,6 +27,7 @@ def add_looks(
     writer: Writer,
     local: LocalEncoder,
     space: SpaceRow,
+    decoders: Decoders,
     *,
     workers: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -38,7 +40,7 @@ def add_looks(
     with store.catalog.read() as connection:
         missing = catalog.without_look(connection, space)
     done = added = 0
-    for batch in _batches(missing, local.preprocess, workers):
+    for batch in _batches(missing, local.preprocess, decoders, workers):
         good = [(number, pixels) for number, pixels in batch if pixels is not None]
         if good:
             found = local.looks(np.stack([pixels for _, pixels in good]))
@@ -54,7 +56,7 @@ def add_looks(
 
 
 def _batches(
-    missing: list[tuple[int, bytes, bytes]], how: Preprocess, workers: int
+    missing: list[tuple[int, bytes, bytes]], how: Preprocess, decoders: Decoders, workers: int
 ) -> Iterator[list[tuple[int, Pixels | None]]]:
     """Ids with pixels, in order; no more than two batches are held at any time."""
     files = iter(missing)
@@ -63,7 +65,7 @@ def _batches(
     try:
         while True:
             for number, path, digest in itertools.islice(files, 2 * BATCH - len(waiting)):
-                waiting.append((number, executor.submit(_pixels, path, digest, how)))
+                waiting.append((number, executor.submit(_pixels, path, digest, how, decoders)))
             if not waiting:
                 return
             first = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
@@ -72,5 +74,5 @@ def _batches(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _pixels(path: bytes, digest: bytes, how: Preprocess) -> Pixels | None:
-    return open_known(path, digest, how).pixels
+def _pixels(path: bytes, digest: bytes, how: Preprocess, decoders: Decoders) -> Pixels | None:
+    return open_known(path, digest, how, decoders).pixels

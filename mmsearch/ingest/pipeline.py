@@ -26,8 +26,10 @@ from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.encoders.base import Encoder
 from mmsearch.ingest.labels import CaptionChange, caption_change
 from mmsearch.ingest.plan import Candidate, Plan
-from mmsearch.ingest.reading import NEVER, Picture, Reading, read
+from mmsearch.ingest.reading import Reading, read
 from mmsearch.media.discover import sidecar_path
+from mmsearch.media.fingerprint import NEVER
+from mmsearch.media.isolated import Decoders, Picture
 from mmsearch.store import catalog
 from mmsearch.store.changes import Change, NewCaption, NewMedia
 from mmsearch.store.filters import local_time, stored_time
@@ -54,6 +56,7 @@ class Pipeline:
         store: Store,
         writer: Writer,
         encoder: Encoder | None,
+        decoders: Decoders,
         *,
         workers: int,
         on_progress: OnProgress = lambda progress: None,
@@ -62,6 +65,7 @@ class Pipeline:
         self._store = store
         self._writer = writer
         self._bulk = encoder.bulk(workers) if encoder is not None else None
+        self._decoders = decoders
         self._workers = workers
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
@@ -234,7 +238,7 @@ class Pipeline:
                 return
 
     def _read(self, candidate: Candidate) -> Reading:
-        return read(candidate, self._encoder.spec.preprocess, self._is_known)
+        return read(candidate, self._encoder.spec.preprocess, self._is_known, self._decoders)
 
     def _is_known(self, digest: bytes) -> bool:
         if self._is_first:  # nothing is known, and asking for each file would cost its share
@@ -252,9 +256,8 @@ class Pipeline:
             if reading.digest not in sources:
                 picture = reading.picture
                 if picture is None:  # known when it was read, removed since: decode after all
-                    again = read(
-                        reading.candidate, self._encoder.spec.preprocess, lambda digest: False
-                    )
+                    how = self._encoder.spec.preprocess
+                    again = read(reading.candidate, how, lambda digest: False, self._decoders)
                     picture = again.picture if again.digest == reading.digest else None
                 if picture is not None:
                     sources[reading.digest] = _Source(picture=picture)

@@ -1,12 +1,10 @@
-"""From a file on the disk to pixels, in worker threads."""
+"""From a file on the disk to pixels, in worker threads and the decoders' processes."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +13,9 @@ from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.errors import DecodeError
 from mmsearch.ingest.plan import Candidate
 from mmsearch.media.discover import sidecar_path
-from mmsearch.media.fingerprint import Stamp, content_hash
-from mmsearch.media.image import MAX_FILE_BYTES, decode, fit
+from mmsearch.media.fingerprint import Stamp
+from mmsearch.media.isolated import Decoders, Picture
 from mmsearch.types import Preprocess
-
-#: The stamp of a file that could not even be read: no file has it, so it is tried again.
-NEVER = Stamp(-1, 0)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What decoding found: the pixels (height, width, 3) and what the file says of itself."""
-
-    pixels: NDArray[np.uint8]
-    width: int
-    height: int
-    captured: datetime | None
 
 
 @dataclass(frozen=True)
@@ -46,28 +31,27 @@ class Reading:
     seconds: float = 0.0
 
 
-def read(candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool]) -> Reading:
+def read(
+    candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool], decoders: Decoders
+) -> Reading:
     """Reads a file once: hashes it, and decodes it only where its content is not known.
 
     Never raises for what is wrong with the file: that is the outcome's `reason`.
     """
     started = time.perf_counter()
-    stamp, content, reason = content_of(candidate.absolute)
-    if reason:
-        return Reading(candidate, stamp, reason=reason)
-    digest = content_hash(content)
-    picture = None
-    if not is_known(digest):
-        try:
-            found = decode(content, at_least=how.size)
-            picture = Picture(fit(found.image, how), found.width, found.height, found.captured)
-        except (DecodeError, MemoryError) as error:
-            return Reading(candidate, stamp, reason=_reason(error))
+    with decoders.open(candidate.absolute) as file:
+        if file.reason:
+            return Reading(candidate, file.stamp, reason=file.reason)
+        picture = None
+        if not is_known(file.digest):
+            try:
+                picture = file.picture(how)
+            except DecodeError as error:
+                return Reading(candidate, file.stamp, reason=str(error))
     sidecar = candidate.file.sidecar
     captions = read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
-    return Reading(
-        candidate, stamp, digest, picture, captions, seconds=time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    return Reading(candidate, file.stamp, file.digest, picture, captions, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -79,43 +63,24 @@ class Opened:
     reason: str = ""
 
 
-def open_known(path: bytes, digest: bytes, how: Preprocess) -> Opened:
+def open_known(path: bytes, digest: bytes, how: Preprocess, decoders: Decoders) -> Opened:
     """Reads a file that was indexed with some content; never raises for what is wrong with it."""
-    stamp, content, reason = content_of(path)
-    if reason:
-        return Opened(stamp, reason=reason)
-    if content_hash(content) != digest:
-        changed = "its content is not what was indexed: touch the file, and index again"
-        return Opened(stamp, reason=changed)
-    try:
-        return Opened(stamp, fit(decode(content, at_least=how.size).image, how))
-    except (DecodeError, MemoryError) as error:
-        return Opened(stamp, reason=_reason(error))
+    with decoders.open(path) as file:
+        if file.reason:
+            return Opened(file.stamp, reason=file.reason)
+        if file.digest != digest:
+            changed = "its content is not what was indexed: touch the file, and index again"
+            return Opened(file.stamp, reason=changed)
+        try:
+            return Opened(file.stamp, file.picture(how).pixels)
+        except DecodeError as error:
+            return Opened(file.stamp, reason=str(error))
 
 
-def pixels_of(path: bytes, how: Preprocess) -> NDArray[np.uint8] | None:
+def pixels_of(path: bytes, how: Preprocess, decoders: Decoders) -> NDArray[np.uint8] | None:
     """The pixels (height, width, 3) of a file as it is now; None where it cannot be used."""
-    _, content, reason = content_of(path)
-    try:
-        return None if reason else fit(decode(content, at_least=how.size).image, how)
-    except (DecodeError, MemoryError):
-        return None
-
-
-def _reason(error: DecodeError | MemoryError) -> str:
-    is_large = isinstance(error, MemoryError)
-    return "too large: not enough memory to scale it" if is_large else str(error)
-
-
-def content_of(path: bytes) -> tuple[Stamp, bytes, str]:
-    """A file's stamp and its bytes, or why they cannot be had."""
-    try:
-        # O_NONBLOCK: a FIFO that took a file's place since the walk must not hang us.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            stamp = Stamp.of(os.fstat(descriptor))
-            if stamp.size > MAX_FILE_BYTES:
-                return stamp, b"", f"too large: {stamp.size >> 20} MiB"
-            return stamp, file.read(), ""
-    except OSError as error:
-        return NEVER, b"", f"cannot be read: {error.strerror or error}"
+    with decoders.open(path) as file:
+        try:
+            return None if file.reason else file.picture(how).pixels
+        except DecodeError:
+            return None

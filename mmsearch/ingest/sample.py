@@ -11,19 +11,22 @@ from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.precision import SAMPLE
 from mmsearch.ingest.reading import pixels_of
 from mmsearch.media.image import fit
+from mmsearch.media.isolated import Decoders
 from mmsearch.types import Pixels, Preprocess
 
 _SEED = 1_000_000
 
 
-def sample_of(paths: Sequence[bytes], how: Preprocess, workers: int, count: int = SAMPLE) -> Pixels:
+def sample_of(
+    paths: Sequence[bytes], how: Preprocess, workers: int, decoders: Decoders, count: int = SAMPLE
+) -> Pixels:
     """So many pictures, (count, height, width, 3), spread over all of some files.
 
     Those that cannot be read are left out; drawn scenes fill up what is missing.
     """
     places = np.linspace(0, max(0, len(paths) - 1), min(count, len(paths)), dtype=int)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda place: pixels_of(paths[place], how), places))
+        found = list(pool.map(lambda place: pixels_of(paths[place], how, decoders), places))
     good = [pixels for pixels in found if pixels is not None]
     drawn = range(_SEED, _SEED + count - len(good))
     good += [fit(scene_art.render(scenes.scene(seed)), how) for seed in drawn]

@@ -6,6 +6,9 @@ import hashlib
 import os
 from typing import NamedTuple
 
+#: The largest file that is read into memory.
+MAX_FILE_BYTES = 512 * 1024 * 1024
+
 
 class Stamp(NamedTuple):
     """Size in bytes and modification time in nanoseconds: equal means "did not change"."""
@@ -21,3 +24,21 @@ class Stamp(NamedTuple):
 def content_hash(content: bytes) -> bytes:
     """BLAKE2b-128 over the whole content: two files with one hash share one embedding."""
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+#: The stamp of a file that could not even be read: no file has it, so it is tried again.
+NEVER = Stamp(-1, 0)
+
+
+def content_of(path: bytes) -> tuple[Stamp, bytes, str]:
+    """A file's stamp and its bytes, or why they cannot be had."""
+    try:
+        # O_NONBLOCK: a FIFO that took a file's place since the walk must not hang us.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            stamp = Stamp.of(os.fstat(descriptor))
+            if stamp.size > MAX_FILE_BYTES:
+                return stamp, b"", f"too large: {stamp.size >> 20} MiB"
+            return stamp, file.read(), ""
+    except OSError as error:
+        return NEVER, b"", f"cannot be read: {error.strerror or error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mmsearch.errors import DecodeError, UsageError
+from mmsearch.media.fingerprint import MAX_FILE_BYTES
 from mmsearch.types import Preprocess
 
 pillow_heif.register_heif_opener()
@@ -28,8 +30,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "HEIF", "AVIF")
 
 #: The most pixels that are decoded: one picture of this size takes about 0.5 GB as RGB.
 MAX_PIXELS = 178_956_970
-#: The largest file that is read into memory.
-MAX_FILE_BYTES = 512 * 1024 * 1024
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -94,6 +94,8 @@ def _decode(content: bytes, at_least: tuple[int, int] | None) -> Decoded:
         if image.width * image.height > MAX_PIXELS:
             raise DecodeError(f"too large: {width} x {height} pixels")
         image.load()
+        if image.format in ("JPEG", "MPO") and not _has_end(content):
+            raise DecodeError("damaged image: its end is missing")
         captured, turn = _read_exif(image)
         if turn in _SIDEWAYS:
             width, height = height, width
@@ -101,6 +103,30 @@ def _decode(content: bytes, at_least: tuple[int, int] | None) -> Decoded:
     if upright.width < 1 or upright.height < 1:
         raise DecodeError("an image without pixels")
     return Decoded(upright, width, height, captured)
+
+
+#: In a JPEG: what is no marker within the coded picture (a stuffed FF, a restart, padding).
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_END, _LONE = 0xD9, 0x01
+
+
+def _has_end(content: bytes) -> bool:
+    """Whether a JPEG's coded picture is followed by its end.
+
+    A download or a copy that was cut off in a file of full size goes on with zeros, which the
+    decoder takes for the picture: gray, and no word of it.
+    """
+    place = 2
+    while found := _MARKER.search(content, place):
+        marker = content[found.start() + 1]
+        if marker == _END:
+            return True
+        place = found.end() if marker == _LONE else _behind_segment(content, found.end())
+    return False
+
+
+def _behind_segment(content: bytes, place: int) -> int:
+    return place + int.from_bytes(content[place : place + 2], "big")
 
 
 def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:

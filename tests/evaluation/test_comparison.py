@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, FakeLocal
+from fakes import DECODERS, FakeEncoder, FakeLocal
 from PIL import Image
 
 from mmsearch.errors import UsageError
@@ -43,7 +43,7 @@ def store(tmp_path):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [gallery], None), prune=None)
-        Pipeline(store, writer, FakeEncoder(), workers=2).run(plan)
+        Pipeline(store, writer, FakeEncoder(), DECODERS, workers=2).run(plan)
     yield store
     store.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import FakeEncoder, FakeLocal, paint
+from fakes import DECODERS, FakeEncoder, FakeLocal, paint
 
 from mmsearch.ingest import looks
 from mmsearch.ingest.pipeline import Pipeline
@@ -18,7 +18,7 @@ def store(tmp_path):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [tmp_path / "p"], None), prune=None)
-        Pipeline(store, writer, FakeEncoder(), workers=2).run(plan)
+        Pipeline(store, writer, FakeEncoder(), DECODERS, workers=2).run(plan)
     yield store
     store.close()
 
@@ -33,12 +33,20 @@ def test_what_was_committed_before_an_interrupt_is_kept(store, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), store.writer() as writer:
-        looks.add_looks(store, writer, local, store.active_space(), workers=2, on_progress=stop)
+        looks.add_looks(
+            store, writer, local, store.active_space(), DECODERS, workers=2, on_progress=stop
+        )
     assert store.status().looks == 6
     with store.writer() as writer:
         assert (
             looks.add_looks(
-                store, writer, local, store.active_space(), workers=2, on_progress=told.append
+                store,
+                writer,
+                local,
+                store.active_space(),
+                DECODERS,
+                workers=2,
+                on_progress=told.append,
             )
             == 4
         )
@@ -52,5 +60,8 @@ def test_a_file_that_cannot_be_read_is_passed_over(store, tmp_path):
     (tmp_path / "p" / "3.png").unlink()
     (tmp_path / "p" / "4.png").write_bytes(b"no picture any more")
     with store.writer() as writer:
-        assert looks.add_looks(store, writer, FakeLocal(), store.active_space(), workers=2) == 8
+        assert (
+            looks.add_looks(store, writer, FakeLocal(), store.active_space(), DECODERS, workers=2)
+            == 8
+        )
     assert store.status().looks == 8

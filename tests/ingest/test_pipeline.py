@@ -7,14 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
-from fakes import paint
+from fakes import DECODERS, paint
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import UsageError
 from mmsearch.ingest import pipeline as pipeline_module
-from mmsearch.ingest import reading
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.media import isolated
 from mmsearch.store import catalog
 from mmsearch.store.store import Store
 
@@ -33,7 +33,7 @@ def run(store, encoder):
             scopes = scopes_of(store, writer, paths, exclude)
             labelled = (LabelledSet("set", tuple(captions)), paths[0]) if captions else None
             plan = make_plan(store, scopes, prune=prune, labelled=labelled)
-            return Pipeline(store, writer, encoder, workers=2).run(plan)
+            return Pipeline(store, writer, encoder, DECODERS, workers=2).run(plan)
 
     return index
 
@@ -73,7 +73,7 @@ def test_a_folder_is_taken_in_and_found(run, store, encoder, photos):
 
 def test_a_second_run_over_an_unchanged_folder_opens_no_file(run, photos, monkeypatch):
     run(photos)
-    monkeypatch.setattr(reading, "content_of", lambda path: 1 / 0)
+    monkeypatch.setattr(isolated.Decoders, "open", lambda self, path: 1 / 0)
     assert counts(run(photos)) == {"unchanged": 6}
 
 
@@ -106,7 +106,7 @@ def test_a_moved_file_keeps_its_id_and_is_not_decoded(run, store, encoder, photo
     run(photos)
     before = _ids_by_path(store)
     (photos / "red.png").rename(photos / "more" / "scarlet.png")
-    monkeypatch.setattr(reading, "decode", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(isolated.OpenFile, "picture", lambda *a, **k: 1 / 0)
     assert counts(run(photos)) == {"unchanged": 5, "moved": 1}
     after = _ids_by_path(store)
     assert set(after[1]) == set(before[1])
@@ -150,7 +150,7 @@ def test_a_touched_file_without_exif_gets_the_new_date(run, store, photos):
 def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos, monkeypatch):
     run(photos)
     shutil.copy(photos / "red.png", photos / "copy.png")
-    monkeypatch.setattr(reading, "decode", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(isolated.OpenFile, "picture", lambda *a, **k: 1 / 0)
     assert counts(run(photos)) == {"added": 1, "unchanged": 6}
     assert encoder.images_encoded == 6
 
@@ -289,7 +289,7 @@ def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, monk
     (photos / "bad.png").write_bytes(b"nothing")
     run(photos)
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "content_of", lambda path: 1 / 0)
+        patch.setattr(isolated.Decoders, "open", lambda self, path: 1 / 0)
         report = run(photos)
     assert (report.failed, report.known_bad, report.unchanged) == (0, 1, 6)
     paint(photos / "bad.png", "red", mark=9)
@@ -312,15 +312,17 @@ def test_a_picture_that_becomes_bad_is_no_longer_found(run, store, photos):
     assert "red.png" not in paths_in(store, photos)
 
 
+def unreadable(_decoders, process, _path):
+    return isolated.OpenFile(process, 0.0, isolated.NEVER, b"", "cannot be read: EIO")
+
+
 def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
     run, store, photos, monkeypatch
 ):
     run(photos)
     os.utime(photos / "red.png", ns=(1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            reading, "content_of", lambda path: (reading.NEVER, b"", "cannot be read: EIO")
-        )
+        patch.setattr(isolated.Decoders, "_read", unreadable)
         assert counts(run(photos)) == {"unchanged": 5, "failed": 1}
     assert "red.png" in paths_in(store, photos)
     assert counts(run(photos)) == {"unchanged": 6}
@@ -458,7 +460,7 @@ def test_a_path_beside_the_captions_file_comes_first(store, encoder, photos):
     with store.writer() as writer:
         scopes = scopes_of(store, writer, [photos], None)
         plan = make_plan(store, scopes, prune=None, labelled=(given, photos / "more"))
-        Pipeline(store, writer, encoder, workers=1).run(plan)
+        Pipeline(store, writer, encoder, DECODERS, workers=1).run(plan)
     held = store.contents()
     place = dict(zip(held.image_ids.tolist(), held.image_paths, strict=True))
     assert place[int(held.caption_media[0])] == os.fsencode(photos / "more" / "red.png")

@@ -198,7 +198,10 @@ def test_a_thumbnail_is_a_small_jpeg():
 
 
 def test_every_hostile_file_is_an_image_or_has_a_reason(data):
-    """And what Pillow alone reads to its end without a complaint, we read too."""
+    """And what Pillow alone reads to its end without a complaint, we read too.
+
+    But for one JPEG, whose tables are damaged: it comes out garbled and half gray.
+    """
     listed = json.loads((data / "ugly" / "index.json").read_text())
     assert len(listed) == 383
     readable = 0
@@ -208,7 +211,8 @@ def test_every_hostile_file_is_an_image_or_has_a_reason(data):
             found = decode(content, at_least=(224, 224))
         except DecodeError as error:
             assert str(error)
-            assert not pillow_reads(content), f"{entry['path']}: {error}"
+            if "5482a5465776" not in entry["path"]:
+                assert not pillow_reads(content), f"{entry['path']}: {error}"
         else:
             readable += 1
             assert found.image.mode == "RGB"
@@ -224,3 +228,21 @@ def pillow_reads(content: bytes) -> bool:
             return min(image.size) > 0
     except Exception:  # noqa: BLE001 - whatever Pillow raises, it does not read the file
         return False
+
+
+def test_a_jpeg_that_goes_on_with_zeros_is_damaged(picture):
+    """As a copy that was cut off in a file of full size; with and without another in its EXIF."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (200, 300, 3), np.uint8))
+    out = io.BytesIO()
+    picture().save(out, "JPEG")
+    for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + out.getvalue()}):
+        whole = io.BytesIO()
+        noise.save(whole, "JPEG", **options)
+        content = whole.getvalue()
+        assert decode(content).width == 300
+        assert decode(content + bytes(999)).width == 300  # behind its end there may be anything
+        for share in (0.3, 0.6, 0.95):
+            cut = content[: int(len(content) * share)]
+            with pytest.raises(DecodeError, match="damaged image"):
+                decode(cut + bytes(len(content) - len(cut)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import DIM, FakeEncoder, FakeLocal, paint, unit_vectors
+from fakes import DECODERS, DIM, FakeEncoder, FakeLocal, paint, unit_vectors
 from safetensors.torch import save_file
 
 from mmsearch.encoders.local import Looks
@@ -198,7 +198,7 @@ def store(tmp_path, folder):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [folder], None), prune=None)
-        Pipeline(store, writer, FakeEncoder(), workers=2).run(plan)
+        Pipeline(store, writer, FakeEncoder(), DECODERS, workers=2).run(plan)
     yield store
     store.close()
 
@@ -210,7 +210,7 @@ def searcher_of(store, local, mix=Mix(0.5, 0.3)):  # noqa: B008 - it is frozen
 
 def keep_looks(store, local):
     with store.writer() as writer:
-        return add_looks(store, writer, local, store.active_space(), workers=2)
+        return add_looks(store, writer, local, store.active_space(), DECODERS, workers=2)
 
 
 RED = Query((Term(text="red"),), k=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import DECODERS
 
 from mmsearch.errors import UsageError
 from mmsearch.ingest.pipeline import Pipeline
@@ -23,7 +24,7 @@ def searcher(tmp_path, photos, encoder):
     (photos / "green.txt").write_text("it is green\n")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [photos], None), prune=None)
-        Pipeline(store, writer, encoder, workers=2).run(plan)
+        Pipeline(store, writer, encoder, DECODERS, workers=2).run(plan)
     yield Searcher(store, encoder)
     store.close()
 

@@ -1,0 +1,327 @@
+"""Reads and decodes files in processes of their own, which can be stopped.
+
+A decoder is a hundred thousand lines of C that a stranger's file goes through. It may crash, hang,
+or ask for all memory there is; in a process of its own that costs this one file, and nothing else.
+No file costs more than LIMIT_SECONDS and LIMIT_BYTES.
+
+Parent and child talk over a socket: a header with two lengths, JSON, and pixels as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.errors import DecodeError, UnreadableError
+from mmsearch.media.fingerprint import NEVER, Stamp, content_hash, content_of
+from mmsearch.types import Preprocess
+
+#: What one file may take, to be read, decoded and scaled.
+LIMIT_SECONDS = 60.0
+#: And how much memory, on top of the 40 MB of a process that is idle.
+LIMIT_BYTES = 2 << 30
+_HEADER = struct.Struct(">II")
+_START_SECONDS = 60.0
+_MAX_REPLY = 1 << 28
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What decoding found: the pixels (height, width, 3) and what the file says of itself."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    captured: datetime | None
+
+
+class _Stopped(Exception):
+    """The process is gone, and why."""
+
+
+class OpenFile:
+    """A file that a process holds in its memory."""
+
+    def __init__(
+        self, process: _Process, deadline: float, stamp: Stamp, digest: bytes, reason: str
+    ) -> None:
+        self._process = process
+        self._deadline = deadline
+        self.stamp = stamp
+        self.digest = digest
+        """The hash of its content."""
+        self.reason = reason
+        """Why it cannot be read; "" where it can."""
+
+    def picture(self, how: Preprocess) -> Picture:
+        """Decodes it and makes it fit a model.
+
+        Raises:
+            DecodeError: it is not an image, is damaged, or takes too much; the message says which.
+        """
+        ask = {"how": dataclasses.asdict(how)}
+        try:
+            reply, pixels = self._process.ask(ask, self._deadline)
+        except _Stopped as error:
+            raise DecodeError(str(error)) from error
+        if reply["reason"]:
+            raise DecodeError(reply["reason"])
+        captured = datetime.fromisoformat(reply["captured"]) if reply["captured"] else None
+        shaped = np.frombuffer(pixels, np.uint8).reshape(*how.size, 3)
+        return Picture(shaped, reply["width"], reply["height"], captured)
+
+
+class Decoders:
+    """Processes that decode: as many as are asked at one time, started when they are needed."""
+
+    def __init__(self, seconds: float = LIMIT_SECONDS, memory: int = LIMIT_BYTES) -> None:
+        self._seconds = seconds
+        self._memory = memory
+        self._idle: list[_Process] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @contextmanager
+    def open(self, path: bytes) -> Iterator[OpenFile]:
+        """Reads a file. What is wrong with it is no exception, but its `reason`.
+
+        Raises:
+            UnreadableError: a process cannot be started.
+        """
+        process = self._take()
+        try:
+            yield self._read(process, path)
+        finally:
+            self._give(process)
+
+    def _read(self, process: _Process, path: bytes) -> OpenFile:
+        deadline = time.monotonic() + self._seconds
+        try:
+            reply, _ = process.ask({"path": os.fsdecode(path)}, deadline)
+        except _Stopped as error:
+            return OpenFile(process, deadline, NEVER, b"", f"cannot be read: {error}")
+        stamp = Stamp(*reply["stamp"])
+        return OpenFile(process, deadline, stamp, bytes.fromhex(reply["digest"]), reply["reason"])
+
+    def _take(self) -> _Process:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return _Process(self._seconds, self._memory)
+
+    def _give(self, process: _Process) -> None:
+        with self._lock:
+            if process.is_alive and not self._is_closed:
+                self._idle.append(process)
+                return
+        process.stop()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Process:
+    def __init__(self, seconds: float, memory: int) -> None:
+        own, theirs = socket.socketpair()
+        self._socket = own
+        self._seconds = seconds
+        self.is_alive = True
+        # -P: what lies in the current folder is no module of ours.
+        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(seconds),
+                   str(memory)]  # fmt: skip
+        package = str(Path(__file__).parents[2])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        try:
+            self._child = subprocess.Popen(  # noqa: S603 - ourselves
+                command,
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            own.close()
+            raise UnreadableError(f"no process to decode images in: {error.strerror}") from error
+        finally:
+            theirs.close()
+        try:
+            self._receive(time.monotonic() + _START_SECONDS)
+        except (_Stopped, OSError) as error:
+            self.stop()
+            raise UnreadableError(f"no process to decode images in: {error}") from error
+
+    def ask(self, message: dict[str, Any], deadline: float) -> tuple[dict[str, Any], bytearray]:
+        """Sends a message and returns the reply and the pixels with it.
+
+        Raises:
+            _Stopped: the process took too long, or is gone; it is gone in any case.
+        """
+        if not self.is_alive:
+            raise _Stopped("its decoder was stopped")
+        try:
+            self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+            _send(self._socket, message)
+            return self._receive(deadline)
+        except TimeoutError:
+            self.stop()
+            raise _Stopped(f"takes longer than {self._seconds:.0f} s") from None
+        except (OSError, ValueError, KeyError):
+            self.stop()
+            raise _Stopped(self._epitaph()) from None
+        except BaseException:
+            self.stop()  # an interrupt in the midst of a reply: nobody reads the rest
+            raise
+
+    def _receive(self, deadline: float) -> tuple[dict[str, Any], bytearray]:
+        def exactly(size: int) -> bytearray:
+            buffer = bytearray(size)
+            view, done = memoryview(buffer), 0
+            while done < size:
+                self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+                count = self._socket.recv_into(view[done:])
+                if not count:
+                    raise ConnectionError
+                done += count
+            return buffer
+
+        words, pixels = _HEADER.unpack(exactly(_HEADER.size))
+        if words + pixels > _MAX_REPLY:
+            raise ValueError
+        reply: dict[str, Any] = json.loads(exactly(words))
+        return reply, exactly(pixels)
+
+    def _epitaph(self) -> str:
+        code = self._child.returncode
+        if code == -signal.SIGKILL:
+            return "its decoder was killed, perhaps for want of memory"
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return f"its decoder crashed ({signal.Signals(-code).name})"
+        return "its decoder gave up"
+
+    def stop(self) -> None:
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        self._socket.close()
+        # One that has crashed is to end by its own signal, which tells why.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(0.2 if self._child.poll() is None else 0)
+        self._child.kill()
+        self._child.wait()
+
+
+def _send(to: socket.socket, message: dict[str, Any], pixels: bytes = b"") -> None:
+    words = json.dumps(message).encode()
+    to.sendall(_HEADER.pack(len(words), len(pixels)) + words)
+    if pixels:
+        to.sendall(pixels)
+
+
+# -- the child -------------------------------------------------------------------------------------
+
+
+def _serve(to: socket.socket, seconds: float) -> None:
+    from mmsearch.media.image import decode, fit
+
+    receive = to.makefile("rb")
+    _send(to, {})
+    content = b""
+    while header := receive.read(_HEADER.size):
+        words, _ = _HEADER.unpack(header)
+        message = json.loads(receive.read(words))
+        # If the parent is gone and cannot stop us: the signal ends the process by itself.
+        signal.alarm(int(seconds) + 10)
+        if "path" in message:
+            stamp, content, reason = content_of(os.fsencode(message["path"]))
+            digest = b"" if reason else content_hash(content)
+            _send(to, {"stamp": stamp, "digest": digest.hex(), "reason": reason})
+        else:
+            how = _preprocess(message["how"])
+            try:
+                found = decode(content, at_least=how.size)
+                pixels = fit(found.image, how).tobytes()
+            except DecodeError as error:
+                _send(to, {"reason": str(error)})
+            except MemoryError:
+                _send(to, {"reason": "too large: not enough memory to scale it"})
+            else:
+                captured = found.captured.isoformat() if found.captured else None
+                reply = {"reason": "", "width": found.width, "height": found.height,
+                         "captured": captured}  # fmt: skip
+                _send(to, reply, pixels)
+            found = pixels = None  # type: ignore[assignment] # nothing is kept between files
+            content = b""
+        signal.alarm(0)
+
+
+def _preprocess(values: dict[str, Any]) -> Preprocess:
+    for name in ("size", "mean", "std"):
+        values[name] = tuple(values[name])
+    return Preprocess(**values)
+
+
+def _limit(memory: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Where the system does not say what is taken already (macOS), its own limit has to do.
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", "rb") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+
+
+def _main() -> None:
+    number, seconds, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    import mmsearch.media.image  # noqa: F401 - before the limit, which is for files
+
+    _limit(memory)
+    with socket.socket(fileno=number) as to, contextlib.suppress(ConnectionError):
+        _serve(to, seconds)
+
+
+if __name__ == "__main__":
+    _main()
