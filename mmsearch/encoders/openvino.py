@@ -47,6 +47,11 @@ from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
 
+# Whoever first asks OpenVINO for an array has it find NumPy, behind a lock of C++ that waits with
+# Python's own lock held: two threads that ask at once wait for each other for ever. Modules are
+# imported by one thread.
+ov.Tensor(np.zeros(1, np.float32)).data  # noqa: B018 - for what it does once
+
 #: Bumped when a converted model of an older program cannot be used any more.
 EXPORT_VERSION = 3
 _HINTS = {"fp32": "f32", "bf16": "bf16"}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
-from mmsearch.config import MARKER
-from mmsearch.errors import DamageError, FormatError, UnreadableError, UsageError
+from mmsearch.errors import DamageError, FormatError, UsageError
 from mmsearch.store import catalog
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
 from mmsearch.store.paths import join, relative
-from mmsearch.store.store import Store, write_marker, writer_lock
+from mmsearch.store.store import Store, claim, writer_lock
 from mmsearch.store.verify import unsound
 from mmsearch.types import MODALITIES
 
@@ -37,7 +36,7 @@ def backup(store: Store, path: Path, files: Sequence[str]) -> int:
     if path.exists():
         raise UsageError(f"{path}: there already; name a new file")
     draft = draft_of(path)
-    with _writing(path):
+    with catalog.writing(path):
         try:
             catalog.unlink_all(draft)
             with closing(sqlite3.connect(draft, isolation_level=None)) as target:
@@ -82,13 +81,9 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
         raise UsageError(f"{folder}: not a folder; name a new one with --index DIR")
     if (folder / catalog.FILE_NAME).exists():
         raise UsageError(f"{folder}: an index is there already; name a new folder with --index DIR")
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MARKER).is_file():
-            if any(folder.iterdir()):
-                raise UsageError(f"{folder}: not empty; name a new folder with --index DIR")
-            write_marker(folder)
-    with writer_lock(folder), _writing(folder):
+    with catalog.writing(folder):
+        claim(folder)
+    with writer_lock(folder), catalog.writing(folder):
         target = folder / catalog.FILE_NAME
         draft = draft_of(target)
         try:
@@ -112,16 +107,6 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
             catalog.unlink_all(draft)
     with Store(folder).writer() as writer:
         writer.compact()
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except sqlite3.OperationalError as error:
-        raise UnreadableError(f"{path}: cannot be written: {error}") from error
 
 
 def _check(copy: sqlite3.Connection, path: Path) -> None:

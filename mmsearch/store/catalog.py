@@ -115,8 +115,19 @@ class Catalog:
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._engine: Engine | None = None
-        with self.read() as connection:
-            version = format_version(connection)
+        self._fixed: os.stat_result | None = None
+        try:
+            with self.read() as connection:
+                version = format_version(connection)
+        except UnreadableError:
+            # Where it may write nothing, SQLite cannot share a log with others. If there is no log,
+            # the file alone is all, as long as nobody changes it.
+            if os.access(path.parent, os.W_OK) or companions(path)[0].exists():
+                raise
+            self._drop_idle()
+            self._fixed = os.stat(path)
+            with self.read() as connection:
+                version = format_version(connection)
         if version < FORMAT_VERSION:
             with _explaining(path):
                 _migrate(path)
@@ -130,11 +141,13 @@ class Catalog:
             connection = _connect(draft)
             try:
                 connection.execute("PRAGMA page_size = 16384")  # ignored once it is in WAL mode
-                connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 _migrate(draft)
+                # Not before: what stands in a log is folded into the file when that is closed, and
+                # where this fails SQLite does not say so. Now there is nothing to fold.
+                connection.execute("PRAGMA journal_mode = WAL")
             finally:
-                connection.close()  # the last connection folds the log into the file
+                connection.close()
         sync_file(draft)
         os.replace(draft, path)
         sync_folder(path.parent)
@@ -142,13 +155,17 @@ class Catalog:
 
     def close(self) -> None:
         """Lets go of the file; an open transaction keeps its connection to its end."""
+        self._drop_idle()
         with self._lock:
-            idle, self._idle = self._idle, []
             engine, self._engine = self._engine, None
-        for connection in idle:
-            connection.close()
         if engine is not None:
             engine.dispose()
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
 
     def copy(self, to: Catalog) -> None:
         """Copies everything, as of now, over another catalog; writers are not held up."""
@@ -196,9 +213,12 @@ class Catalog:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        if self._fixed is not None and _has_changed(self.path, self._fixed):
+            self._fixed = None
+            self._drop_idle()
         with self._lock:
             found = self._idle.pop() if self._idle else None
-        connection = found or _connect(self.path)
+        connection = found or _connect(self.path, is_fixed=self._fixed is not None)
         try:
             yield connection
         finally:
@@ -224,10 +244,23 @@ def unlink_all(path: Path) -> None:
         one.unlink(missing_ok=True)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _has_changed(path: Path, before: os.stat_result) -> bool:
+    now = os.stat(path)
+    return (
+        (now.st_ino, now.st_size, now.st_mtime_ns)
+        != (before.st_ino, before.st_size, before.st_mtime_ns)
+        or companions(path)[0].exists()
+    )  # fmt: skip
+
+
+def _connect(path: Path, *, is_fixed: bool = False) -> sqlite3.Connection:
     # Transactions are opened by us, those of DDL included. Threads take turns with a connection.
     connection = sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        f"{path.absolute().as_uri()}?immutable=1" if is_fixed else path,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=is_fixed,
     )
     try:
         connection.execute("PRAGMA synchronous = FULL")
@@ -277,6 +310,21 @@ def _explaining(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         raise _explained(error, path) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says so where a file or a folder cannot be written, in one line.
+
+    Raises:
+        UnreadableError: instead of what the system or SQLite raises.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except sqlite3.OperationalError as error:
+        raise UnreadableError(f"{path}: cannot be written: {error}") from error
 
 
 def _explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:

@@ -61,7 +61,7 @@ def repair(folder: Path) -> Outcome:
     kinds = {one.kind for one in outcome.found}
     if not kinds:
         return outcome
-    with writer_lock(folder):
+    with writer_lock(folder), catalog.writing(folder):
         if kinds & {"catalog", "item"}:
             _salvage(folder, outcome)
         with closing(Store(folder)) as store:
@@ -142,6 +142,7 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
         with closing(_opened(path, scratch)) as source:
             Catalog.create(draft).close()
             with closing(sqlite3.connect(draft, isolation_level=None)) as target:
+                target.execute("PRAGMA journal_mode = DELETE")  # see Catalog.create
                 target.execute("PRAGMA foreign_keys = ON")
                 target.execute("BEGIN IMMEDIATE")
                 for table in _TABLES:

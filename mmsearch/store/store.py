@@ -19,7 +19,7 @@ from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
 from mmsearch.store import catalog, filters
 from mmsearch.store.catalog import Catalog, Item, MediaFacts, SpaceRow
-from mmsearch.store.files import draft_of, sync_folder, write_durably
+from mmsearch.store.files import draft_of, make_folder, sync_folder, write_durably
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import to_path
 from mmsearch.store.vector_index import Found
@@ -127,15 +127,8 @@ class Store:
             UsageError: the folder holds something else.
         """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / MARKER).is_file():
-                if any(path.name != draft_of(folder / MARKER).name for path in folder.iterdir()):
-                    raise UsageError(
-                        f"{folder}: not empty and not an index of mmsearch; name an empty or a "
-                        "new folder with --index DIR"
-                    )
-                write_marker(folder)
-            (folder / VECTORS).mkdir(exist_ok=True)
+            claim(folder)
+            make_folder(folder / VECTORS)
             with writer_lock(folder):
                 if not (folder / catalog.FILE_NAME).is_file():
                     Catalog.create(folder / catalog.FILE_NAME).close()
@@ -406,8 +399,21 @@ def _all(
     return ids[order], vectors[order]
 
 
-def write_marker(folder: Path) -> None:
-    """Marks a folder as mmsearch's own."""
+def claim(folder: Path) -> None:
+    """Makes a folder, if it is not there, and marks it as mmsearch's own.
+
+    Raises:
+        UsageError: it holds something else.
+        OSError: it cannot be written.
+    """
+    make_folder(folder)
+    if (folder / MARKER).is_file():
+        return
+    if any(path.name != draft_of(folder / MARKER).name for path in folder.iterdir()):
+        raise UsageError(
+            f"{folder}: not empty and not an index of mmsearch; name an empty or a new folder with "
+            "--index DIR"
+        )
     content = {"what": "an index of mmsearch; see docs/format.md", "format": FORMAT_VERSION}
     write_durably(folder / MARKER, (json.dumps(content) + "\n").encode())
 
@@ -435,15 +441,22 @@ def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
 
     Raises:
         IndexInUse: another process goes on writing.
+        UnreadableError: nothing can be written there.
     """
     # The kernel drops the lock with the process that holds it, so a kill leaves none behind.
+    lock = FileLock(folder / _LOCK, timeout=wait)
     try:
-        with FileLock(folder / _LOCK, timeout=wait):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise IndexInUse(
             f"{folder}: another process is writing to this index; try again when it has ended"
         ) from error
+    except OSError as error:
+        raise UnreadableError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _answer(found: Found, known: dict[int, Item]) -> Answer:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmsearch.errors import DamageError, UnreadableError, UsageError
 from mmsearch.store import catalog, filters
 from mmsearch.store.catalog import Catalog, RootRow, SnapshotRow, SpaceRow
-from mmsearch.store.files import draft_of, sync_file, sync_folder
+from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
 from mmsearch.store.paths import join, relative
 from mmsearch.store.vectors import APPROXIMATE_FROM, cells_of
 from mmsearch.types import MODALITIES, EncoderSpec, Ids, Modality, Vectors
@@ -153,7 +153,7 @@ class Writer:
 
     def mend(self) -> None:
         """Writes snapshots whose files are gone, and deletes what nothing names any more."""
-        self._folder.mkdir(exist_ok=True)
+        make_folder(self._folder)
         self._drop_retired()
         for space, modality, row, _ in self._loads():
             if row is not None and not is_whole(self._folder / row.file, row, space.spec.dim):
