@@ -1,4 +1,4 @@
-"""A kill at any moment, a power cut, a failing disk: nothing committed is lost, nothing is half done.
+"""A kill, a power cut, a failing disk: nothing committed is lost, nothing is half done.
 
 A sample of what benchmarks/faults.py does in full.
 """
