@@ -152,7 +152,7 @@ def model_of(folder: Path) -> str | None:
             stored = pq.read_schema(path).metadata or {}
         except (OSError, pa.ArrowException):
             return None
-        return stored[_MODEL_KEY].decode() if _MODEL_KEY in stored else None
+        return stored[_MODEL_KEY].decode("utf-8", "replace") if _MODEL_KEY in stored else None
     return None
 
 
@@ -199,7 +199,8 @@ def _parts(folder: Path) -> Iterator[tuple[Vectors, Vectors | None, pa.Table]]:
                 np.load(texts, mmap_mode="r", allow_pickle=False) if texts.is_file() else None,
                 pq.read_table(metadata),
             )
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except Exception as error:
+            # NumPy and Arrow answer files that are not what they say with nearly anything.
             raise LabelsError(f"{folder}: part {number} cannot be read: {error}") from error
 
 
@@ -213,7 +214,7 @@ def _check_part(
 ) -> None:
     stored = table.schema.metadata or {}
     if stored.get(_SPACE_KEY, spec.space.encode()) != spec.space.encode():
-        model = stored.get(_MODEL_KEY, b"another model").decode()
+        model = stored.get(_MODEL_KEY, b"another model").decode("utf-8", "replace")
         raise SpaceError(
             f"{folder}: these vectors come from '{model}', this index uses '{spec.model}'; "
             f"import into a new index with --model {model}"

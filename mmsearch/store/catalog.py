@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmsearch.config import MARKER
-from mmsearch.errors import DamageError, FormatError, IndexInUse, StoreError, UnreadableError
+from mmsearch.errors import (
+    DamageError,
+    FormatError,
+    IndexInUse,
+    MmsearchError,
+    StoreError,
+    UnreadableError,
+)
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.files import draft_of, sync_file, sync_folder
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
@@ -40,6 +47,8 @@ ACTIVE, COMING, RETIRED = 1, 0, -1
 _BUSY_SECONDS = 10.0
 _CHUNK = 500  # ids in one IN (...)
 _QUERY_WORDS = 64
+#: SQLite calls these errors of whoever asks, but what we ask for is always there.
+_IS_DAMAGE = re.compile("UTF-8|already exists|duplicate column|no such (table|column)|malformed")
 _SNAPSHOT_NAME = re.compile(r"\d+-(image|caption)-\d+\.faiss")
 #: They stand in most captions, so they cost much and tell nothing.
 _FUNCTION_WORDS = frozenset(
@@ -194,7 +203,15 @@ class Catalog:
             self._connection() as connection,
             _begun(connection, "BEGIN"),
         ):
-            yield connection
+            try:
+                yield connection
+            except (MmsearchError, sqlite3.Error, OSError):
+                raise
+            except Exception as error:
+                # Rows from a damaged page are none of ours, and whatever reads them stumbles.
+                if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+                    raise _is_damaged(self.path, str(error)) from error
+                raise
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -310,6 +327,8 @@ def _explaining(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         raise _explained(error, path) from error
+    except UnicodeDecodeError as error:  # a message of SQLite's that names what is damaged
+        raise _is_damaged(path, str(error)) from error
 
 
 @contextmanager
@@ -329,12 +348,16 @@ def writing(path: Path) -> Iterator[None]:
 
 def _explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:
     reason = str(error)
-    if isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, sqlite3.OperationalError) and not _IS_DAMAGE.search(reason):
         if "locked" in reason:
             return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
         return UnreadableError(f"{path}: the catalog cannot be used: {reason}")
     if "not a database" in reason and not (path.parent / MARKER).is_file():
         return FormatError(f"{path} is not a catalog of mmsearch; name another folder")
+    return _is_damaged(path, reason)
+
+
+def _is_damaged(path: Path, reason: str) -> DamageError:
     return DamageError(f"{path}: the catalog is damaged: {reason}; run 'mmsearch repair'")
 
 
@@ -394,17 +417,35 @@ def retired_spaces(connection: sqlite3.Connection) -> list[SpaceRow]:
 
 def _spaces(connection: sqlite3.Connection, state: int) -> list[SpaceRow]:
     rows = _rows(connection, "SELECT id, spec, precision FROM space WHERE active = ?", (state,))
-    return [
-        SpaceRow(row.id, EncoderSpec.from_json(json.loads(row.spec)), row.precision) for row in rows
-    ]
+    try:
+        return [
+            SpaceRow(row.id, EncoderSpec.from_json(json.loads(row.spec)), row.precision)
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(
+            f"the catalog is damaged: the description of its model ({error}); run 'mmsearch repair'"
+        ) from error
 
 
 def roots(connection: sqlite3.Connection) -> list[RootRow]:
     rows = connection.execute("SELECT id, path, walked, exclude FROM root ORDER BY path")
     return [
-        RootRow(number, path, bool(walked), tuple(json.loads(exclude)))
+        RootRow(number, path, bool(walked), _globs(exclude))
         for number, path, walked, exclude in rows
     ]
+
+
+def _globs(exclude: str) -> tuple[str, ...]:
+    try:
+        found = json.loads(exclude)
+        if not isinstance(found, list) or not all(isinstance(glob, str) for glob in found):
+            raise ValueError("no list of texts")
+    except (ValueError, TypeError) as error:
+        raise DamageError(
+            f"the catalog is damaged: what a folder leaves out ({error}); run 'mmsearch repair'"
+        ) from error
+    return tuple(found)
 
 
 def under(prefix: bytes) -> tuple[str, tuple[bytes, ...]]:

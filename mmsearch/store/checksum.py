@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 _PART = 4 << 20
 
@@ -21,11 +19,11 @@ def of_vector(content: bytes | memoryview, item_id: int) -> int:
     return found - (1 << 64) if found >= 1 << 63 else found
 
 
-def of_arrays(*arrays: NDArray[np.int64]) -> bytes:
-    """The checksum of arrays one after the other, 16 bytes."""
+def of_parts(*parts: bytes) -> bytes:
+    """The checksum of parts one after the other, 16 bytes."""
     digest = xxhash.xxh3_128()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+    for part in parts:
+        digest.update(part)
     return bytes(digest.digest())
 
 

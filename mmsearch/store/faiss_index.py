@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError
-from mmsearch.store.checksum import of_arrays, of_file, of_vector
+from mmsearch.store.checksum import of_file, of_parts, of_vector
 from mmsearch.store.vector_index import Found, best
 from mmsearch.types import Ids, Vectors
 
@@ -21,6 +23,8 @@ Rows = NDArray[np.int64]
 
 #: Where no more than so many may be found, or this share, these are looked up one by one.
 _FEW, _FEW_SHARE = 1000, 1 / 8
+#: What stands in front of the vectors is shorter.
+_HEAD = 128
 #: A table of rows by id may have so many places for each row.
 _SPARSE = 8
 
@@ -45,8 +49,6 @@ class _Saved:
     checksum: bytes
     rows: NDArray[np.int64]
     """The checksum of each row, (n,): they stand behind what FAISS reads."""
-    ids: bytes
-    """The checksum of all ids and of `rows`, which stands behind those."""
 
 
 class FaissIndex:
@@ -82,15 +84,12 @@ class FaissIndex:
             FileNotFoundError: there is no such file (compacted away since it was looked up).
             DamageError: the file is not what was saved.
         """
+        rows = _checked_rows(path) if checksum is not None else None
         # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
         index = read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        if checksum is None:
+        if checksum is None or rows is None:
             return cls(index)
-        count, size = int(index.ntotal), path.stat().st_size
-        if size < count * (4 * int(index.d) + 16) + 16:
-            raise damaged(path)
-        end = np.memmap(path, np.uint8, "r", size - 8 * count - 16)
-        return cls(index, _Saved(path, checksum, end[:-16].view("<i8"), bytes(end[-16:])))
+        return cls(index, _Saved(path, checksum, rows))
 
     def save(self, path: Path) -> bytes:
         """Writes the index, and returns the checksum of the file.
@@ -103,9 +102,11 @@ class FaissIndex:
             of_vector(row.data, number)
             for row, number in zip(self._vectors, self.ids.tolist(), strict=True)
         ]
-        sums = np.array(rows, np.dtype("<i8"))
-        with path.open("ab") as file:
-            file.write(sums.tobytes() + of_arrays(self.ids, sums))
+        with path.open("r+b") as file:
+            head = file.read(_HEAD)
+            file.seek(-8 * (len(rows) + 1), os.SEEK_END)  # how many ids, and they
+            end = file.read() + np.array(rows, np.dtype("<i8")).tobytes()
+            file.write(end[8 * (len(rows) + 1) :] + of_parts(head, end))
         return of_file(path)
 
     def check(self) -> None:
@@ -153,15 +154,12 @@ class FaissIndex:
     @cached_property
     def ids(self) -> Ids:
         found: Ids = faiss.vector_to_array(self._index.id_map)
-        if self._saved is not None and of_arrays(found, self._saved.rows) != self._saved.ids:
-            raise damaged(self._saved.path)
         return found
 
     @property
     def checksums(self) -> NDArray[np.int64]:
         """The checksum of each row of a file that `save` wrote, (n,)."""
         assert self._saved is not None
-        self.ids  # noqa: B018 - looks at them first
         return self._saved.rows
 
     @cached_property
@@ -235,6 +233,34 @@ def _differs(vector: Vectors, item_id: int, checksum: int) -> bool:
     return of_vector(vector.data, item_id) != checksum
 
 
+def _checked_rows(path: Path) -> NDArray[np.int64]:
+    """The checksums of the rows of a file, (n,), if all of it but its vectors is as it was saved.
+
+    FAISS takes what a header says for granted, and asks for as much memory.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamageError: it is not.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+            _, dim, count = struct.unpack_from("<4siq", head.ljust(16, b"\0"))
+            size = os.fstat(file.fileno()).st_size
+            if dim < 1 or not 0 <= count <= size // (4 * dim + 16):
+                raise damaged(path)
+            file.seek(max(0, size - 16 * count - 24))
+            end = file.read()
+            head = head[: max(0, size - 8 * count - 16)]  # an empty index is shorter
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise damaged(path) from error
+    if of_parts(head, end[:-16]) != end[-16:]:
+        raise damaged(path)
+    return np.frombuffer(end, np.dtype("<i8"), count, 8 * (count + 1))
+
+
 def damaged(path: Path) -> DamageError:
     return DamageError(f"{path}: the vector file is damaged; run 'mmsearch repair'")
 
@@ -274,7 +300,7 @@ def read_index(path: Path, flags: int) -> Any:
     """
     try:
         return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not path.is_file():
             raise FileNotFoundError(path) from error
         raise damaged(path) from error

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from mmsearch.errors import FormatError
+from mmsearch.errors import DamageError, FormatError
 from mmsearch.store.checksum import of_vector
 
 #: SQLite's application_id of a catalog: "mmsr".
@@ -161,6 +161,8 @@ def format_version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise FormatError("catalog.sqlite3 is not a catalog of mmsearch; name another folder")
+    if version < 0:
+        raise DamageError("the catalog is damaged: it has no format; run 'mmsearch repair'")
     if version > FORMAT_VERSION:
         raise FormatError(
             f"the index has format {version}, this program knows up to {FORMAT_VERSION}; "

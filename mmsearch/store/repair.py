@@ -7,6 +7,7 @@ What is gone for good is listed, and taken out: nothing that is left is wrong.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -274,13 +275,18 @@ def _tidy(target: sqlite3.Connection) -> None:
     for number, file in target.execute("SELECT rowid, file FROM snapshot").fetchall():
         if not catalog.is_snapshot_name(file):
             target.execute("DELETE FROM snapshot WHERE rowid = ?", (number,))
+    for number, exclude in target.execute("SELECT id, exclude FROM root").fetchall():
+        with suppress(ValueError, TypeError):
+            if isinstance(json.loads(exclude), list):
+                continue
+        target.execute("UPDATE root SET exclude = '[]' WHERE id = ?", (number,))
     if not target.execute("SELECT 1 FROM revision").fetchone():
         target.execute("INSERT INTO revision VALUES (1)")
     try:
         catalog.retired_spaces(target)  # reads every description
         space = catalog.active_space(target)
         catalog.coming_space(target)
-    except (ValueError, KeyError, TypeError):
+    except DamageError:
         space = None
     if space is None and target.execute("SELECT 1 FROM media LIMIT 1").fetchone():
         raise DamageError(

@@ -34,6 +34,7 @@ _LOCK = "writer.lock"
 #: A repaired catalog, whole, on its way to its place.
 REPAIRED = "catalog.repaired.sqlite3"
 
+_LACKS = "{}: damaged: {}; run 'mmsearch repair'"
 #: Captions that all say the same are spread over nothing: their cosines are compared with this.
 _LEAST_DEVIATION = 0.02
 
@@ -265,6 +266,8 @@ class Store:
             for caption, cosine in _scores(views["caption"], query, len(missing), missing).items():
                 best.setdefault(owners[caption], cosine)
             items = catalog.items(connection, "image", media)
+            if lacking := next((number for number in media if number not in near["image"]), None):
+                raise DamageError(_LACKS.format(self.folder, f"image {lacking} has no vector"))
         return Evidence(
             media=np.array(media, np.int64),
             items=[items[number] for number in media],
@@ -461,6 +464,8 @@ def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
 
 def _answer(found: Found, known: dict[int, Item]) -> Answer:
     scores, ids = found
+    if strange := next((number for number in ids.tolist() if number not in known), None):
+        raise DamageError(_LACKS.format("the catalog", f"there is a vector of nothing ({strange})"))
     return Answer(
         [float(score) for score in scores],
         [int(number) for number in ids],

@@ -268,4 +268,4 @@ def is_whole(path: Path, row: SnapshotRow, dim: int) -> bool:
     except OSError:
         return False
     is_same = begins == struct.pack("<4siq", b"IxMp", dim, row.vectors)
-    return is_same and row.checksum is not None and size >= row.vectors * (4 * dim + 16) + 16
+    return is_same and row.checksum is not None and size >= row.vectors * (4 * dim + 16) + 24
