@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "crash"))
 
 import faults
 
+from mmsearch import Engine
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -68,10 +70,13 @@ def kill(scenarios, bench, args):
 def power(scenarios, bench, args):
     counts = Counter()
     for scenario in scenarios:
-        if not scenario.is_sound_before:
-            continue
+        is_sound = scenario.is_sound_before
         for place, told, known in faults.power_cuts(scenario, bench, every=args.every):
-            faults.check_after_cut(place, told, known)
+            faults.check_after_cut(place, told, known, must_be_sound=is_sound)
+            if not is_sound:
+                with Engine.open(place, notify=lambda line: None) as engine:
+                    engine.repair()
+                faults.check_whole(place)
             counts[scenario.name] += 1
         print(f"power: {scenario.name} {counts[scenario.name]}", flush=True)
     return counts

@@ -528,10 +528,12 @@ class Engine:
     def repair(self, on_progress: OnProgress = _ignore) -> Repaired:
         """Makes a damaged index sound again; what was lost is in the report.
 
+        Images whose vectors are lost are embedded again. Where the model is not at hand, or their
+        folder is missing, they stay without: `verify` says so, and another repair goes on.
+
         Raises:
             IndexNotFound: there is no index.
             DamageError: too little is left of it.
-            ModelNotFound: vectors are lost, and the model that they were made with is not at hand.
         """
         from mmsearch import upkeep
 
@@ -545,7 +547,7 @@ class Engine:
         before = self.status().bytes
         with self.store.writer() as writer:
             writer.compact()
-        self.store.catalog.shrink()
+            self.store.catalog.shrink()
         return before - self.status().bytes
 
     def backup(self, path: PathLike) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.encoders.loading import pick_device
+from mmsearch.errors import ModelNotFound
 from mmsearch.media.isolated import Decoders
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
@@ -39,7 +40,11 @@ def repair(
             if _lacks(store, space):
                 from mmsearch.ingest.beside import embed_missing
 
-                encoder = models.for_space(space.spec, pick_device(engine.settings.device))
+                try:
+                    encoder = models.for_space(space.spec, pick_device(engine.settings.device))
+                except ModelNotFound as error:  # what is lost has to be told of all the same
+                    engine.notify(str(error))
+                    return Repaired(outcome.found, tuple(lost), 0, outcome.kept)
                 workers = engine.settings.workers
                 with Decoders() as decoders:
                     done = embed_missing(
@@ -61,16 +66,36 @@ def _lacks(store: Store, space: SpaceRow) -> bool:
 
 
 def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:
-    """Removes images that have no vector and whose files give none; their paths."""
+    """Removes images that have no vector and whose files give none; their paths.
+
+    Those of folders that are missing or empty stay.
+    """
     found: list[str] = []
+    after = 0
     while True:
         with store.catalog.read() as connection:
-            some = catalog.media_without_vector(connection, space, 0, 1000)
+            some = catalog.media_without_vector(connection, space, after, 1000)
+            roots = {root.id: root.path for root in catalog.roots(connection)}
+            captions = catalog.captions_of(connection, [item.id for item in some])
         if not some:
             return found
+        after = some[-1].id
+        # Not where all of a folder is gone: that may be a disk that is not mounted.
+        there = {number: _has_something(path) for number, path in roots.items()}
+        going = [item for item in some if there[item.root_id]]
         with writer.change() as change:
-            change.remove_media([item.id for item in some])
-        found += [os.fsdecode(item.absolute) for item in some]
+            change.remove_media([item.id for item in going])
+        for item in going:
+            given = sum(row.source == "file" for row in captions.get(item.id, ()))
+            found.append(os.fsdecode(item.absolute) + (f" ({given} captions)" if given else ""))
+
+
+def _has_something(folder: bytes) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def backup(store: Store, path: Path) -> int:

@@ -78,7 +78,8 @@ def _explaining(command: Callable[..., None]) -> Callable[..., None]:
             # Whoever read our output has seen enough; Python must not complain at its exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            print(f"mmsearch: {error}", file=sys.stderr)
+            what = error if error.filename else f"output cannot be written: {error.strerror}"
+            print(f"mmsearch: {what}", file=sys.stderr)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(4) from None
 
@@ -121,6 +122,9 @@ app.add_typer(_training, name="train")
 
 def main() -> None:
     """The program `mmsearch`."""
+    for name in ("stdout", "stderr"):  # closed by whoever started us
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is escaped
             stream.reconfigure(errors="backslashreplace")

@@ -153,7 +153,7 @@ def _print(report: IngestReport) -> None:
         say(f"{report.failed} could not be used: see 'mmsearch errors'")
     for root in report.kept_roots:
         say(
-            f"{shown_path(root)}: missing or empty, so nothing was removed for it; "
+            f"{shown_path(root)}: missing, empty or not readable, so nothing was removed for it; "
             "if that is right, run again with --prune"
         )
     if report.unmatched_captions:

@@ -44,14 +44,15 @@ def verify(
         for damage in found.damages:
             print(printable(damage.what))
         if not found.damages:
-            how = "every checksum" if found.deep else "structure; --deep compares checksums too"
+            what = "sound" if found.deep else "no damage in structure"
+            more = "" if found.deep else "; --deep compares contents with checksums"
             print(
-                f"sound: {found.images} images, {found.captions} captions "
-                f"({how}; {found.seconds:.1f} s)"
+                f"{what}: {found.images} images, {found.captions} captions "
+                f"({found.seconds:.1f} s{more})"
             )
     if found.damages:
         raise DamageError(
-            f"{len(found.damages)} damages found; 'mmsearch repair' mends what can be mended"
+            f"damage found ({len(found.damages)}); 'mmsearch repair' mends what can be mended"
         )
 
 
@@ -81,9 +82,13 @@ def repair(index: IndexOption = None, json_: JsonOption = False) -> None:
     if done.kept is not None:
         say(f"the damaged catalog is kept as {shown_path(done.kept)}")
     if done.lost:
-        say("'mmsearch index' takes lost files in again where they are there")
+        say("'mmsearch index PATH' takes lost files in again where they are there")
     if after.damages:
-        raise DamageError(f"still damaged: {printable(after.damages[0].what)}")
+        hint = (
+            ": where a folder is missing or its model is not at hand, see to that and repair again"
+            if after.damages[0].kind == "lacking" else ""
+        )  # fmt: skip
+        raise DamageError(f"still damaged: {printable(after.damages[0].what)}{hint}")
 
 
 def compact(index: IndexOption = None) -> None:

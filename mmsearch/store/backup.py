@@ -14,7 +14,7 @@ from mmsearch.store import catalog
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
 from mmsearch.store.paths import join, relative
-from mmsearch.store.store import Store, claim, writer_lock
+from mmsearch.store.store import REPAIRED, Store, claim, writer_lock
 from mmsearch.store.verify import unsound
 from mmsearch.types import MODALITIES
 
@@ -35,6 +35,8 @@ def backup(store: Store, path: Path, files: Sequence[str]) -> int:
     """
     if path.exists():
         raise UsageError(f"{path}: there already; name a new file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder")
     draft = draft_of(path)
     with catalog.writing(path):
         try:
@@ -77,20 +79,24 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as source:
+        _check_is_backup(source, path)
+        _places(source, moved)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: not a folder; name a new one with --index DIR")
-    if (folder / catalog.FILE_NAME).exists():
-        raise UsageError(f"{folder}: an index is there already; name a new folder with --index DIR")
     with catalog.writing(folder):
         claim(folder)
     with writer_lock(folder), catalog.writing(folder):
         target = folder / catalog.FILE_NAME
+        if target.exists() or (folder / REPAIRED).exists():
+            raise UsageError(
+                f"{folder}: an index is there already; name a new folder with --index DIR"
+            )
         draft = draft_of(target)
         try:
             catalog.unlink_all(draft)
             shutil.copyfile(path, draft)
             with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
-                _check_is_backup(copy, path)
                 _check(copy, path)
                 copy.execute("BEGIN")
                 _move_roots(copy, moved)
@@ -101,6 +107,8 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
                 copy.execute("COMMIT")
                 copy.execute("PRAGMA journal_mode = WAL")
             sync_file(draft)
+            for one in catalog.companions(target):  # see Catalog.create
+                one.unlink(missing_ok=True)
             draft.replace(target)
             sync_folder(folder)
         finally:
@@ -128,7 +136,7 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
     except sqlite3.DatabaseError:
         is_sound = False
     if not is_sound:
-        raise DamageError(f"{path}: damaged, so that nothing was made of it; see 'mmsearch verify'")
+        raise DamageError(f"{path}: damaged, so that nothing was made of it")
 
 
 def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
@@ -137,14 +145,21 @@ def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
         (version,) = copy.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
-        raise UsageError(f"{path}: not a backup of mmsearch, or damaged: {error}") from error
+        if "not a database" in str(error):
+            raise UsageError(f"{path}: not a backup of mmsearch") from error
+        raise DamageError(f"{path}: damaged, so that nothing was made of it: {error}") from error
     if application != APPLICATION_ID or "kept_file" not in tables:
         raise UsageError(f"{path}: not a backup of mmsearch")
     if version > FORMAT_VERSION:
         raise FormatError(f"{path}: made by a newer mmsearch; update this one")
 
 
-def _move_roots(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:
+def _places(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> dict[int, bytes]:
+    """Where each root lies now.
+
+    Raises:
+        UsageError: what is said to have moved is none of them, or two come to lie in one place.
+    """
     roots = dict(copy.execute("SELECT path, id FROM root ORDER BY path"))
     used: set[bytes] = set()
     places: dict[int, bytes] = {}
@@ -164,6 +179,11 @@ def _move_roots(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:
         )
     if len(set(places.values())) < len(places):
         raise UsageError("two indexed folders cannot move to one place")
+    return places
+
+
+def _move_roots(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:
+    places = _places(copy, moved)
     for number in places:  # aside first: one may take the place that another leaves
         copy.execute("UPDATE root SET path = ? WHERE id = ?", (b"\0%d" % number, number))
     for number, path in places.items():

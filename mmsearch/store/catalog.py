@@ -34,7 +34,13 @@ from mmsearch.errors import (
 )
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.files import draft_of, sync_file, sync_folder
-from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, format_version, migrate
+from mmsearch.store.migrations import (
+    APPLICATION_ID,
+    FORMAT_VERSION,
+    format_version,
+    is_newer,
+    migrate,
+)
 from mmsearch.store.paths import join, to_path
 from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
 
@@ -125,9 +131,15 @@ class Catalog:
         self._idle: list[sqlite3.Connection] = []
         self._engine: Engine | None = None
         self._fixed: os.stat_result | None = None
+        self.identity = _identity(path)
+        """Which file is open: `repair` and `restore` may put another in its place."""
         try:
             with self.read() as connection:
                 version = format_version(connection)
+        except FormatError as error:
+            if (path.parent / MARKER).is_file() and not is_newer(error):
+                raise _is_damaged(path, "it does not begin as one") from error
+            raise
         except UnreadableError:
             # Where it may write nothing, SQLite cannot share a log with others. If there is no log,
             # the file alone is all, as long as nobody changes it.
@@ -146,7 +158,7 @@ class Catalog:
         """Makes an empty catalog: it appears whole under its name, or not at all."""
         draft = draft_of(path)
         unlink_all(draft)
-        with _explaining(path):
+        with _explaining(path), _removing(draft):
             connection = _connect(draft)
             try:
                 connection.execute("PRAGMA page_size = 16384")  # ignored once it is in WAL mode
@@ -158,6 +170,8 @@ class Catalog:
             finally:
                 connection.close()
         sync_file(draft)
+        for one in companions(path):  # SQLite would write a log that was left into this one
+            one.unlink(missing_ok=True)
         os.replace(draft, path)
         sync_folder(path.parent)
         return cls(path)
@@ -170,6 +184,13 @@ class Catalog:
         if engine is not None:
             engine.dispose()
 
+    def _follow(self) -> None:
+        """Lets go of a file that another has taken the place of."""
+        now = _identity(self.path)
+        if now not in (None, self.identity):
+            self.close()
+            self.identity = now
+
     def _drop_idle(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
@@ -178,12 +199,16 @@ class Catalog:
 
     def copy(self, to: Catalog) -> None:
         """Copies everything, as of now, over another catalog; writers are not held up."""
-        with to._connection() as target:
+        with _explaining(self.path), to._connection() as target:
             self.copy_into(target)
 
     def copy_into(self, target: sqlite3.Connection) -> None:
-        """Copies everything, as of now, over another database."""
-        with _explaining(self.path), self._connection() as source:
+        """Copies everything, as of now, over another database.
+
+        Raises:
+            sqlite3.Error: what goes wrong there or here.
+        """
+        with self._connection() as source:
             source.backup(target)
 
     def shrink(self) -> None:
@@ -218,6 +243,7 @@ class Catalog:
         """A transaction that alone may write; committed at the end, rolled back on an error."""
         from sqlalchemy.exc import DatabaseError
 
+        self._follow()
         with self._lock:
             engine = self._engine = self._engine or _engine(self.path)
         try:
@@ -226,21 +252,27 @@ class Catalog:
         except DatabaseError as error:
             if not isinstance(error.orig, sqlite3.DatabaseError):
                 raise
-            raise _explained(error.orig, self.path) from error
+            raise explained(error.orig, self.path) from error
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         if self._fixed is not None and _has_changed(self.path, self._fixed):
             self._fixed = None
             self._drop_idle()
+        self._follow()
         with self._lock:
             found = self._idle.pop() if self._idle else None
+            identity = self.identity
         connection = found or _connect(self.path, is_fixed=self._fixed is not None)
         try:
             yield connection
         finally:
             with self._lock:
-                self._idle.append(connection)
+                is_ours = identity == self.identity
+                if is_ours:
+                    self._idle.append(connection)
+            if not is_ours:
+                connection.close()
 
 
 def raw(connection: Connection) -> sqlite3.Connection:
@@ -255,10 +287,28 @@ def companions(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
 
 
+@contextmanager
+def _removing(draft: Path) -> Iterator[None]:
+    """Deletes a database that is not finished: on a full disk its room is needed."""
+    try:
+        yield
+    except BaseException:
+        unlink_all(draft)
+        raise
+
+
 def unlink_all(path: Path) -> None:
     """Deletes a database and what lies beside it, if there is one."""
     for one in (path, *companions(path)):
         one.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _has_changed(path: Path, before: os.stat_result) -> bool:
@@ -326,7 +376,7 @@ def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     except UnicodeDecodeError as error:  # a message of SQLite's that names what is damaged
         raise _is_damaged(path, str(error)) from error
 
@@ -344,9 +394,11 @@ def writing(path: Path) -> Iterator[None]:
         raise UnreadableError(f"{path}: cannot be written: {error.strerror or error}") from error
     except sqlite3.OperationalError as error:
         raise UnreadableError(f"{path}: cannot be written: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise explained(error, path) from error
 
 
-def _explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:
+def explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:
     reason = str(error)
     if isinstance(error, sqlite3.OperationalError) and not _IS_DAMAGE.search(reason):
         if "locked" in reason:
@@ -794,6 +846,17 @@ def vectors_of(
             raise _damaged(modality, item)
         found[item] = vector
     return found
+
+
+def without_checksum(
+    connection: sqlite3.Connection, after: int, limit: int
+) -> list[tuple[int, int, bytes]]:
+    """Embeddings that have no checksum yet: id, item and vector."""
+    return connection.execute(
+        "SELECT id, item_id, vector FROM embedding "
+        "WHERE checksum IS NULL AND typeof(vector) = 'blob' AND id > ? ORDER BY id LIMIT ?",
+        (after, limit),
+    ).fetchall()
 
 
 def is_sound(space: SpaceRow, item_id: int, vector: bytes, checksum: int | None) -> bool:

@@ -203,6 +203,13 @@ class Change:
         for number, vector in vectors.items():
             self._queue_vector(space, modality, number, vector)
 
+    def add_checksums(self, rows: Iterable[tuple[int, int, bytes]]) -> None:
+        """Of embeddings that have none: id, item and vector."""
+        self._reading.executemany(
+            "UPDATE embedding SET checksum = ? WHERE id = ?",
+            [(of_vector(vector, item), number) for number, item, vector in rows],
+        )
+
     def set_file(
         self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int, modified: str
     ) -> None:

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.errors import DamageError
+from mmsearch.errors import DamageError, UnreadableError
 from mmsearch.store.checksum import of_file, of_parts, of_vector
 from mmsearch.store.vector_index import Found, best
 from mmsearch.types import Ids, Vectors
@@ -64,6 +64,7 @@ class FaissIndex:
         self._last: tuple[Ids | None, Rows] = (None, np.empty(0, np.int64))
         self._saved = saved
         self._is_checked = saved is None
+        self._compared = 0
 
     @classmethod
     def build(cls, dim: int, batches: Iterable[tuple[Ids, Vectors]]) -> FaissIndex:
@@ -75,7 +76,7 @@ class FaissIndex:
 
     @classmethod
     def open(cls, path: Path, checksum: bytes | None) -> FaissIndex:
-        """Maps a saved index into memory: costs the same for ten vectors and for ten million.
+        """Maps a saved index into memory, after a look at all of the file but its vectors.
 
         Args:
             checksum: what `save` gave; None for a file of an older program, which has none.
@@ -223,6 +224,10 @@ class FaissIndex:
         found: Vectors = self._vectors[rows]
         if not self._is_checked:
             assert self._saved is not None
+            self._compared += len(rows)
+            if self._compared > len(self):  # as much work as to look at all, once and for all
+                self.check()
+                return found
             ids, sums = self.ids[rows].tolist(), self._saved.rows[rows].tolist()
             if any(map(_differs, found, ids, sums)):
                 raise damaged(self._saved.path)
@@ -254,6 +259,8 @@ def _checked_rows(path: Path) -> NDArray[np.int64]:
             head = head[: max(0, size - 8 * count - 16)]  # an empty index is shorter
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from error
     except OSError as error:
         raise damaged(path) from error
     if of_parts(head, end[:-16]) != end[-16:]:
@@ -276,6 +283,8 @@ def check_file(path: Path, checksum: bytes) -> None:
         found = of_file(path)
     except FileNotFoundError:
         raise
+    except PermissionError as error:
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from error
     except OSError as error:
         raise damaged(path) from error
     if found != checksum:
@@ -315,4 +324,5 @@ def write_index(index: Any, path: Path) -> None:
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as error:  # how FAISS says it
-        raise OSError(str(error).strip().splitlines()[-1]) from error
+        # It names its own source first, and what the system said last.
+        raise OSError(str(error).strip().splitlines()[-1].rpartition(": ")[2]) from error

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from mmsearch.errors import DamageError, FormatError
-from mmsearch.store.checksum import of_vector
 
 #: SQLite's application_id of a catalog: "mmsr".
 APPLICATION_ID = 0x6D6D7372
@@ -143,12 +142,19 @@ def _checksums(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE embedding ADD COLUMN checksum INTEGER")
     connection.execute("ALTER TABLE snapshot ADD COLUMN checksum BLOB")
     connection.execute("ALTER TABLE snapshot ADD COLUMN cells BLOB")
-    connection.create_function("vector_checksum", 2, of_vector, deterministic=True)
-    connection.execute("UPDATE embedding SET checksum = vector_checksum(vector, item_id)")
+    # Writers fill in those that are missing, a portion at a time.
+    connection.execute(
+        "CREATE INDEX ix_embedding_unsummed ON embedding (id) WHERE checksum IS NULL"
+    )
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _words, _looks, _checksums)
 FORMAT_VERSION = len(MIGRATIONS)
+
+
+def is_newer(error: FormatError) -> bool:
+    """Whether a newer program made what could not be opened."""
+    return "update mmsearch" in str(error)
 
 
 def format_version(connection: sqlite3.Connection) -> int:

@@ -24,7 +24,7 @@ from mmsearch.errors import DamageError
 from mmsearch.store import catalog
 from mmsearch.store.catalog import Catalog, SpaceRow
 from mmsearch.store.checksum import of_vector
-from mmsearch.store.files import sync_file, sync_folder
+from mmsearch.store.files import make_folder, sync_file, sync_folder
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
 from mmsearch.store.paths import join
 from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer_lock
@@ -38,6 +38,8 @@ _TABLES = (
     "failure", "sqlite_sequence",
 )  # fmt: skip
 _PAGE = 16384
+#: What reading a damaged catalog raises; a ValueError where a message of SQLite's is no text.
+_UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError)
 
 
 @dataclass
@@ -63,6 +65,7 @@ def repair(folder: Path) -> Outcome:
     if not kinds:
         return outcome
     with writer_lock(folder), catalog.writing(folder):
+        make_folder(folder / VECTORS)
         if kinds & {"catalog", "item"}:
             _salvage(folder, outcome)
         with closing(Store(folder)) as store:
@@ -148,10 +151,15 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
                 target.execute("BEGIN IMMEDIATE")
                 for table in _TABLES:
                     _copy(source, target, table)
+                    if table == "root":
+                        _add_roots(source, target)
                 _tidy(target)
                 outcome.lost += _lost(source, target)
                 target.execute("COMMIT")
                 target.execute("PRAGMA journal_mode = WAL")
+    except BaseException:
+        catalog.unlink_all(draft)
+        raise
     finally:
         catalog.unlink_all(scratch)
     sync_file(draft)
@@ -178,12 +186,12 @@ def _opened(path: Path, scratch: Path) -> sqlite3.Connection:
             tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             if {"media", "root", "space", "embedding"} <= {name for (name,) in tables}:
                 return connection
-        except sqlite3.DatabaseError:
+        except _UNREADABLE:
             pass
         connection.close()
     raise DamageError(
-        f"{path}: too little is left of the catalog to repair it; 'mmsearch restore' a backup, or "
-        "delete the index and make it anew"
+        f"{path}: too little is left of the catalog to repair it; move the folder away, and "
+        "'mmsearch restore' a backup or index anew"
     )
 
 
@@ -206,7 +214,9 @@ def _with_new_header(path: Path, scratch: Path) -> None:
 
 def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:
     """Copies the rows of a table that can be read, and that still make sense."""
-    have = {row[1] for row in source.execute(f"PRAGMA table_info({table})")}
+    have: set[str] = set()
+    with suppress(*_UNREADABLE):
+        have = {row[1] for row in source.execute(f"PRAGMA table_info({table})")}
     columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})") if row[1] in have]
     if not columns:
         return  # an older program's
@@ -216,6 +226,19 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) ->
     for row in _readable(source, table, columns):
         with suppress(sqlite3.IntegrityError, sqlite3.InterfaceError):
             target.execute(insert, row)
+
+
+def _add_roots(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Folders whose rows are gone, by the index over their paths: without them, all is nowhere."""
+    with suppress(*_UNREADABLE):
+        for number, path in source.execute(
+            "SELECT rowid, path FROM root INDEXED BY sqlite_autoindex_root_1"
+        ):
+            if isinstance(path, bytes):
+                target.execute(
+                    "INSERT OR IGNORE INTO root (id, path, walked, exclude) VALUES (?, ?, 1, '[]')",
+                    (number, path),
+                )
 
 
 def _readable(
@@ -228,7 +251,7 @@ def _readable(
             for number, *row in source.execute(query, (after,)):
                 after = number
                 yield tuple(row)
-        except (sqlite3.DatabaseError, ValueError, OverflowError):
+        except _UNREADABLE:
             after = _behind(source, query, after)
         else:
             return
@@ -240,7 +263,7 @@ def _behind(source: sqlite3.Connection, query: str, after: int) -> int | None:
     def can_read(number: int) -> bool:
         try:
             source.execute(f"{query} LIMIT 1", (number,)).fetchone()
-        except (sqlite3.DatabaseError, ValueError, OverflowError):
+        except _UNREADABLE:
             return False
         return True
 
@@ -290,8 +313,8 @@ def _tidy(target: sqlite3.Connection) -> None:
         space = None
     if space is None and target.execute("SELECT 1 FROM media LIMIT 1").fetchone():
         raise DamageError(
-            "the catalog does not tell any more which model its vectors are of; 'mmsearch restore' "
-            "a backup, or delete the index and make it anew"
+            "the catalog does not tell any more which model its vectors are of; move the folder "
+            "away, and 'mmsearch restore' a backup or index anew"
         )
 
 
@@ -300,7 +323,7 @@ def _lost(source: sqlite3.Connection, target: sqlite3.Connection) -> list[str]:
     kept = set(target.execute("SELECT root_id, path FROM media"))
     tops = dict(target.execute("SELECT id, path FROM root"))
     found: list[str] = []
-    with suppress(sqlite3.DatabaseError):
+    with suppress(*_UNREADABLE):
         for root, path in source.execute(
             "SELECT root_id, path FROM media INDEXED BY sqlite_autoindex_media_1"
         ):
@@ -308,12 +331,19 @@ def _lost(source: sqlite3.Connection, target: sqlite3.Connection) -> list[str]:
                 found.append(os.fsdecode(join(tops.get(root, b"?"), path)))
     (now,) = target.execute("SELECT count(*) FROM caption").fetchone()
     before = now + 1  # not known
-    with suppress(sqlite3.DatabaseError):
+    with suppress(*_UNREADABLE):
         (before,) = source.execute(
             "SELECT count(*) FROM caption INDEXED BY ix_caption_media_id"
         ).fetchone()
         if before > now:
             found.append(f"{before - now} captions")
+    with suppress(*_UNREADABLE):
+        (failed,) = source.execute(
+            "SELECT count(*) FROM failure INDEXED BY sqlite_autoindex_failure_1"
+        ).fetchone()
+        (left,) = target.execute("SELECT count(*) FROM failure").fetchone()
+        if failed > left:
+            found.append(f"{failed - left} files in the list of those that failed")
     if before != now:  # those of sidecar files are read again
         target.execute("UPDATE media SET sidecar_size = NULL, sidecar_mtime_ns = NULL")
     return found

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -84,6 +85,7 @@ embedding = Table(
     Column("checksum", Integer),  # store/checksum.py; none where an older program wrote it
     UniqueConstraint("space_id", "modality", "item_id"),
     Index("ix_embedding_order", "space_id", "modality", "id"),
+    Index("ix_embedding_unsummed", "id", sqlite_where=text("checksum IS NULL")),
     sqlite_autoincrement=True,
 )
 

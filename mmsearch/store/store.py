@@ -34,7 +34,7 @@ _LOCK = "writer.lock"
 #: A repaired catalog, whole, on its way to its place.
 REPAIRED = "catalog.repaired.sqlite3"
 
-_LACKS = "{}: damaged: {}; run 'mmsearch repair'"
+_LACKS = "the catalog is damaged: {}; run 'mmsearch repair'"
 #: Captions that all say the same are spread over nothing: their cosines are compared with this.
 _LEAST_DEVIATION = 0.02
 
@@ -109,8 +109,9 @@ class Store:
         path = folder / catalog.FILE_NAME
         if not path.is_file() and (folder / REPAIRED).is_file():
             with writer_lock(folder):
-                finish_repair(folder, folder / "catalog.damaged.sqlite3")
+                finish_repair(folder)
         if not path.is_file():
+            refuse_orphans(folder)
             raise IndexNotFound(
                 f"{folder}: no index there; make one with 'mmsearch index PATH', "
                 "or name another with --index DIR"
@@ -119,6 +120,7 @@ class Store:
         self.catalog = Catalog(path)
         self._views: dict[tuple[int, Modality], VectorView] = {}
         self._views_lock = threading.Lock()
+        self._identity = self.catalog.identity
 
     @classmethod
     def create(cls, folder: Path) -> Store:
@@ -132,6 +134,7 @@ class Store:
             make_folder(folder / VECTORS)
             with writer_lock(folder):
                 if not (folder / catalog.FILE_NAME).is_file():
+                    refuse_orphans(folder)
                     Catalog.create(folder / catalog.FILE_NAME).close()
         except OSError as error:
             raise UnreadableError(f"{folder}: cannot be made an index: {error.strerror}") from error
@@ -267,7 +270,7 @@ class Store:
                 best.setdefault(owners[caption], cosine)
             items = catalog.items(connection, "image", media)
             if lacking := next((number for number in media if number not in near["image"]), None):
-                raise DamageError(_LACKS.format(self.folder, f"image {lacking} has no vector"))
+                raise DamageError(_LACKS.format(f"image {lacking} has no vector"))
         return Evidence(
             media=np.array(media, np.int64),
             items=[items[number] for number in media],
@@ -285,6 +288,9 @@ class Store:
         """The vectors as of this very transaction; the newest view is kept for the next search."""
         revision = catalog.revision_of(connection)
         with self._views_lock:
+            if self._identity != self.catalog.identity:  # a repair put another in its place
+                self._views.clear()
+                self._identity = self.catalog.identity
             view = self._views.get((space.id, to))
             if view is not None and view.revision == revision:
                 return view
@@ -377,6 +383,9 @@ class Store:
             IndexInUse: another process goes on writing.
         """
         with writer_lock(self.folder, wait):
+            finish_repair(self.folder)
+            if not self.catalog.path.is_file():
+                raise IndexNotFound(f"{self.folder}: the index is gone")
             (self.folder / REPAIRED).unlink(missing_ok=True)  # of a repair that was cut off early
             writer = Writer(self.catalog, self.folder / VECTORS)
             writer.mend()
@@ -402,6 +411,19 @@ def _all(
     return ids[order], vectors[order]
 
 
+def refuse_orphans(folder: Path) -> None:
+    """Says so where an index has lost its catalog, rather than begin another in its place.
+
+    Raises:
+        DamageError: there are vector files and no catalog.
+    """
+    if (folder / MARKER).is_file() and any((folder / VECTORS).glob("*.faiss")):
+        raise DamageError(
+            f"{folder}: the catalog of this index is gone; move the folder away and 'mmsearch "
+            "restore' a backup, or delete its folder 'vectors' to begin anew"
+        )
+
+
 def claim(folder: Path) -> None:
     """Makes a folder, if it is not there, and marks it as mmsearch's own.
 
@@ -421,21 +443,26 @@ def claim(folder: Path) -> None:
     write_durably(folder / MARKER, (json.dumps(content) + "\n").encode())
 
 
-def finish_repair(folder: Path, kept: Path) -> None:
-    """Puts a repaired catalog in the place of the damaged one, which was moved to `kept`.
+def finish_repair(folder: Path, kept: Path | None = None) -> None:
+    """Puts a repaired catalog in the place of the damaged one, if that was moved away already.
 
-    Its log goes with it: beside another catalog SQLite would write it into that.
+    Its log follows it: beside another catalog SQLite would write it into that. Whoever calls this
+    holds the lock, and only under that is it certain that the damaged one is still missing.
+
+    Args:
+        kept: where the damaged one was moved to.
     """
     path = folder / catalog.FILE_NAME
+    if path.is_file() or not (folder / REPAIRED).is_file():
+        return
     log, *others = catalog.companions(path)
     if log.is_file():
-        log.replace(catalog.companions(kept)[0])
+        log.replace(catalog.companions(kept or folder / "catalog.damaged.sqlite3")[0])
     for one in others:
         one.unlink(missing_ok=True)
     sync_folder(folder)
-    if (folder / REPAIRED).is_file() and not path.is_file():
-        (folder / REPAIRED).replace(path)
-        sync_folder(folder)
+    (folder / REPAIRED).replace(path)
+    sync_folder(folder)
 
 
 @contextmanager
@@ -465,7 +492,7 @@ def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
 def _answer(found: Found, known: dict[int, Item]) -> Answer:
     scores, ids = found
     if strange := next((number for number in ids.tolist() if number not in known), None):
-        raise DamageError(_LACKS.format("the catalog", f"there is a vector of nothing ({strange})"))
+        raise DamageError(_LACKS.format(f"there is a vector of nothing ({strange})"))
     return Answer(
         [float(score) for score in scores],
         [int(number) for number in ids],

@@ -6,6 +6,8 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from mmsearch.store.faiss_index import FaissIndex
 
 _SHOWN = 20  # findings of SQLite
+_TRIES = 5
 _LENGTH = 1e-3  # how far from 1 the length of a vector may be
 _PART = 8192
 
@@ -40,39 +43,57 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
     Raises:
         IndexNotFound: there is none.
         FormatError: it was made by a newer program.
+        UnreadableError: it cannot be read, which says nothing of what is there.
     """
     started = time.perf_counter()
-    images = captions = 0
+    for _ in range(_TRIES):
+        try:
+            with closing(Store(folder)) as store:
+                found, seen, now = _look(store, deep=deep)
+        except DamageError as error:
+            found, seen, now = Verified(0, 0, deep, (_catalog(str(error)),)), 0, 0
+        files = any(damage.kind in ("snapshot", "cells") for damage in found.damages)
+        if not files or seen == now:
+            break  # else a writer may have taken away what the transaction still knew of
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
+    """What is found, and the revisions that it was found in and that there is afterwards."""
     damages: list[Damage] = []
-    try:
-        store = Store(folder)
-    except DamageError as error:
-        return Verified(0, 0, deep, (Damage("catalog", str(error)),))
+    counts = [0, 0]
+    seen = now = 0
     try:
         with store.catalog.read() as connection:
-            look = _Look(connection, folder / VECTORS, deep=deep)
-            for check in look.checks():
-                damages += _found_by(check)
-            images = catalog.count(connection, "media")
-            captions = catalog.count(connection, "caption")
+            seen = catalog.revision_of(connection)
+            for check in _Look(connection, store.folder / VECTORS, deep=deep).checks():
+                damages += _found_by(check, store.catalog.path)
+            counts = [catalog.count(connection, table) for table in ("media", "caption")]
+        with store.catalog.read() as connection:
+            now = catalog.revision_of(connection)
     except DamageError as error:  # counting was too much for it
-        damages.append(Damage("catalog", str(error)))
-    finally:
-        store.close()
-    return Verified(
-        images, captions, deep, tuple(dict.fromkeys(damages)), time.perf_counter() - started
-    )
+        damages.append(_catalog(str(error)))
+    return Verified(counts[0], counts[1], deep, tuple(dict.fromkeys(damages))), seen, now
 
 
-def _found_by(check: Check) -> list[Damage]:
+def _found_by(check: Check, path: Path) -> list[Damage]:
     found: list[Damage] = []
     try:
         found.extend(check())
     except DamageError as error:
-        found.append(Damage("catalog", str(error)))
-    except Exception as error:  # noqa: BLE001 - a damaged page gives rows that are none of ours
-        found.append(Damage("catalog", f"the catalog is damaged: {error}"))
+        found.append(_catalog(str(error)))
+    except sqlite3.DatabaseError as error:
+        reason = catalog.explained(error, path)
+        if not isinstance(reason, DamageError):
+            raise reason from error  # a disk that is full or busy is no damage
+        found.append(_catalog(str(reason)))
     return found
+
+
+def _catalog(what: str) -> Damage:
+    """Damage to the catalog, from a message that tells to come here."""
+    reason = what.partition("the catalog is damaged: ")[2] or what
+    return Damage("catalog", f"the catalog is damaged: {reason.partition('; run ')[0]}")
 
 
 class _Look:
@@ -100,7 +121,7 @@ class _Look:
         pragma = "integrity_check" if self._deep else "quick_check"
         for (line,) in self._connection.execute(f"PRAGMA {pragma}({_SHOWN})"):
             if line != "ok":
-                yield Damage("catalog", f"the catalog is damaged: {' '.join(line.split())}")
+                yield _catalog(" ".join(line.split()))
         catalog.roots(self._connection)  # which reads what they leave out
         catalog.retired_spaces(self._connection)
 
@@ -212,7 +233,7 @@ class _Look:
             (media, sorted("\n".join(text for _, text in rows).split("\n")))
             for media, rows in itertools.groupby(captions, key=lambda row: row[0])
         )
-        kept = ((media, sorted(text.split("\n"))) for media, text in words)
+        kept = ((media, sorted((text or "").split("\n"))) for media, text in words)
         for one, other in itertools.zip_longest(own, kept):
             if one != other:
                 media = min(row[0] for row in (one, other) if row is not None)

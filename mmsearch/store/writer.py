@@ -155,6 +155,7 @@ class Writer:
         """Writes snapshots whose files are gone, and deletes what nothing names any more."""
         make_folder(self._folder)
         self._drop_retired()
+        self._add_checksums()
         for space, modality, row, _ in self._loads():
             if row is not None and not is_whole(self._folder / row.file, row, space.spec.dim):
                 self._write_snapshot(space, modality, row)
@@ -172,6 +173,18 @@ class Writer:
             while not is_gone:
                 with self.change() as change:
                     is_gone = change.drop_some(space, _LONG_TAIL)
+
+    def _add_checksums(self) -> None:
+        """Of vectors that an older program wrote, as they are now."""
+        last = 0
+        while True:
+            with self._catalog.read() as connection:
+                some = catalog.without_checksum(connection, last, _LONG_TAIL)
+            if not some:
+                return
+            last = some[-1][0]
+            with self.change() as change:
+                change.add_checksums(some)
 
     def _loads(self) -> list[tuple[SpaceRow, Modality, SnapshotRow | None, int]]:
         """For each space and modality: its snapshot, and how many rows wait to be folded in."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -484,7 +485,7 @@ def test_damage_is_found_and_repaired(index, tmp_path):
     run("compact", "--index", broken)
     sound = json.loads(run("verify", "--deep", "--json", "--index", broken).stdout)
     assert (sound["sound"], sound["images"], sound["deep"]) == (True, 20, True)
-    assert run("verify", "--index", broken).stdout.startswith("sound: 20 images")
+    assert run("verify", "--index", broken).stdout.startswith("no damage in structure: 20 images")
     (path,) = (broken / "vectors").glob("*-image-*.faiss")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -492,7 +493,7 @@ def test_damage_is_found_and_repaired(index, tmp_path):
     run("verify", "--index", broken)  # which looks at no checksum
     told = run("verify", "--deep", "--index", broken, code=5)
     assert told.stdout == f"{path.name}: not what was written\n"
-    assert "1 damages found; 'mmsearch repair'" in told.stderr
+    assert "damage found (1); 'mmsearch repair'" in told.stderr
     assert "mmsearch repair" in run("search", "a cat", "--index", broken, code=5).stderr
     done = run("repair", "--index", broken).stdout
     assert "found: " in done
@@ -521,6 +522,20 @@ def test_a_backup_is_an_index_elsewhere(index, gallery, tmp_path):
     assert Path(first.split()[-1]).name == Path(second.split()[-1]).name
     report = json.loads(run("index", "--json", *there).stdout)
     assert (report["unchanged"], report["added"]) == (20, 0)
+
+
+def test_no_url_is_fetched(index):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(0.3)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/cat.jpg"
+        assert (
+            "no such image file" in run("search", "--image", url, "--index", index, code=2).stderr
+        )
+        run("index", url, "--index", index, code=2)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_failures_are_tried_again(gallery, tmp_path):

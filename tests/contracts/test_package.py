@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import os
 import subprocess
@@ -138,3 +139,25 @@ def test_nothing_speaks_of_another_machine():
         assert path.stat().st_size < 25e6, name
         if path.suffix in (".py", ".md", ".toml", ".json", ".html"):
             assert str(REPOSITORY.parent) + "/" not in path.read_text(encoding="utf-8"), name
+
+
+def test_no_code_comes_out_of_a_file():
+    """No pickles, and weights only where torch reads them; one place reaches out, for weights."""
+    reaching = []
+    for path in (REPOSITORY / "mmsearch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+                assert not {"pickle", "marshal", "shelve", "joblib", "dill"} & set(names), path
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert called not in ("eval", "exec"), path
+            assert given.get("allow_pickle", "False") == "False", path
+            assert given.get("shell", "False") == "False", path
+            if called == "torch.load":
+                assert given["weights_only"] == "True", path
+            if called.endswith(("urlopen", "urlretrieve", "hf_hub_download", "snapshot_download")):
+                reaching.append(path.name)
+    assert set(reaching) <= {"registry.py", "loading.py", "open_clip.py"}

@@ -30,6 +30,7 @@ from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.registry import BUNDLED
 from mmsearch.errors import IndexNotFound
 from mmsearch.store import catalog
+from mmsearch.store.store import REPAIRED
 
 SOURCE = Path(__file__).with_name("shim.c")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT)
@@ -165,6 +166,8 @@ class Bench:
     def settle(self, scenario: Scenario, trial: Trial) -> None:
         """Asserts that nothing is lost: the index is whole, and the same command completes it."""
         check_whole(trial.index, must_be_sound=scenario.is_sound_before)
+        if scenario.before is not None:
+            assert any((trial.index / name).is_file() for name in (catalog.FILE_NAME, REPAIRED))
         done = self.again(scenario, trial.top)
         is_over = done.code == 2 and scenario.over and scenario.over in done.errors
         assert done.code == 0 or is_over, done.errors
@@ -381,6 +384,11 @@ def power_cuts(
     log.unlink(missing_ok=True)
     trial = bench.run(scenario, do="record", log=log)
     assert trial.code == 0, trial.errors
+    with (
+        Engine.open(trial.index, notify=lambda line: None) as engine,
+        engine.store.catalog.read() as connection,
+    ):
+        last = catalog.revision_of(connection)
     operations = recording(log)
     log.unlink()
     marks = {
@@ -400,6 +408,8 @@ def power_cuts(
         disk.apply(one)
         if number in marks:
             told = marks[number][0]
+        if number == len(operations) - 1:
+            told = last  # the command has ended well
         if number % every and number != len(operations) - 1:
             continue
         for how in HOW:
@@ -410,9 +420,14 @@ def power_cuts(
     shutil.rmtree(place, ignore_errors=True)
 
 
-def check_after_cut(index: Path, told: int, counts: dict[int, tuple[int, int]]) -> None:
+def check_after_cut(
+    index: Path, told: int, counts: dict[int, tuple[int, int]], *, must_be_sound: bool = True
+) -> None:
     """Asserts that all that was said to be committed is there, and all of it or none."""
-    images = check_whole(index)
+    images = check_whole(index, must_be_sound=must_be_sound)
+    if not must_be_sound:
+        assert any((index / name).is_file() for name in (catalog.FILE_NAME, REPAIRED))
+        return
     try:
         with (
             Engine.open(index, notify=lambda line: None) as engine,
@@ -515,6 +530,7 @@ def downgrade(index: Path) -> None:
         for statement in (
             "DROP TRIGGER words_after_insert", "DROP TRIGGER words_after_delete",
             "DROP TABLE words", "DROP TRIGGER look_before_delete", "DROP TABLE look",
+            "DROP INDEX ix_embedding_unsummed",
             "ALTER TABLE embedding DROP COLUMN checksum",
             "ALTER TABLE snapshot DROP COLUMN checksum", "ALTER TABLE snapshot DROP COLUMN cells",
             "PRAGMA user_version = 1",

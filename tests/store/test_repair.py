@@ -6,6 +6,8 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -14,9 +16,15 @@ from fakes import FakeEncoder, paint
 
 from mmsearch import Engine
 from mmsearch.encoders.choice import ModelChoice
-from mmsearch.errors import DamageError, IndexNotFound, MmsearchError, ModelNotFound
+from mmsearch.errors import (
+    DamageError,
+    IndexNotFound,
+    MmsearchError,
+    ModelNotFound,
+    UnreadableError,
+)
 from mmsearch.store import catalog
-from mmsearch.store.store import REPAIRED
+from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
 
 COUNT = 48
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
@@ -192,8 +200,7 @@ def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(ModelChoice, "for_space", missing)
-        with pytest.raises(ModelNotFound):
-            damaged.repair()
+        assert damaged.repair().embedded == 0
         assert kinds(damaged) == {"lacking"}
         assert [d.what for d in damaged.verify().damages] == ["1 images have no vector"]
     assert damaged.repair().embedded == 1
@@ -273,6 +280,135 @@ def test_ids_are_not_used_again_after_a_repair(damaged, made):
     with damaged.store.catalog.read() as connection:
         after = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
     assert after == before
+
+
+def test_a_folder_that_is_not_there_costs_no_image(damaged, made, tmp_path):
+    """As a disk that is not mounted: what cannot be embedded now is left for another repair."""
+    sql(damaged, "UPDATE embedding SET vector = zeroblob(length(vector)) WHERE id IN (5, 9)")
+    for path in (damaged.folder / "vectors").iterdir():
+        path.unlink()
+    (made / "photos").rename(tmp_path / "unmounted")
+    try:
+        assert damaged.repair().lost == ()
+        assert kinds(damaged) == {"lacking"}
+        assert damaged.verify().images == COUNT + 3
+    finally:
+        (tmp_path / "unmounted").rename(made / "photos")
+    assert damaged.repair().embedded == 2
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_an_engine_that_was_open_follows_a_repair(damaged, made):
+    """It neither answers from, nor writes into, the catalog that was moved away."""
+    other = Engine.open(damaged.folder, notify=lambda line: None)
+    assert other.search("red")
+    sql(damaged, "PRAGMA foreign_keys = OFF", "DELETE FROM caption WHERE id > 30",
+        "DELETE FROM media WHERE id > 45")  # fmt: skip
+    with pytest.raises(DamageError, match="vector of nothing"):
+        other.search("red", k=99)
+    assert damaged.repair().kept is not None
+    images = damaged.status().images
+    assert other.status().images == images
+    assert len(other.search("red", k=99, fusion="image")) == images
+    report = other.index([made / "photos"])
+    other.close()
+    assert damaged.status().images == images + report.added == COUNT + 3
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_opening_during_a_repair_touches_nothing_of_the_new_catalog(damaged):
+    """Whoever waited for the lock finds the repair done, and commits in the new one's log."""
+    path = damaged.folder / catalog.FILE_NAME
+    damaged.close()
+    path.rename(damaged.folder / REPAIRED)
+    with ThreadPoolExecutor(1) as pool:
+        with writer_lock(damaged.folder):
+            waiting = pool.submit(Store, damaged.folder)
+            time.sleep(0.3)
+            finish_repair(damaged.folder)
+            done = Store(damaged.folder)
+            with done.catalog.write() as connection:
+                connection.exec_driver_sql("UPDATE revision SET number = 1000")
+        late = waiting.result()
+    for store in (late, done, Store(damaged.folder)):
+        with store.catalog.read() as connection:
+            assert catalog.revision_of(connection) == 1000
+        store.close()
+
+
+def test_a_log_that_was_left_behind_gets_into_no_other_catalog(damaged, tmp_path):
+    damaged.backup(tmp_path / "backup")
+    before = everything(damaged)
+    folder = tmp_path / "again"
+    with Engine.open(folder) as engine:
+        engine.restore(tmp_path / "backup")
+        with engine.store.catalog.write() as connection:
+            connection.exec_driver_sql("UPDATE revision SET number = 777")
+        log = (folder / "catalog.sqlite3-wal").read_bytes()
+    assert log
+    (folder / "catalog.sqlite3").unlink()
+    for path in (folder / "vectors").iterdir():
+        path.unlink()
+    (folder / "catalog.sqlite3-wal").write_bytes(log)
+    with Engine.open(folder) as engine:
+        engine.restore(tmp_path / "backup")
+        assert everything(engine) == before
+        with engine.store.catalog.read() as connection:
+            assert catalog.revision_of(connection) < 777
+
+
+def test_an_index_without_its_catalog_is_no_place_for_another(damaged, made):
+    damaged.close()
+    (damaged.folder / catalog.FILE_NAME).unlink()
+    assert kinds(damaged) == {"catalog"}
+    for ask in (lambda: damaged.search("red"), lambda: damaged.index([made / "photos"])):
+        with pytest.raises(DamageError, match="restore"):
+            ask()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all" * 99])
+def test_an_overwritten_catalog_is_damage_not_another_program(damaged, content):
+    damaged.close()
+    (damaged.folder / catalog.FILE_NAME).write_bytes(content)
+    assert kinds(damaged) == {"catalog"}
+    with pytest.raises(DamageError, match="move the folder away"):
+        damaged.repair()
+
+
+def test_a_flipped_name_of_the_program_is_repaired(damaged):
+    before = everything(damaged)
+    sql(damaged, "PRAGMA application_id = 7")
+    assert kinds(damaged) == {"catalog"}
+    assert damaged.repair().lost == ()
+    assert everything(damaged) == before
+
+
+def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
+    from mmsearch.store import verify
+
+    real, times = verify._Look._files, []
+
+    def files(self):
+        if not times:
+            times.append(1)
+            with Store(damaged.folder).writer() as writer:
+                writer.rewrite()
+        return real(self)
+
+    monkeypatch.setattr(verify._Look, "_files", files)
+    assert damaged.verify(deep=True).damages == ()
+    assert times
+
+
+def test_a_disk_that_is_busy_or_full_is_no_damage(damaged, monkeypatch):
+    from mmsearch.store import verify
+
+    def fails(self):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(verify._Look, "_lacking", fails)
+    with pytest.raises(UnreadableError, match="disk I/O error"):
+        damaged.verify()
 
 
 def test_a_repair_that_was_cut_off_is_ended_by_whoever_opens_it_next(damaged):

@@ -450,6 +450,7 @@ def test_an_index_of_the_first_format_gains_its_words(store):
         raw.execute("DROP TABLE words")
         raw.execute("DROP TRIGGER look_before_delete")
         raw.execute("DROP TABLE look")
+        raw.execute("DROP INDEX ix_embedding_unsummed")
         for table, column in (
             ("embedding", "checksum"), ("snapshot", "checksum"), ("snapshot", "cells"),
         ):  # fmt: skip
