@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -247,22 +248,15 @@ def _checked_rows(path: Path) -> NDArray[np.int64]:
         FileNotFoundError: there is no such file.
         DamageError: it is not.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-            _, dim, count = struct.unpack_from("<4siq", head.ljust(16, b"\0"))
-            size = os.fstat(file.fileno()).st_size
-            if dim < 1 or not 0 <= count <= size // (4 * dim + 16):
-                raise damaged(path)
-            file.seek(max(0, size - 16 * count - 24))
-            end = file.read()
-            head = head[: max(0, size - 8 * count - 16)]  # an empty index is shorter
-    except FileNotFoundError:
-        raise
-    except PermissionError as error:
-        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from error
-    except OSError as error:
-        raise damaged(path) from error
+    with _reading(path), path.open("rb") as file:
+        head = file.read(_HEAD)
+        _, dim, count = struct.unpack_from("<4siq", head.ljust(16, b"\0"))
+        size = os.fstat(file.fileno()).st_size
+        if dim < 1 or not 0 <= count <= size // (4 * dim + 16):
+            raise damaged(path)
+        file.seek(max(0, size - 16 * count - 24))
+        end = file.read()
+        head = head[: max(0, size - 8 * count - 16)]  # an empty index is shorter
     if of_parts(head, end[:-16]) != end[-16:]:
         raise damaged(path)
     return np.frombuffer(end, np.dtype("<i8"), count, 8 * (count + 1))
@@ -279,16 +273,22 @@ def check_file(path: Path, checksum: bytes) -> None:
         FileNotFoundError: there is no such file.
         DamageError: it is not what was saved.
     """
-    try:
+    with _reading(path):
         found = of_file(path)
+    if found != checksum:
+        raise damaged(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
-        raise
+        raise  # compacted away: the caller looks again
     except PermissionError as error:
         raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from error
     except OSError as error:
         raise damaged(path) from error
-    if found != checksum:
-        raise damaged(path)
 
 
 def selector_of(may: NDArray[np.bool_]) -> Any:
