@@ -38,6 +38,8 @@ _TABLES = (
     "failure", "sqlite_sequence",
 )  # fmt: skip
 _PAGE = 16384
+#: So many unreadable places in a table are passed over.
+_GAPS = 10_000
 #: What reading a damaged catalog raises; a ValueError where a message of SQLite's is no text.
 _UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError)
 
@@ -245,10 +247,14 @@ def _readable(
     source: sqlite3.Connection, table: str, columns: Sequence[str]
 ) -> Iterator[tuple[object, ...]]:
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid"
-    after: int | None = -(1 << 62)
-    while after is not None:
+    after: int | None = 0  # our ids begin at 1
+    for _ in range(_GAPS):
+        if after is None:
+            return
         try:
             for number, *row in source.execute(query, (after,)):
+                if number <= after:  # a page that leads back: for ever, if one followed it
+                    raise ValueError("out of order")
                 after = number
                 yield tuple(row)
         except _UNREADABLE:
@@ -262,18 +268,17 @@ def _behind(source: sqlite3.Connection, query: str, after: int) -> int | None:
 
     def can_read(number: int) -> bool:
         try:
-            source.execute(f"{query} LIMIT 1", (number,)).fetchone()
+            row = source.execute(f"{query} LIMIT 1", (number,)).fetchone()
         except _UNREADABLE:
             return False
-        return True
+        return row is None or row[0] > number
 
-    start = max(after, 0)  # our ids begin at 1
-    bad, step = start, 1
-    while not can_read(start + step):
-        bad, step = start + step, 2 * step
+    bad, step = after, 1
+    while not can_read(after + step):
+        bad, step = after + step, 2 * step
         if step > 1 << 40:
             return None
-    good = start + step
+    good = after + step
     while good - bad > 1:
         middle = (good + bad) // 2
         bad, good = (bad, middle) if can_read(middle) else (middle, good)

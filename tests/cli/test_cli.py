@@ -414,7 +414,9 @@ def test_output_that_cannot_be_written_is_one_line(index):
             stdout=full, stderr=subprocess.PIPE, check=False,
         )  # fmt: skip
     assert done.returncode == 4
-    assert done.stderr.decode().splitlines() == ["mmsearch: [Errno 28] No space left on device"]
+    assert done.stderr.decode().splitlines() == [
+        "mmsearch: output cannot be written: No space left on device"
+    ]
 
 
 @pytest.mark.parametrize(

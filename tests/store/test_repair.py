@@ -3,6 +3,7 @@ search answers from it."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import sqlite3
@@ -24,6 +25,7 @@ from mmsearch.errors import (
     UnreadableError,
 )
 from mmsearch.store import catalog
+from mmsearch.store.repair import _readable
 from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
 
 COUNT = 48
@@ -461,3 +463,17 @@ def test_a_name_in_the_catalog_leads_out_of_no_folder(damaged, tmp_path):
     damaged.repair()
     assert victim.read_text() == "mine"
     assert kinds(damaged, deep=True) == set()
+
+
+def test_pages_that_lead_in_a_circle_are_left():
+    """Found by fuzzing: a damaged page that leads back to an earlier one was read for ever."""
+
+    class Circle:
+        def execute(self, query, values):
+            return Rows((number, b"x") for number in itertools.cycle((5, 9, 3, 4)))
+
+    class Rows(itertools.chain):
+        def fetchone(self):
+            return next(self, None)
+
+    assert list(_readable(Circle(), "look", ["content"])) == [(b"x",), (b"x",)]
