@@ -535,3 +535,45 @@ def test_names_that_are_not_text_are_indexed(run, store, photos):
     shutil.copy(photos / "red.png", name)
     assert counts(run(photos)) == {"added": 7}
     assert name in store.contents().image_paths
+
+
+@pytest.mark.parametrize("what", ["vanishes", "changes", "becomes a folder", "becomes a FIFO"])
+def test_a_file_that_does_not_stay_as_the_walk_saw_it_costs_itself(
+    run, store, photos, monkeypatch, what
+):
+    path, real = photos / "red.png", pipeline_module.read
+
+    def read(candidate, *others):
+        if candidate.file.path == b"red.png" and path.is_file():
+            if what == "changes":
+                paint(path, "blue", mark=77)
+            else:
+                path.unlink()
+            if what == "becomes a folder":
+                path.mkdir()
+            elif what == "becomes a FIFO":
+                os.mkfifo(path)
+        return real(candidate, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline_module, "read", read)
+        report = run(photos)
+    assert report.added == (6 if what == "changes" else 5)
+    assert report.failed == (0 if what == "changes" else 1)
+    again = run(photos)
+    assert again.added == again.updated == 0
+    assert store.status().images == report.added
+
+
+def test_captions_of_any_size_and_kind_are_captions(run, store, photos):
+    (photos / "red.txt").write_bytes(b"a" * (2 << 20))
+    (photos / "green.txt").write_bytes(b"\0\0a\0door\0\n\xed\xa0\x80\xff\n" + b"\r\n" * 5)
+    (photos / "yellow.txt").write_text("\n".join(f"caption {n}" for n in range(3000)))
+    report = run(photos)
+    assert report.failed == 0
+    held = store.contents()
+    longest = max(held.caption_texts, key=len)
+    assert longest == "a" * 4096
+    assert all("\0" not in text for text in held.caption_texts)
+    assert len(held.caption_texts) > 3002
+    assert run(photos).unchanged == 6
