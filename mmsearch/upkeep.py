@@ -17,7 +17,7 @@ from mmsearch.store import repair as repairs
 from mmsearch.store.catalog import SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import Progress, Repaired
+from mmsearch.types import MODALITIES, Progress, Repaired
 
 if TYPE_CHECKING:
     from mmsearch.encoders.choice import ModelChoice
@@ -60,8 +60,7 @@ def repair(
 def _lacks(store: Store, space: SpaceRow) -> bool:
     with store.catalog.read() as connection:
         return any(
-            catalog.count_without_vector(connection, space, modality)
-            for modality in ("image", "caption")
+            catalog.count_without_vector(connection, space, modality) for modality in MODALITIES
         )
 
 

@@ -106,11 +106,7 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
                 copy.execute("DROP TABLE kept_file")
                 copy.execute("COMMIT")
                 copy.execute("PRAGMA journal_mode = WAL")
-            sync_file(draft)
-            for one in catalog.companions(target):  # see Catalog.create
-                one.unlink(missing_ok=True)
-            draft.replace(target)
-            sync_folder(folder)
+            catalog.put_in_place(draft, target)
         finally:
             catalog.unlink_all(draft)
     with Store(folder).writer() as writer:

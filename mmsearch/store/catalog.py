@@ -169,11 +169,7 @@ class Catalog:
                 connection.execute("PRAGMA journal_mode = WAL")
             finally:
                 connection.close()
-        sync_file(draft)
-        for one in companions(path):  # SQLite would write a log that was left into this one
-            one.unlink(missing_ok=True)
-        os.replace(draft, path)
-        sync_folder(path.parent)
+        put_in_place(draft, path)
         return cls(path)
 
     def close(self) -> None:
@@ -285,6 +281,15 @@ def raw(connection: Connection) -> sqlite3.Connection:
 def companions(path: Path) -> tuple[Path, ...]:
     """The files that SQLite keeps beside a database."""
     return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
+
+
+def put_in_place(draft: Path, path: Path) -> None:
+    """Gives a finished catalog its name, durably, where there is none."""
+    sync_file(draft)
+    for one in companions(path):  # SQLite would write a log that was left into this one
+        one.unlink(missing_ok=True)
+    os.replace(draft, path)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -483,12 +488,17 @@ def _spaces(connection: sqlite3.Connection, state: int) -> list[SpaceRow]:
 def roots(connection: sqlite3.Connection) -> list[RootRow]:
     rows = connection.execute("SELECT id, path, walked, exclude FROM root ORDER BY path")
     return [
-        RootRow(number, path, bool(walked), _globs(exclude))
+        RootRow(number, path, bool(walked), globs_of(exclude))
         for number, path, walked, exclude in rows
     ]
 
 
-def _globs(exclude: str) -> tuple[str, ...]:
+def globs_of(exclude: str) -> tuple[str, ...]:
+    """What a root leaves out, from the catalog's JSON.
+
+    Raises:
+        DamageError: it is none.
+    """
     try:
         found = json.loads(exclude)
         if not isinstance(found, list) or not all(isinstance(glob, str) for glob in found):

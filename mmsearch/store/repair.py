@@ -7,7 +7,6 @@ What is gone for good is listed, and taken out: nothing that is left is wrong.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -304,10 +303,10 @@ def _tidy(target: sqlite3.Connection) -> None:
         if not catalog.is_snapshot_name(file):
             target.execute("DELETE FROM snapshot WHERE rowid = ?", (number,))
     for number, exclude in target.execute("SELECT id, exclude FROM root").fetchall():
-        with suppress(ValueError, TypeError):
-            if isinstance(json.loads(exclude), list):
-                continue
-        target.execute("UPDATE root SET exclude = '[]' WHERE id = ?", (number,))
+        try:
+            catalog.globs_of(exclude)
+        except DamageError:
+            target.execute("UPDATE root SET exclude = '[]' WHERE id = ?", (number,))
     if not target.execute("SELECT 1 FROM revision").fetchone():
         target.execute("INSERT INTO revision VALUES (1)")
     try:
