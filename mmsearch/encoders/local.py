@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.encoders.openvino import OpenVinoEncoder, openvino_core
+from mmsearch.encoders.openvino import OpenVinoEncoder, compile_graph
 from mmsearch.encoders.tokenizer import lengths_of
 from mmsearch.types import Pixels, Preprocess, Vectors
 
@@ -93,7 +93,7 @@ class LocalEncoder:
             "INFERENCE_PRECISION_HINT": "f32",
             "CACHE_DIR": str(self._folder / "compiled"),
         }
-        return openvino_core().compile_model(self._folder / f"{tower}.xml", "CPU", options)
+        return compile_graph(self._folder / f"{tower}.xml", options)
 
 
 def local_folder(model: Path) -> Path:

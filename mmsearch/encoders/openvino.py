@@ -70,6 +70,19 @@ def openvino_core() -> ov.Core:
     return ov.Core()
 
 
+_compiling = threading.Lock()
+
+
+def compile_graph(graph: Any, options: dict[str, Any]) -> Any:
+    """Compiles a graph, or the file of one, for the CPU.
+
+    One at a time: around its cache OpenVINO sets the locale of the whole process to "C" and back
+    again, and two that do so at once can leave it there, or read numbers in another.
+    """
+    with _compiling:
+        return openvino_core().compile_model(graph, "CPU", options)
+
+
 class OpenVinoEncoder:
     """Runs a converted model; each tower is compiled when it is first used."""
 
@@ -175,7 +188,7 @@ class OpenVinoEncoder:
                     f"'{self.spec.model}' has no int8 here yet: 'mmsearch index --precision int8' "
                     "makes it from the pictures that it indexes"
                 )
-        return openvino_core().compile_model(self.folder / name, "CPU", options)
+        return compile_graph(self.folder / name, options)
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """The ids of texts, (n, context_length), zero where nothing is."""

@@ -304,7 +304,7 @@ def _fill(
     with torch.inference_mode():
         shape = tuple(run(pictures.load(0, seed)[None]).shape[1:])
     part, mark = file.with_suffix(".part"), file.with_suffix(".done")
-    marked = mark.read_text() if part.is_file() and mark.is_file() else ""
+    marked = mark.read_text(encoding="utf-8") if part.is_file() and mark.is_file() else ""
     done = int(marked) if marked.isdigit() else 0
     held = _held(part, (len(pictures), views, *shape)) if done else None
     if held is None:
@@ -394,7 +394,7 @@ def _converted(
 ) -> Callable[[torch.Tensor], np.ndarray] | None:
     import openvino as ov
 
-    from mmsearch.encoders.openvino import openvino_core
+    from mmsearch.encoders.openvino import compile_graph
 
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -402,7 +402,7 @@ def _converted(
             graph = ov.convert_model(
                 prefix, example_input=torch.stack([example, example]), input=[-1, *example.shape]
             )
-        compiled = openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = compile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
         log.info("not convertible: %s", error)
         return None

@@ -204,6 +204,29 @@ def test_a_process_outlives_its_encoders_when_a_signal_comes(tmp_path):
     assert (done.returncode, done.stdout) == (0, b"handled\n"), done.stderr
 
 
+def test_models_that_load_at_once_leave_the_locale_alone(tiny):
+    """OpenVINO sets it, for the whole process, while it looks into its cache."""
+    script = (
+        "import locale, sys, threading\n"
+        "from pathlib import Path\n"
+        "from mmsearch.encoders.openvino import OpenVinoEncoder\n"
+        "before = locale.setlocale(locale.LC_ALL)\n"
+        "assert 'UTF-8' in before\n"
+        "def load(tower): OpenVinoEncoder(Path(sys.argv[1])).warm_up(tower)\n"
+        "for _ in range(5):\n"
+        "    towers = ('image', 'text') * 2\n"
+        "    threads = [threading.Thread(target=load, args=(t,)) for t in towers]\n"
+        "    for thread in threads: thread.start()\n"
+        "    for thread in threads: thread.join()\n"
+        "assert locale.setlocale(locale.LC_ALL) == before\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny.folder)], capture_output=True, check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_model_that_openvino_cannot_convert_stays_with_torch(tmp_path, monkeypatch):
     def fail(model, folder):
         raise openvino.ExportError("no such operation")

@@ -153,7 +153,7 @@ def test_names_and_captions_reach_no_terminal_as_they_are(tmp_path, tiny):
         assert controls(done.stdout) == [], words
         assert controls(done.stderr) == [], words
     tags = Tags()
-    tags.feed(page.read_text())
+    tags.feed(page.read_text(encoding="utf-8"))
     assert len(tags.found) > 30
     assert not [tag for tag, _ in tags.found if tag in ("script", "iframe", "object")]
     assert not [name for _, names in tags.found for name in names if name.startswith("on")]
