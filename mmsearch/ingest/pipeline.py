@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -89,8 +89,16 @@ class Pipeline:
         with self._store.catalog.read() as connection:
             self._roots = {root.id: root for root in catalog.roots(connection)}
             self._is_first = not catalog.has_media(connection)
-        self._lost_roots: dict[int, bool] = {}
-        self._changing = {item.old.id for item in plan.read if item.old is not None}
+        self._lost_roots: list[int] | None = None
+        self._left_roots: set[int] = set()
+        # Media by content: their files are gone, or are about to be read again.
+        self._gone = defaultdict[bytes, deque[int]](deque)
+        for row in plan.gone.values():
+            self._gone[row.content_hash].append(row.id)
+        self._changing = defaultdict[bytes, list[int]](list)
+        for item in plan.read:
+            if item.old is not None:
+                self._changing[item.old.content_hash].append(item.old.id)
         self._left_behind: dict[bytes, list[NewCaption]] = {}
         self._warm_up()
         self._settle_the_unread()
@@ -203,10 +211,9 @@ class Pipeline:
 
     def _forget_lost_roots(self) -> None:
         """Drops folders that are gone and whose every file was found elsewhere or removed."""
-        lost = [number for number, is_lost in self._lost_roots.items() if is_lost]
-        if lost:
+        if self._left_roots:
             with self._writer.change() as change:
-                change.drop_empty_roots(lost)
+                change.drop_empty_roots(self._left_roots)
 
     # -- reading and encoding, by workers ----------------------------------------------------
 
@@ -244,14 +251,17 @@ class Pipeline:
         if self._is_first:  # nothing is known, and asking for each file would cost its share
             return False
         with self._store.catalog.read() as connection:
-            return bool(catalog.media_with_hashes(connection, [digest]))
+            return bool(catalog.known_contents(connection, [digest]))
 
     def _begin(self, pool: ThreadPoolExecutor, readings: Sequence[Reading]) -> _Batch:
         """Hands what must be encoded to the workers."""
         good = [reading for reading in readings if not reading.reason]
         sources: dict[bytes, _Source] = {}
-        for row, vector in self._known({reading.digest for reading in good}):
-            sources.setdefault(row.content_hash, _Source(row=row, vector=vector))
+        digests = dict.fromkeys(reading.digest for reading in good)
+        with self._store.catalog.read() as connection:
+            embedded = catalog.embedded_contents(connection, self._space, digests)
+        for digest, (row, vector) in embedded.items():
+            sources[digest] = _Source(row=row, vector=vector)
         for reading in good:
             if reading.digest not in sources:
                 picture = reading.picture
@@ -274,13 +284,6 @@ class Pipeline:
             for text in part
         )
         return _Batch(readings, sources, pictures, self._submit_texts(pool, list(unique)))
-
-    def _known(self, digests: set[bytes]) -> list[tuple[Any, bytes]]:
-        """The media rows that have some contents, with their vectors."""
-        with self._store.catalog.read() as connection:
-            rows = catalog.media_with_hashes(connection, list(digests))
-            vectors = catalog.vectors_of(connection, self._space, "image", [r.id for r in rows])
-        return [(row, vectors[row.id]) for row in rows if row.id in vectors]
 
     def _encode_pictures(self, pixels: dict[bytes, NDArray[np.uint8]]) -> _Encoded:
         started = time.perf_counter()
@@ -321,10 +324,10 @@ class Pipeline:
         self._embedded += len(vectors)
         vectors.update((d, one.vector) for d, one in sources.items() if one.vector is not None)
         texts = self._collect(batch.texts)
-        # Looked up again: what was committed since this batch was begun may have moved the rows.
+        # Looked up again: more may have been committed since this batch was begun.
         with self._store.catalog.read() as connection:
-            for row in catalog.media_with_hashes(connection, list(sources)):
-                sources[row.content_hash].rows.append(row)
+            for digest in catalog.known_contents(connection, sources):
+                sources[digest].is_known = True
         with self._timed("write"), self._writer.change() as change:
             for reading in batch.readings:
                 if reading.reason:
@@ -345,7 +348,7 @@ class Pipeline:
         self._counts["failed"] += 1
         # A file that cannot be read just now keeps what was indexed of it; a damaged one does not.
         if candidate.old is not None and stamp != NEVER:
-            change.remove_media([candidate.old.id])
+            self._remove_old(change, candidate.old)
 
     def _enter(
         self,
@@ -368,12 +371,10 @@ class Pipeline:
         inherited = self._inherited(change, reading, source)
         if old is not None:
             self._left_behind[old.content_hash] = change.given_captions(old.id, self._space)
-            change.remove_media([old.id])
-        moved = next((row for row in source.rows if self._has_left(row)), None)
+            self._remove_old(change, old)
+        moved = self._left(change, reading.digest) if source.is_known else None
         if moved is not None:
-            self._plan.gone.pop(moved.id, None)
-            source.rows.remove(moved)
-            self._keep(change, moved.id, reading, texts)
+            self._keep(change, moved, reading, texts)
             self._counts["moved"] += 1
             return
         self._add(change, reading, source, vectors[reading.digest], texts, inherited)
@@ -394,21 +395,34 @@ class Pipeline:
             return []
         if left := self._left_behind.get(reading.digest):
             return left
-        for row in source.rows:
-            if row.id in self._changing:
-                return change.given_captions(row.id, self._space)
-        if old is not None and not source.rows:
+        for changing in self._changing.get(reading.digest, ()):
+            return change.given_captions(changing, self._space)
+        if old is not None and not source.is_known:
             return change.given_captions(old.id, self._space)
         return []
 
-    def _has_left(self, row: Any) -> bool:
-        """Whether the file of a media row is gone: by this run's scan, or with its whole root."""
-        if row.id in self._plan.gone:
-            return True
-        if row.root_id not in self._lost_roots:
-            root = self._roots.get(row.root_id)
-            self._lost_roots[row.root_id] = root is not None and not os.path.lexists(root.path)
-        return self._lost_roots[row.root_id]
+    def _remove_old(self, change: Change, old: Any) -> None:
+        change.remove_media([old.id])
+        self._changing[old.content_hash].remove(old.id)
+
+    def _left(self, change: Change, digest: bytes) -> int | None:
+        """A medium of some content whose file is gone: by this run's scan, or with its root."""
+        if gone := self._gone.get(digest):
+            moved = gone.popleft()
+        elif found := change.first_of_content(digest, self._lost()):
+            moved = found.id
+            self._left_roots.add(found.root_id)
+        else:
+            return None
+        self._plan.gone.pop(moved, None)
+        return moved
+
+    def _lost(self) -> list[int]:
+        """The roots whose folders are gone."""
+        if self._lost_roots is None:
+            roots = self._roots.items()
+            self._lost_roots = [i for i, root in roots if not os.path.lexists(root.path)]
+        return self._lost_roots
 
     def _keep(
         self, change: Change, media_id: int, reading: Reading, texts: dict[str, Vector]
@@ -477,8 +491,8 @@ class _Source:
     row: Any = None
     vector: bytes | None = None
     picture: Picture | None = None
-    rows: list[Any] = field(default_factory=list)
-    """The media rows that have the content when it is committed."""
+    is_known: bool = False
+    """Whether media have the content when it is committed."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:

@@ -538,9 +538,47 @@ def is_empty(connection: sqlite3.Connection, root: RootRow) -> bool:
     )
 
 
-def media_with_hashes(connection: sqlite3.Connection, hashes: Sequence[bytes]) -> list[Row]:
-    rows = _rows_in(connection, "SELECT * FROM media WHERE content_hash IN", hashes)
-    return sorted(rows, key=lambda row: row.id)
+def known_contents(connection: sqlite3.Connection, hashes: Iterable[bytes]) -> set[bytes]:
+    """Those of some contents that media have."""
+    query = "SELECT id FROM media WHERE content_hash = ? LIMIT 1"
+    return {one for one in hashes if connection.execute(query, (one,)).fetchone()}
+
+
+def embedded_contents(
+    connection: sqlite3.Connection, space: SpaceRow, hashes: Iterable[bytes]
+) -> dict[bytes, tuple[Row, bytes]]:
+    """Of each of some contents that has a vector in a space: a media row, and that vector.
+
+    Of one row, since a content may have any number of copies.
+
+    Raises:
+        DamageError: a vector is not what was written.
+    """
+    query = (
+        "SELECT media.*, vector, checksum FROM media CROSS JOIN embedding ON space_id = ? "
+        "AND modality = 'image' AND item_id = media.id "
+        "WHERE content_hash = ? ORDER BY media.id LIMIT 1"
+    )
+    found: dict[bytes, tuple[Row, bytes]] = {}
+    for one in hashes:
+        for row in _rows(connection, query, (space.id, one)):
+            if not is_sound(space, row.id, row.vector, row.checksum):
+                raise _damaged("image", row.id)
+            found[one] = row, row.vector
+    return found
+
+
+def first_of_content(
+    connection: sqlite3.Connection, content_hash: bytes, root_ids: Iterable[int]
+) -> Row | None:
+    """The first medium in some roots that has a content: its id and root_id."""
+    query = (
+        "SELECT id, root_id FROM media WHERE content_hash = ? AND root_id = ? ORDER BY id LIMIT 1"
+    )
+    for root in root_ids:
+        if found := _rows(connection, query, (content_hash, root)):
+            return found[0]
+    return None
 
 
 def captions_of(connection: sqlite3.Connection, media_ids: Sequence[int]) -> dict[int, list[Row]]:

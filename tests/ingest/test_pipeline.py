@@ -165,6 +165,40 @@ def test_copies_within_one_run_are_encoded_once(run, store, encoder, photos):
     assert len(np.unique(held.image_vectors[rows], axis=0)) == 1
 
 
+def test_what_a_copy_costs_does_not_grow_with_the_copies(run, photos, monkeypatch):
+    run(photos)
+    for number in range(300):
+        shutil.copy(photos / "red.png", photos / f"copy{number}.png")
+    looked_at = []
+    compare = catalog.is_sound
+    monkeypatch.setattr(catalog, "is_sound", lambda *a: looked_at.append(a) or compare(*a))
+    assert counts(run(photos)) == {"added": 300, "unchanged": 6}
+    assert len(looked_at) <= 300 // pipeline_module.BATCH + 1
+
+
+def test_copies_that_move_together_keep_their_captions(run, store, photos):
+    """Each takes over the entry of the first that is left, in the order of their paths."""
+    for number in range(3):
+        shutil.copy(photos / "red.png", photos / "more" / f"copy{number}.png")
+    named = [LabelledImage(f"more/copy{number}.png", (f"the {number}th",)) for number in range(3)]
+    run(photos, captions=named)
+    (photos / "more").rename(photos / "elsewhere")
+    assert counts(run(photos)) == {"unchanged": 4, "moved": 5}
+    assert captions_in(store) == [(f"copy{number}.png", f"the {number}th") for number in range(3)]
+
+
+def test_a_missing_folder_that_nothing_was_found_of_is_kept(run, store, photos, tmp_path):
+    """It may be a disk that is not there today, with nothing on it yet."""
+    (tmp_path / "card").mkdir()
+    run(photos, tmp_path / "card")
+    (tmp_path / "card").rmdir()
+    renamed = photos.rename(photos.with_name("pictures"))
+    assert counts(run(renamed)) == {"moved": 6}
+    with store.catalog.read() as connection:
+        kept = [os.path.basename(root.path) for root in catalog.roots(connection)]
+    assert sorted(kept) == [b"card", b"pictures"]
+
+
 def test_two_files_that_trade_places(run, store, encoder, photos):
     run(photos)
     (photos / "red.png").rename(photos / "x.png")
