@@ -24,7 +24,7 @@ import numpy as np
 from approximate import NEIGHBOURS, embeddings, mixed
 
 from mmsearch import Engine
-from mmsearch.store import catalog
+from mmsearch.store import lookups
 from mmsearch.store.changes import NewMedia
 from mmsearch.store.store import Store
 
@@ -103,7 +103,7 @@ def one(folder: Path, size: int, own, near, example: Path) -> dict[str, float]:
         with store.writer() as writer:
             space = writer.space_of(spec, "imported")
             with store.catalog.read() as connection:
-                roots = catalog.roots(connection)
+                roots = lookups.roots(connection)
             if roots:
                 root = roots[0]
             else:

@@ -23,7 +23,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.choice import ModelChoice
 from mmsearch.encoders.loading import ModelRow, list_models, pick_device
 from mmsearch.errors import IndexNotFound, SpaceError, UsageError
-from mmsearch.store import catalog
+from mmsearch.store import catalog, lookups
 from mmsearch.store.store import REPAIRED, Store
 from mmsearch.types import (
     Compose,
@@ -498,7 +498,7 @@ class Engine:
     def errors(self) -> list[Failure]:
         """The ledger: files that could not be used, and why."""
         with self.store.catalog.read() as connection:
-            return catalog.failures(connection)
+            return lookups.failures(connection)
 
     def retry(self, on_progress: OnProgress = _ignore) -> IngestReport:
         """Tries all files of the ledger again, whether they changed or not, in a rescan.

@@ -15,8 +15,8 @@ from mmsearch.encoders.precision import SAMPLE
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
 from mmsearch.media.isolated import Decoders
-from mmsearch.store import catalog
-from mmsearch.store.catalog import SpaceRow
+from mmsearch.store import lookups
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.writer import Writer
 from mmsearch.types import IngestReport, Pixels, Progress
 
@@ -97,7 +97,7 @@ class _Run:
         other = self._other
         if other is not None and active is not None:
             with store.catalog.read() as connection:
-                is_empty = not catalog.has_media(connection)
+                is_empty = not lookups.has_media(connection)
             if is_empty:  # nothing that searches would have to go on with
                 writer.switch_to(writer.space_of(other.spec, other.precision, beside=True))
                 active = store.active_space()
@@ -175,17 +175,17 @@ class _Run:
         if self._request.patches is False:
             self._drop_looks(writer)
         with store.catalog.read() as connection:
-            count = catalog.count(connection, "media")
-            has_looks = catalog.has_looks(connection, active)
+            count = lookups.count(connection, "media")
+            has_looks = lookups.has_looks(connection, active)
 
         def paths() -> list[bytes]:
             with store.catalog.read() as connection:
-                return catalog.some_paths(connection, SAMPLE)
+                return lookups.some_paths(connection, SAMPLE)
 
         encoder = self._checked(encoder, count, paths)
         coming = writer.space_of(encoder.spec, encoder.precision, beside=True)
         with store.catalog.read() as connection:
-            lacking = catalog.count_without_vector(connection, coming, "image")
+            lacking = lookups.count_without_vector(connection, coming, "image")
         done_before = f", {count - lacking} of {count} images are done" if lacking < count else ""
         self._engine.notify(
             f"embedding the index with '{coming.spec.model}' beside '{active.spec.model}', which "
@@ -223,10 +223,10 @@ class _Run:
 
     def _tell_of_coming(self) -> None:
         with self._engine.store.catalog.read() as connection:
-            coming = catalog.coming_space(connection)
+            coming = lookups.coming_space(connection)
             if coming is None:
                 return
-            lacking = catalog.count_without_vector(connection, coming, "image")
+            lacking = lookups.count_without_vector(connection, coming, "image")
         self._engine.notify(
             f"the move to '{coming.spec.model}' is not done, {lacking} images lack it: 'mmsearch "
             f"index --model {coming.spec.model}' goes on"
@@ -236,15 +236,15 @@ class _Run:
         if self._request.patches is False:
             self._drop_looks(writer)
         with self._engine.store.catalog.read() as connection:
-            space = catalog.active_space(connection)
-            has_looks = space is not None and catalog.has_looks(connection, space)
+            space = lookups.active_space(connection)
+            has_looks = space is not None and lookups.has_looks(connection, space)
         if space is not None and (has_looks or self._request.patches):
             report = self._add_looks(writer, report, space)
         return report
 
     def _drop_looks(self, writer: Writer) -> None:
         with self._engine.store.catalog.read() as connection:
-            has_some = catalog.has_looks(connection)
+            has_some = lookups.has_looks(connection)
         if has_some:
             with writer.change() as change:
                 change.remove_looks()
@@ -255,7 +255,7 @@ class _Run:
         store = self._engine.store
         started = time.perf_counter()
         with store.catalog.read() as connection:
-            if not catalog.lacks_looks(connection, space):
+            if not lookups.lacks_looks(connection, space):
                 return report
         from mmsearch.ingest.looks import add_looks
 

@@ -37,7 +37,7 @@ from mmsearch.search.rerank import (
     write_reranker,
 )
 from mmsearch.search.searcher import Learned
-from mmsearch.store.catalog import SpaceRow
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import Fusion, Progress, Query, Term

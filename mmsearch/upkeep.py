@@ -12,9 +12,9 @@ from mmsearch.errors import ModelNotFound
 from mmsearch.media.isolated import Decoders
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
-from mmsearch.store import catalog
+from mmsearch.store import lookups
 from mmsearch.store import repair as repairs
-from mmsearch.store.catalog import SpaceRow
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import MODALITIES, Progress, Repaired
@@ -60,7 +60,7 @@ def repair(
 def _lacks(store: Store, space: SpaceRow) -> bool:
     with store.catalog.read() as connection:
         return any(
-            catalog.count_without_vector(connection, space, modality) for modality in MODALITIES
+            lookups.count_without_vector(connection, space, modality) for modality in MODALITIES
         )
 
 
@@ -73,9 +73,9 @@ def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:
     after = 0
     while True:
         with store.catalog.read() as connection:
-            some = catalog.media_without_vector(connection, space, after, 1000)
-            roots = {root.id: root.path for root in catalog.roots(connection)}
-            captions = catalog.captions_of(connection, [item.id for item in some])
+            some = lookups.media_without_vector(connection, space, after, 1000)
+            roots = {root.id: root.path for root in lookups.roots(connection)}
+            captions = lookups.captions_of(connection, [item.id for item in some])
         if not some:
             return found
         after = some[-1].id

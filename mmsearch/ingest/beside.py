@@ -15,8 +15,8 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.ingest.reading import Opened, open_known
 from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.isolated import Decoders
-from mmsearch.store import catalog
-from mmsearch.store.catalog import Lacking, SpaceRow
+from mmsearch.store import lookups
+from mmsearch.store.lookups import Lacking, SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import Progress, Vectors
@@ -74,8 +74,8 @@ def embed_missing(
     Those that cannot be used go to the ledger.
     """
     with store.catalog.read() as connection:
-        lacking = catalog.count_without_vector(connection, space, "image")
-        captions = catalog.count_without_vector(connection, space, "caption")
+        lacking = lookups.count_without_vector(connection, space, "image")
+        captions = lookups.count_without_vector(connection, space, "caption")
     images = failed = 0
     if lacking or captions:
         with ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-beside") as pool:
@@ -142,7 +142,7 @@ def _lacking(store: Store, space: SpaceRow) -> Iterator[Lacking]:
     after = 0
     while True:
         with store.catalog.read() as connection:
-            some = catalog.media_without_vector(connection, space, after, 16 * _PORTION)
+            some = lookups.media_without_vector(connection, space, after, 16 * _PORTION)
         if not some:
             return
         yield from some
@@ -179,7 +179,7 @@ def _captions(work: _Work, total: int) -> None:
     done = after = 0
     while True:
         with work.store.catalog.read() as connection:
-            some = catalog.captions_without_vector(
+            some = lookups.captions_without_vector(
                 connection, work.space, after, work.workers * _PORTION
             )
         if not some:

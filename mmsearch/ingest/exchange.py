@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
 from mmsearch.media.fingerprint import content_hash
-from mmsearch.store.catalog import MediaFacts, RootRow
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.filters import local_time
+from mmsearch.store.lookups import MediaFacts, RootRow
 from mmsearch.store.paths import relative
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer

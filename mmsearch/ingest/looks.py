@@ -12,8 +12,8 @@ import numpy as np
 from mmsearch.encoders.local import LocalEncoder
 from mmsearch.ingest.reading import open_known
 from mmsearch.media.isolated import Decoders
-from mmsearch.store import catalog
-from mmsearch.store.catalog import SpaceRow
+from mmsearch.store import lookups
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.patches import pack_looks
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
@@ -38,7 +38,7 @@ def add_looks(
     the next run, and so are those that cannot be read.
     """
     with store.catalog.read() as connection:
-        missing = catalog.without_look(connection, space)
+        missing = lookups.without_look(connection, space)
     done = added = 0
     for batch in _batches(missing, local.preprocess, decoders, workers):
         good = [(number, pixels) for number, pixels in batch if pixels is not None]

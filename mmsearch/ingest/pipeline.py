@@ -30,7 +30,7 @@ from mmsearch.ingest.reading import Reading, read
 from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.isolated import Decoders, Picture
-from mmsearch.store import catalog
+from mmsearch.store import lookups
 from mmsearch.store.changes import Change, NewCaption, NewMedia
 from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.store import Store
@@ -87,8 +87,8 @@ class Pipeline:
             present = self._writer.space_of(self._encoder.spec, self._encoder.precision)
         self._space = present
         with self._store.catalog.read() as connection:
-            self._roots = {root.id: root for root in catalog.roots(connection)}
-            self._is_first = not catalog.has_media(connection)
+            self._roots = {root.id: root for root in lookups.roots(connection)}
+            self._is_first = not lookups.has_media(connection)
         self._lost_roots: list[int] | None = None
         self._left_roots: set[int] = set()
         # Media by content: their files are gone, or are about to be read again.
@@ -168,7 +168,7 @@ class Pipeline:
         for start in range(0, len(self._touched), BATCH):
             batch = self._touched[start : start + BATCH]
             with self._store.catalog.read() as connection:
-                present = catalog.captions_of(connection, [item.old.id for item in batch])
+                present = lookups.captions_of(connection, [item.old.id for item in batch])
             changes = []
             for item in batch:
                 rows = [(row.id, row.text, row.source) for row in present.get(item.old.id, ())]
@@ -251,7 +251,7 @@ class Pipeline:
         if self._is_first:  # nothing is known, and asking for each file would cost its share
             return False
         with self._store.catalog.read() as connection:
-            return bool(catalog.known_contents(connection, [digest]))
+            return bool(lookups.known_contents(connection, [digest]))
 
     def _begin(self, pool: ThreadPoolExecutor, readings: Sequence[Reading]) -> _Batch:
         """Hands what must be encoded to the workers."""
@@ -259,7 +259,7 @@ class Pipeline:
         sources: dict[bytes, _Source] = {}
         digests = dict.fromkeys(reading.digest for reading in good)
         with self._store.catalog.read() as connection:
-            embedded = catalog.embedded_contents(connection, self._space, digests)
+            embedded = lookups.embedded_contents(connection, self._space, digests)
         for digest, (row, vector) in embedded.items():
             sources[digest] = _Source(row=row, vector=vector)
         for reading in good:
@@ -326,7 +326,7 @@ class Pipeline:
         texts = self._collect(batch.texts)
         # Looked up again: more may have been committed since this batch was begun.
         with self._store.catalog.read() as connection:
-            for digest in catalog.known_contents(connection, sources):
+            for digest in lookups.known_contents(connection, sources):
                 sources[digest].is_known = True
         with self._timed("write"), self._writer.change() as change:
             for reading in batch.readings:

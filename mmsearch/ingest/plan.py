@@ -13,8 +13,8 @@ from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import UsageError
 from mmsearch.ingest.labels import FileKey, Labels, match_labels
 from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
-from mmsearch.store import catalog
-from mmsearch.store.catalog import RootRow
+from mmsearch.store import lookups
+from mmsearch.store.lookups import RootRow
 from mmsearch.store.paths import relative, to_path
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
@@ -132,12 +132,12 @@ def check_paths(store: Store | None, paths: Sequence[bytes]) -> None:
 def _known_scopes(store: Store) -> list[Scope]:
     with store.catalog.read() as connection:
         found = []
-        for root in catalog.roots(connection):
+        for root in lookups.roots(connection):
             if root.walked:
                 found.append(Scope(root, b""))
             else:
-                rows = catalog.media_under(connection, root.id, b"")
-                rows += catalog.failures_under(connection, root.id, b"")
+                rows = lookups.media_under(connection, root.id, b"")
+                rows += lookups.failures_under(connection, root.id, b"")
                 found.extend(Scope(root, path) for path in sorted({row.path for row in rows}))
     return found
 
@@ -145,7 +145,7 @@ def _known_scopes(store: Store) -> list[Scope]:
 def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | None) -> Scope:
     folder = os.path.isdir(path)
     with store.catalog.read() as connection:
-        roots = catalog.roots(connection)
+        roots = lookups.roots(connection)
     # The deepest root that holds the path: one that is not walked holds files, but no folders.
     for root in sorted(roots, key=lambda root: len(root.path), reverse=True):
         prefix = relative(path, root.path)
@@ -161,8 +161,8 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
 def _knows(store: Store, path: bytes) -> bool:
     with store.catalog.read() as connection:
         return any(
-            catalog.media_under(connection, root.id, prefix)
-            for root in catalog.roots(connection)
+            lookups.media_under(connection, root.id, prefix)
+            for root in lookups.roots(connection)
             if (prefix := relative(path, root.path)) is not None
         )
 
@@ -232,9 +232,9 @@ def make_plan(
 def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> None:
     root = scope.root
     with store.catalog.read() as connection:
-        known = {row.path: row for row in catalog.media_under(connection, root.id, scope.prefix)}
-        bad = {row.path: row for row in catalog.failures_under(connection, root.id, scope.prefix)}
-        is_coming = catalog.coming_space(connection) is not None
+        known = {row.path: row for row in lookups.media_under(connection, root.id, scope.prefix)}
+        bad = {row.path: row for row in lookups.failures_under(connection, root.id, scope.prefix)}
+        is_coming = lookups.coming_space(connection) is not None
     seen: set[bytes] = set()
     shut: list[bytes] = []
     there = os.path.lexists(scope.path)

@@ -25,7 +25,7 @@ from mmsearch.errors import DamageError, DecodeError, UsageError
 from mmsearch.media.image import decode, fit, read_image
 from mmsearch.search.learned import Arrays, read_learned, write_learned
 from mmsearch.search.matchers import Floats, Kind, Matcher, matcher_of
-from mmsearch.store.catalog import Item
+from mmsearch.store.lookups import Item
 from mmsearch.store.patches import pack_looks, unpack_looks
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Store

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mmsearch.errors import DamageError, FormatError, UsageError
-from mmsearch.store import catalog
+from mmsearch.store import catalog, lookups
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
 from mmsearch.store.paths import join, relative
@@ -121,7 +121,7 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
     """
     try:
         is_sound = copy.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
-        spaces = (catalog.active_space(copy), catalog.coming_space(copy))
+        spaces = (lookups.active_space(copy), lookups.coming_space(copy))
         bad = (
             item
             for space in spaces if space is not None

@@ -24,9 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from mmsearch.store import catalog, schema
-from mmsearch.store.catalog import RootRow, SpaceRow
+from mmsearch.store import catalog, lookups, schema
 from mmsearch.store.checksum import of_vector
+from mmsearch.store.lookups import RootRow, SpaceRow
 from mmsearch.store.paths import relative
 from mmsearch.types import EncoderSpec, Modality
 
@@ -72,13 +72,13 @@ class Change:
 
     def add_space(self, spec: EncoderSpec, precision: str) -> SpaceRow:
         """Adds the space of a model: as the active one where there is none, else beside that."""
-        has_one = catalog.active_space(self._reading) is not None
+        has_one = lookups.active_space(self._reading) is not None
         number = self._connection.execute(
             insert(schema.space)
             .values(
                 identity=spec.space,
                 spec=json.dumps(spec.to_json()),
-                active=catalog.COMING if has_one else catalog.ACTIVE,
+                active=lookups.COMING if has_one else lookups.ACTIVE,
                 precision=precision,
             )
             .returning(schema.space.c.id)
@@ -88,15 +88,15 @@ class Change:
     def activate(self, space: SpaceRow) -> None:
         """Makes a space the one that searches use; all others are retired."""
         table = schema.space
-        self._connection.execute(update(table).values(active=catalog.RETIRED))
+        self._connection.execute(update(table).values(active=lookups.RETIRED))
         self._connection.execute(
-            update(table).where(table.c.id == space.id).values(active=catalog.ACTIVE)
+            update(table).where(table.c.id == space.id).values(active=lookups.ACTIVE)
         )
 
     def retire(self, space: SpaceRow) -> None:
         """Says that nothing uses a space any more."""
         self._connection.execute(
-            update(schema.space).where(schema.space.c.id == space.id).values(active=catalog.RETIRED)
+            update(schema.space).where(schema.space.c.id == space.id).values(active=lookups.RETIRED)
         )
 
     def drop_some(self, space: SpaceRow, limit: int) -> bool:
@@ -138,8 +138,8 @@ class Change:
     def absorb_root(self, inner: RootRow, outer: RootRow) -> None:
         """Makes everything under `inner` part of `outer`, whose path contains it."""
         prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :] + b"/"
-        own = {row.path for row in catalog.media_under(self._reading, outer.id, prefix[:-1])}
-        rows = catalog.media_under(self._reading, inner.id, b"")
+        own = {row.path for row in lookups.media_under(self._reading, outer.id, prefix[:-1])}
+        rows = lookups.media_under(self._reading, inner.id, b"")
         self.remove_media([row.id for row in rows if prefix + row.path in own])
         for table in (schema.media, schema.failure):
             # SQLite joins two blobs into a text, byte by byte; it has to become a blob again.
@@ -244,12 +244,12 @@ class Change:
         """
         found: list[int] = []
         known = False
-        for root in catalog.roots(self._reading):
+        for root in lookups.roots(self._reading):
             prefix = b"" if relative(root.path, path) is not None else relative(path, root.path)
             if prefix is None:
                 continue
-            rows = catalog.media_under(self._reading, root.id, prefix)
-            failed = catalog.failures_under(self._reading, root.id, prefix)
+            rows = lookups.media_under(self._reading, root.id, prefix)
+            failed = lookups.failures_under(self._reading, root.id, prefix)
             known = known or bool(rows or failed or not prefix)
             found.extend(row.id for row in rows)
             self.clear_failures(root.id, [row.path for row in failed])
@@ -260,14 +260,14 @@ class Change:
     def drop_empty_roots(self, also: Iterable[int] = ()) -> None:
         """Deletes roots that hold nothing and are not walked, or are among `also`."""
         chosen = set(also)
-        for root in catalog.roots(self._reading):
+        for root in lookups.roots(self._reading):
             may_go = not root.walked or root.id in chosen
-            if may_go and catalog.is_empty(self._reading, root):
+            if may_go and lookups.is_empty(self._reading, root):
                 self._connection.execute(delete(schema.root).where(schema.root.c.id == root.id))
 
     def remove_media(self, ids: Sequence[int]) -> None:
         """Removes files with their captions; every snapshot's copies become tombstones."""
-        for chunk in catalog.chunks(ids):
+        for chunk in lookups.chunks(ids):
             captions = list(
                 self._connection.execute(
                     select(schema.caption.c.id).where(schema.caption.c.media_id.in_(chunk))
@@ -280,23 +280,23 @@ class Change:
     def captions_of(self, media_id: int) -> list[tuple[int, str, str]]:
         """Id, text and source of the captions of a file, as of this transaction."""
         self.flush()
-        rows = catalog.captions_of(self._reading, [media_id]).get(media_id, [])
+        rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
         return [(row.id, row.text, row.source) for row in rows]
 
-    def first_of_content(self, content_hash: bytes, root_ids: Iterable[int]) -> catalog.Row | None:
+    def first_of_content(self, content_hash: bytes, root_ids: Iterable[int]) -> lookups.Row | None:
         """The first medium in some roots that has a content (id, root_id), as of now."""
-        return catalog.first_of_content(self._reading, content_hash, root_ids)
+        return lookups.first_of_content(self._reading, content_hash, root_ids)
 
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
         """The captions that a file has from a captions file, with their vectors."""
-        rows = catalog.captions_of(self._reading, [media_id]).get(media_id, [])
+        rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
         given = [row for row in rows if row.source == "file"]
         ids = [row.id for row in given]
-        vectors = catalog.vectors_of(self._reading, space, "caption", ids)
+        vectors = lookups.vectors_of(self._reading, space, "caption", ids)
         return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
 
     def remove_captions(self, ids: Sequence[int]) -> None:
-        for chunk in catalog.chunks(ids):
+        for chunk in lookups.chunks(ids):
             self._bury("caption", chunk)
             self._connection.execute(delete(schema.caption).where(schema.caption.c.id.in_(chunk)))
 
@@ -322,7 +322,7 @@ class Change:
         table = schema.media.c.id
         there = {
             number
-            for chunk in catalog.chunks(list(looks))
+            for chunk in lookups.chunks(list(looks))
             for number in self._connection.execute(select(table).where(table.in_(chunk))).scalars()
         }
         rows = [
@@ -354,7 +354,7 @@ class Change:
         )
 
     def clear_failures(self, root_id: int, paths: Iterable[bytes]) -> None:
-        for chunk in catalog.chunks(list(paths)):
+        for chunk in lookups.chunks(list(paths)):
             self._connection.execute(
                 delete(schema.failure).where(
                     schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
@@ -367,7 +367,7 @@ class Change:
 
     # -- snapshots -------------------------------------------------------------------------
 
-    def set_snapshot(self, space: SpaceRow, modality: Modality, row: catalog.SnapshotRow) -> None:
+    def set_snapshot(self, space: SpaceRow, modality: Modality, row: lookups.SnapshotRow) -> None:
         values = {
             "generation": row.generation,
             "file": row.file,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmsearch.errors import SpaceError
-from mmsearch.store import catalog
-from mmsearch.store.catalog import SpaceRow
+from mmsearch.store import lookups
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.paths import relative
 from mmsearch.types import Filter, Ids, Modality
 
@@ -22,7 +22,7 @@ def require_space(connection: sqlite3.Connection, identity: str) -> SpaceRow:
     Raises:
         SpaceError: it is another one: the two cannot be compared.
     """
-    space = catalog.active_space(connection)
+    space = lookups.active_space(connection)
     if space is None or space.spec.space != identity:
         holds = f"was made with '{space.spec.model}'" if space else "is empty"
         raise SpaceError(
@@ -57,13 +57,13 @@ def _under(connection: sqlite3.Connection, folder: bytes) -> tuple[str, list[Any
     """The condition that a file lies in a folder, and its values."""
     conditions: list[str] = []
     values: list[Any] = []
-    for root in catalog.roots(connection):
+    for root in lookups.roots(connection):
         prefix = relative(folder, root.path)
         if relative(root.path, folder) is not None:
             conditions.append("root_id = ?")
             values.append(root.id)
         elif prefix is not None:
-            condition, own = catalog.under(prefix)
+            condition, own = lookups.under(prefix)
             conditions.append(f"(root_id = ? AND {condition})")
             values += [root.id, *own]
     return f"({' OR '.join(conditions) or 'FALSE'})", values

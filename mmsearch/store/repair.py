@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch.errors import DamageError
-from mmsearch.store import catalog
-from mmsearch.store.catalog import Catalog, SpaceRow
+from mmsearch.store import catalog, lookups
+from mmsearch.store.catalog import Catalog
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.files import make_folder, sync_file, sync_folder
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
 from mmsearch.store.paths import join
 from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer_lock
@@ -61,11 +62,13 @@ def repair(folder: Path) -> Outcome:
         IndexNotFound: there is no index.
         DamageError: too little is left of the catalog; nothing was changed.
     """
-    outcome = Outcome(verify(folder, deep=True).damages)
-    kinds = {one.kind for one in outcome.found}
-    if not kinds:
-        return outcome
+    if not verify(folder, deep=True).damages:  # which needs no lock, nor a disk to write to
+        return Outcome()
     with writer_lock(folder), catalog.writing(folder):
+        outcome = Outcome(verify(folder, deep=True).damages)  # what another left meanwhile
+        kinds = {one.kind for one in outcome.found}
+        if not kinds:
+            return outcome
         make_folder(folder / VECTORS)
         if kinds & {"catalog", "item"}:
             _salvage(folder, outcome)
@@ -73,7 +76,7 @@ def repair(folder: Path) -> Outcome:
             writer = Writer(store.catalog, folder / VECTORS)
             vectors_are_whole = _mend_vectors(store, folder / VECTORS)
             with store.catalog.write() as connection:
-                catalog.remake_words(catalog.raw(connection))
+                lookups.remake_words(catalog.raw(connection))
             if not vectors_are_whole or kinds - {"words", "cells", "lacking"}:
                 writer.rewrite()
             writer.mend()
@@ -88,7 +91,7 @@ def _mend_vectors(store: Store, folder: Path) -> bool:
     """Takes damaged vectors from the vector files, or out; whether none was damaged."""
     are_whole = True
     with store.catalog.read() as connection:
-        spaces = [catalog.active_space(connection), catalog.coming_space(connection)]
+        spaces = [lookups.active_space(connection), lookups.coming_space(connection)]
     for space in filter(None, spaces):
         for modality in MODALITIES:
             with store.catalog.read() as connection:
@@ -118,7 +121,7 @@ def _copies(
     items: Sequence[int],
 ) -> dict[int, bytes]:
     """The vectors that a vector file has of some items, where it is sound there."""
-    row = catalog.snapshot_of(connection, space.id, modality)
+    row = lookups.snapshot_of(connection, space.id, modality)
     if row is None or row.checksum is None or not items:
         return {}
     from mmsearch.store.faiss_index import FaissIndex
@@ -300,19 +303,19 @@ def _tidy(target: sqlite3.Connection) -> None:
         "OR space_id NOT IN (SELECT id FROM space)"
     )
     for number, file in target.execute("SELECT rowid, file FROM snapshot").fetchall():
-        if not catalog.is_snapshot_name(file):
+        if not lookups.is_snapshot_name(file):
             target.execute("DELETE FROM snapshot WHERE rowid = ?", (number,))
     for number, exclude in target.execute("SELECT id, exclude FROM root").fetchall():
         try:
-            catalog.globs_of(exclude)
+            lookups.globs_of(exclude)
         except DamageError:
             target.execute("UPDATE root SET exclude = '[]' WHERE id = ?", (number,))
     if not target.execute("SELECT 1 FROM revision").fetchone():
         target.execute("INSERT INTO revision VALUES (1)")
     try:
-        catalog.retired_spaces(target)  # reads every description
-        space = catalog.active_space(target)
-        catalog.coming_space(target)
+        lookups.retired_spaces(target)  # reads every description
+        space = lookups.active_space(target)
+        lookups.coming_space(target)
     except DamageError:
         space = None
     if space is None and target.execute("SELECT 1 FROM media LIMIT 1").fetchone():

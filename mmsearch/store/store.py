@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from mmsearch.config import MARKER
 from mmsearch.errors import DamageError, IndexInUse, IndexNotFound, UnreadableError, UsageError
-from mmsearch.store import catalog, filters
-from mmsearch.store.catalog import Catalog, Item, MediaFacts, SpaceRow
+from mmsearch.store import catalog, filters, lookups
+from mmsearch.store.catalog import Catalog
 from mmsearch.store.files import draft_of, make_folder, sync_folder, write_durably
+from mmsearch.store.lookups import Item, MediaFacts, SpaceRow
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import to_path
 from mmsearch.store.vector_index import Found
@@ -148,7 +149,7 @@ class Store:
 
     def active_space(self) -> SpaceRow | None:
         with self.catalog.read() as connection:
-            return catalog.active_space(connection)
+            return lookups.active_space(connection)
 
     def search(
         self,
@@ -197,12 +198,12 @@ class Store:
             among = filters.matching_ids(connection, where, to) if where else None
             found = view.search(queries, k, among, exact=exact)
             wanted = {int(number) for _, ids in found for number in ids}
-            known = catalog.items(connection, to, sorted(wanted))
+            known = lookups.items(connection, to, sorted(wanted))
         return [_answer(one, known) for one in found]
 
     def has_captions(self, least: int = 1) -> bool:
         with self.catalog.read() as connection:
-            return catalog.has_captions(connection, least)
+            return lookups.has_captions(connection, least)
 
     def evidence(
         self,
@@ -249,26 +250,26 @@ class Store:
                 to: _scores(view, query, depth if to == "image" else 4 * depth, among[to], exact)
                 for to, view in views.items()
             }
-            by_words = catalog.media_with_words(connection, text, depth, among["image"])
+            by_words = lookups.media_with_words(connection, text, depth, among["image"])
             best_words = max(by_words.values(), default=0.0)
             best: dict[int, float] = {}
-            owners = catalog.caption_owners(connection, captions=list(near["caption"]))
+            owners = lookups.caption_owners(connection, captions=list(near["caption"]))
             for caption, cosine in near["caption"].items():  # the best ones first
                 best.setdefault(owners[caption], cosine)
             media = sorted({*near["image"], *best, *by_words})
             if len(by_words) == depth:  # there may be more
-                by_words = catalog.media_with_words(connection, text, len(media), media)
+                by_words = lookups.media_with_words(connection, text, len(media), media)
             missing = np.array(
                 [number for number in media if number not in near["image"]], np.int64
             )
             near["image"].update(_scores(views["image"], query, len(missing), missing))
-            owners = catalog.caption_owners(
+            owners = lookups.caption_owners(
                 connection, media=[number for number in media if number not in best]
             )
             missing = np.array(sorted(owners), np.int64)
             for caption, cosine in _scores(views["caption"], query, len(missing), missing).items():
                 best.setdefault(owners[caption], cosine)
-            items = catalog.items(connection, "image", media)
+            items = lookups.items(connection, "image", media)
             if lacking := next((number for number in media if number not in near["image"]), None):
                 raise DamageError(_LACKS.format(f"image {lacking} has no vector"))
         return Evidence(
@@ -286,7 +287,7 @@ class Store:
 
     def _view(self, connection: sqlite3.Connection, space: SpaceRow, to: Modality) -> VectorView:
         """The vectors as of this very transaction; the newest view is kept for the next search."""
-        revision = catalog.revision_of(connection)
+        revision = lookups.revision_of(connection)
         with self._views_lock:
             if self._identity != self.catalog.identity:  # a repair put another in its place
                 self._views.clear()
@@ -294,7 +295,7 @@ class Store:
             view = self._views.get((space.id, to))
             if view is not None and view.revision == revision:
                 return view
-            row = catalog.snapshot_of(connection, space.id, to)
+            row = lookups.snapshot_of(connection, space.id, to)
             behind = view is None or view.revision < revision
             if view is not None and behind and view.generation == (row.generation if row else 0):
                 view = view.advanced(connection)
@@ -309,25 +310,25 @@ class Store:
 
     def status(self) -> Status:
         with self.catalog.read() as connection:
-            space = catalog.active_space(connection)
-            coming = catalog.coming_space(connection)
-            roots = {to_path(row.path): row.exclude for row in catalog.roots(connection)}
+            space = lookups.active_space(connection)
+            coming = lookups.coming_space(connection)
+            roots = {to_path(row.path): row.exclude for row in lookups.roots(connection)}
             return Status(
                 path=self.folder,
                 model=space.spec.model if space else "",
                 space=space.spec.space if space else "",
                 dim=space.spec.dim if space else 0,
-                images=catalog.count(connection, "media"),
-                captions=catalog.count(connection, "caption"),
-                failures=catalog.count(connection, "failure"),
+                images=lookups.count(connection, "media"),
+                captions=lookups.count(connection, "caption"),
+                failures=lookups.count(connection, "failure"),
                 roots=tuple(roots),
                 exclude={path: globs for path, globs in roots.items() if globs},
                 bytes=_size(self.folder),
                 format_version=FORMAT_VERSION,
-                looks=catalog.count_looks(connection, space) if space else 0,
+                looks=lookups.count_looks(connection, space) if space else 0,
                 coming=coming.spec.model if coming else "",
                 lacking=(
-                    catalog.count_without_vector(connection, coming, "image") if coming else 0
+                    lookups.count_without_vector(connection, coming, "image") if coming else 0
                 ),
             )
 
@@ -341,22 +342,22 @@ class Store:
         """
         with self.catalog.read() as connection:
             row = filters.require_space(connection, space)
-            own = catalog.vectors_of(connection, row, "image", ids)
-            vectors = {n: catalog.vectors_from(v, row.spec.dim)[0] for n, v in own.items()}
-            return catalog.looks_of(connection, row, ids), vectors
+            own = lookups.vectors_of(connection, row, "image", ids)
+            vectors = {n: lookups.vectors_from(v, row.spec.dim)[0] for n, v in own.items()}
+            return lookups.looks_of(connection, row, ids), vectors
 
     def contents(self) -> Contents:
         """Everything that is embedded in the active space, in the order of the ids."""
         with self.catalog.read() as connection:
-            space = catalog.active_space(connection)
+            space = lookups.active_space(connection)
             if space is None:
                 raise IndexNotFound(f"{self.folder}: the index is empty; run 'mmsearch index PATH'")
             image_ids, images = _all(connection, space, "image")
             caption_ids, captions = _all(connection, space, "caption")
-            shown = catalog.items(connection, "image", image_ids.tolist())
-            texts = catalog.items(connection, "caption", caption_ids.tolist())
-            facts = catalog.facts_of(connection)
-            sources = catalog.caption_sources(connection)
+            shown = lookups.items(connection, "image", image_ids.tolist())
+            texts = lookups.items(connection, "caption", caption_ids.tolist())
+            facts = lookups.facts_of(connection)
+            sources = lookups.caption_sources(connection)
         return Contents(
             image_ids,
             images,
@@ -403,7 +404,7 @@ def _scores(
 def _all(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality
 ) -> tuple[Ids, Vectors]:
-    parts = [(i, v) for _, i, v in catalog.embeddings_after(connection, space, modality, 0)]
+    parts = [(i, v) for _, i, v in lookups.embeddings_after(connection, space, modality, 0)]
     if not parts:
         return np.empty(0, np.int64), np.empty((0, space.spec.dim), np.float32)
     ids, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))

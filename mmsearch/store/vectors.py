@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.errors import DamageError
-from mmsearch.store import catalog
-from mmsearch.store.catalog import SpaceRow
+from mmsearch.store import lookups
+from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
 from mmsearch.types import Ids, Modality, Vectors
 
@@ -63,7 +63,7 @@ class VectorView:
         """
         from mmsearch.store.faiss_index import FaissIndex  # which takes a while
 
-        row = catalog.snapshot_of(connection, space.id, modality)
+        row = lookups.snapshot_of(connection, space.id, modality)
         empty = ExactIndex(
             np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
         )
@@ -85,16 +85,16 @@ class VectorView:
     def advanced(self, connection: sqlite3.Connection) -> VectorView:
         """This view with what was committed since; the snapshot must be the same."""
         last, tail = self.last_embedding, self.tail
-        for newest, ids, vectors in catalog.embeddings_after(
+        for newest, ids, vectors in lookups.embeddings_after(
             connection, self.space, self.modality, last
         ):
             last, tail = newest, tail.extended(ids, vectors)
-        hidden = np.sort(catalog.tombstones(connection, self.space.id, self.modality))
-        row = catalog.snapshot_of(connection, self.space.id, self.modality)
+        hidden = np.sort(lookups.tombstones(connection, self.space.id, self.modality))
+        row = lookups.snapshot_of(connection, self.space.id, self.modality)
         cells = (self.folder / cells_of(row.file), row.cells) if row and row.cells else None
         view = replace(
             self,
-            revision=catalog.revision_of(connection),
+            revision=lookups.revision_of(connection),
             cells=cells,
             last_embedding=last,
             tail=tail,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.errors import DamageError
-from mmsearch.store import catalog
-from mmsearch.store.catalog import SnapshotRow, SpaceRow
+from mmsearch.store import catalog, lookups
+from mmsearch.store.lookups import SnapshotRow, SpaceRow
 from mmsearch.store.store import VECTORS, Store
 from mmsearch.store.vectors import cells_of
 from mmsearch.store.writer import is_whole
@@ -65,12 +65,12 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     seen = now = 0
     try:
         with store.catalog.read() as connection:
-            seen = catalog.revision_of(connection)
+            seen = lookups.revision_of(connection)
             for check in _Look(connection, store.folder / VECTORS, deep=deep).checks():
                 damages += _found_by(check, store.catalog.path)
-            counts = [catalog.count(connection, table) for table in ("media", "caption")]
+            counts = [lookups.count(connection, table) for table in ("media", "caption")]
         with store.catalog.read() as connection:
-            now = catalog.revision_of(connection)
+            now = lookups.revision_of(connection)
     except DamageError as error:  # counting was too much for it
         damages.append(_catalog(str(error)))
     return Verified(counts[0], counts[1], deep, tuple(dict.fromkeys(damages))), seen, now
@@ -109,8 +109,8 @@ class _Look:
         return (*quick, self._vectors, self._words) if self._deep else quick
 
     def _spaces(self) -> list[SpaceRow]:
-        active = catalog.active_space(self._connection)
-        coming = catalog.coming_space(self._connection)
+        active = lookups.active_space(self._connection)
+        coming = lookups.coming_space(self._connection)
         return [space for space in (active, coming) if space is not None]
 
     def _count(self, query: str, *values: object) -> int:
@@ -122,8 +122,8 @@ class _Look:
         for (line,) in self._connection.execute(f"PRAGMA {pragma}({_SHOWN})"):
             if line != "ok":
                 yield _catalog(" ".join(line.split()))
-        catalog.roots(self._connection)  # which reads what they leave out
-        catalog.retired_spaces(self._connection)
+        lookups.roots(self._connection)  # which reads what they leave out
+        lookups.retired_spaces(self._connection)
 
     def _ownership(self) -> Iterator[Damage]:
         """Rows that belong to nothing: their owners' rows are gone."""
@@ -141,21 +141,21 @@ class _Look:
                 yield Damage("item", f"{number} vectors belong to no {modality}")
 
     def _lacking(self) -> Iterator[Damage]:
-        space = catalog.active_space(self._connection)
+        space = lookups.active_space(self._connection)
         if space is None:
-            number = catalog.count(self._connection, "media")
+            number = lookups.count(self._connection, "media")
             if number:
                 yield Damage("catalog", f"there is no space, but there are {number} images")
             return
         for modality in MODALITIES:
-            number = catalog.count_without_vector(self._connection, space, modality)
+            number = lookups.count_without_vector(self._connection, space, modality)
             if number:
                 yield Damage("lacking", f"{number} {modality}s have no vector")
 
     def _files(self) -> Iterator[Damage]:
         for space in self._spaces():
             for modality in MODALITIES:
-                row = catalog.snapshot_of(self._connection, space.id, modality)
+                row = lookups.snapshot_of(self._connection, space.id, modality)
                 if row is not None:
                     yield from self._snapshot(space, modality, row)
 
@@ -213,7 +213,7 @@ class _Look:
             left[places[there]] = False
             for item in items[~(there & same)].tolist():
                 yield Damage("snapshot", f"{row.file}: {modality} {item} is not in it as it was")
-        gone = catalog.tombstones(self._connection, space.id, modality)
+        gone = lookups.tombstones(self._connection, space.id, modality)
         strange = int((~np.isin(ids[left], gone)).sum())
         if strange:
             yield Damage("snapshot", f"{row.file}: {strange} in it are not in the catalog")
@@ -249,9 +249,9 @@ def unsound(connection: sqlite3.Connection, space: SpaceRow, modality: Modality)
     )
     while rows := cursor.fetchmany(_PART):
         for item, vector, checksum in rows:
-            if not catalog.is_sound(space, item, vector, checksum):
+            if not lookups.is_sound(space, item, vector, checksum):
                 yield item
             elif checksum is None:  # an older program's: that it is a vector has to do
-                length = float(np.linalg.norm(catalog.vectors_from(vector, space.spec.dim)))
+                length = float(np.linalg.norm(lookups.vectors_from(vector, space.spec.dim)))
                 if not abs(length - 1) < _LENGTH:
                     yield item

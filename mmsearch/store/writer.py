@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.errors import DamageError, UnreadableError, UsageError
-from mmsearch.store import catalog, filters
-from mmsearch.store.catalog import Catalog, RootRow, SnapshotRow, SpaceRow
+from mmsearch.store import filters, lookups
+from mmsearch.store.catalog import Catalog
 from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
+from mmsearch.store.lookups import RootRow, SnapshotRow, SpaceRow
 from mmsearch.store.paths import join, relative
 from mmsearch.store.vectors import APPROXIMATE_FROM, cells_of
 from mmsearch.types import MODALITIES, EncoderSpec, Ids, Modality, Vectors
@@ -58,9 +59,9 @@ class Writer:
             SpaceError: the index has another space, and `beside` is not asked for.
         """
         with self._catalog.read() as connection:
-            space = catalog.active_space(connection)
+            space = lookups.active_space(connection)
             if space is not None and beside and space.spec.space != spec.space:
-                space = catalog.coming_space(connection)
+                space = lookups.coming_space(connection)
             elif space is not None:
                 space = filters.require_space(connection, spec.space)
         if space is not None and space.spec.space != spec.space:
@@ -84,7 +85,7 @@ class Writer:
     def give_up_coming(self) -> SpaceRow | None:
         """Deletes the space that was to take the active one's place, and returns it, if any."""
         with self._catalog.read() as connection:
-            coming = catalog.coming_space(connection)
+            coming = lookups.coming_space(connection)
         if coming is not None:
             with self.change() as change:
                 change.retire(coming)
@@ -97,11 +98,11 @@ class Writer:
         That is the deepest root above it; for paths below none, a new one that is not walked.
         """
         with self._catalog.read() as connection:
-            roots = catalog.roots(connection)
+            roots = lookups.roots(connection)
             known = {
                 join(root.path, row.path)
                 for root in roots
-                for row in catalog.media_under(connection, root.id, b"")
+                for row in lookups.media_under(connection, root.id, b"")
             }
         roots.sort(key=lambda root: len(root.path), reverse=True)
         found: dict[bytes, RootRow] = {}
@@ -167,7 +168,7 @@ class Writer:
 
     def _drop_retired(self) -> None:
         with self._catalog.read() as connection:
-            retired = catalog.retired_spaces(connection)
+            retired = lookups.retired_spaces(connection)
         for space in retired:
             is_gone = False
             while not is_gone:
@@ -179,7 +180,7 @@ class Writer:
         last = 0
         while True:
             with self._catalog.read() as connection:
-                some = catalog.without_checksum(connection, last, _LONG_TAIL)
+                some = lookups.without_checksum(connection, last, _LONG_TAIL)
             if not some:
                 return
             last = some[-1][0]
@@ -190,11 +191,11 @@ class Writer:
         """For each space and modality: its snapshot, and how many rows wait to be folded in."""
         found: list[tuple[SpaceRow, Modality, SnapshotRow | None, int]] = []
         with self._catalog.read() as connection:
-            spaces = (catalog.active_space(connection), catalog.coming_space(connection))
+            spaces = (lookups.active_space(connection), lookups.coming_space(connection))
             for space, modality in itertools.product(filter(None, spaces), MODALITIES):
-                row = catalog.snapshot_of(connection, space.id, modality)
+                row = lookups.snapshot_of(connection, space.id, modality)
                 after = row.last_embedding_id if row else 0
-                waiting = catalog.count_waiting(connection, space.id, modality, after)
+                waiting = lookups.count_waiting(connection, space.id, modality, after)
                 found.append((space, modality, row, waiting))
         return found
 
@@ -209,7 +210,7 @@ class Writer:
 
             def batches() -> Iterator[tuple[Ids, Vectors]]:
                 nonlocal last
-                for newest, ids, vectors in catalog.embeddings_after(
+                for newest, ids, vectors in lookups.embeddings_after(
                     connection, space, modality, 0
                 ):
                     last = newest
@@ -243,7 +244,7 @@ class Writer:
             # What asks is of the other kind: a text for an image, an image for a caption.
             opposite: Modality = "caption" if modality == "image" else "image"
             with self._catalog.read() as connection:
-                asking = catalog.some_vectors(connection, space, opposite, TRIAL)
+                asking = lookups.some_vectors(connection, space, opposite, TRIAL)
             queries = asking if len(asking) >= TRIAL // 2 else None
             cells = ApproximateIndex.build(exact, queries, older[-1] if older else None)
             checksum = self._keep(cells, path)

@@ -29,7 +29,7 @@ from mmsearch import Engine
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.registry import BUNDLED
 from mmsearch.errors import IndexNotFound
-from mmsearch.store import catalog
+from mmsearch.store import catalog, lookups
 from mmsearch.store.store import REPAIRED
 
 SOURCE = Path(__file__).with_name("shim.c")
@@ -40,14 +40,14 @@ MARKING = """
 import os, sys
 from contextlib import contextmanager
 from mmsearch.cli import main
-from mmsearch.store import catalog, writer
+from mmsearch.store import catalog, lookups, writer
 real = writer.Writer.change
 @contextmanager
 def change(self):
     with real(self) as one:
         yield one
     with self._catalog.read() as c:
-        numbers = [catalog.revision_of(c), catalog.count(c, "media"), catalog.count(c, "caption")]
+        numbers = [lookups.revision_of(c), lookups.count(c, "media"), lookups.count(c, "caption")]
     try:
         os.unlink(os.environ["FAULT_DIR"] + "/mark:" + ":".join(map(str, numbers)))
     except FileNotFoundError:
@@ -388,7 +388,7 @@ def power_cuts(
         Engine.open(trial.index, notify=lambda line: None) as engine,
         engine.store.catalog.read() as connection,
     ):
-        last = catalog.revision_of(connection)
+        last = lookups.revision_of(connection)
     operations = recording(log)
     log.unlink()
     marks = {
@@ -433,8 +433,8 @@ def check_after_cut(
             Engine.open(index, notify=lambda line: None) as engine,
             engine.store.catalog.read() as connection,
         ):
-            revision = catalog.revision_of(connection)
-            captions = catalog.count(connection, "caption")
+            revision = lookups.revision_of(connection)
+            captions = lookups.count(connection, "caption")
     except IndexNotFound:
         assert told == 0
         return

@@ -15,7 +15,7 @@ from mmsearch.ingest import pipeline as pipeline_module
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.media import isolated
-from mmsearch.store import catalog
+from mmsearch.store import lookups
 from mmsearch.store.store import Store
 
 
@@ -129,7 +129,7 @@ def test_a_renamed_root_is_moved_files(run, store, encoder, photos):
     assert captions_in(store) == [("red.png", "one")]
     assert encoder.images_encoded == 6
     with store.catalog.read() as connection:
-        assert [root.path for root in catalog.roots(connection)] == [os.fsencode(renamed)]
+        assert [root.path for root in lookups.roots(connection)] == [os.fsencode(renamed)]
 
 
 def test_a_copy_of_a_folder_that_is_still_there_is_copies(run, photos):
@@ -170,8 +170,8 @@ def test_what_a_copy_costs_does_not_grow_with_the_copies(run, photos, monkeypatc
     for number in range(300):
         shutil.copy(photos / "red.png", photos / f"copy{number}.png")
     looked_at = []
-    compare = catalog.is_sound
-    monkeypatch.setattr(catalog, "is_sound", lambda *a: looked_at.append(a) or compare(*a))
+    compare = lookups.is_sound
+    monkeypatch.setattr(lookups, "is_sound", lambda *a: looked_at.append(a) or compare(*a))
     assert counts(run(photos)) == {"added": 300, "unchanged": 6}
     assert len(looked_at) <= 300 // pipeline_module.BATCH + 1
 
@@ -195,7 +195,7 @@ def test_a_missing_folder_that_nothing_was_found_of_is_kept(run, store, photos, 
     renamed = photos.rename(photos.with_name("pictures"))
     assert counts(run(renamed)) == {"moved": 6}
     with store.catalog.read() as connection:
-        kept = [os.path.basename(root.path) for root in catalog.roots(connection)]
+        kept = [os.path.basename(root.path) for root in lookups.roots(connection)]
     assert sorted(kept) == [b"card", b"pictures"]
 
 
@@ -270,7 +270,7 @@ def test_a_folder_around_a_known_one_takes_it_in(run, store, photos):
     run(photos / "more")
     assert counts(run(photos)) == {"added": 4, "unchanged": 2}
     with store.catalog.read() as connection:
-        assert [root.path for root in catalog.roots(connection)] == [os.fsencode(photos)]
+        assert [root.path for root in lookups.roots(connection)] == [os.fsencode(photos)]
 
 
 def test_a_folder_inside_a_known_one_is_a_part_of_it(run, photos):
@@ -315,7 +315,7 @@ def test_a_bad_file_is_noted_and_costs_nobody_else(run, store, photos):
     (photos / "empty.jpg").touch()
     assert counts(run(photos)) == {"added": 6, "failed": 2}
     with store.catalog.read() as connection:
-        noted = {f.path.name: f.reason for f in catalog.failures(connection)}
+        noted = {f.path.name: f.reason for f in lookups.failures(connection)}
     assert noted == {"bad.png": "not an image, or damaged at its start", "empty.jpg": "empty file"}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fakes import DIM, FakeEncoder, root_at, unit_vectors
 
-from mmsearch.store import catalog, migrations
+from mmsearch.store import catalog, lookups, migrations
 from mmsearch.store.changes import NewMedia
 from mmsearch.store.patches import pack_looks, unpack_looks
 from mmsearch.store.store import Store
@@ -79,7 +79,7 @@ def test_looks_go_with_their_picture(store):
         [own[number] for number in ids], store.contents().image_vectors
     )  # fmt: skip
     with store.catalog.read() as connection:
-        left = catalog.without_look(connection, catalog.active_space(connection))
+        left = lookups.without_look(connection, lookups.active_space(connection))
     assert left == [(ids[3], b"/r/3", b"3")]
     with store.writer() as writer:
         writer.remove([b"/r/1"])

@@ -24,7 +24,8 @@ from mmsearch.errors import (
     ModelNotFound,
     UnreadableError,
 )
-from mmsearch.store import catalog
+from mmsearch.store import catalog, lookups
+from mmsearch.store import repair as repairs
 from mmsearch.store.repair import _readable
 from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
 
@@ -334,7 +335,7 @@ def test_opening_during_a_repair_touches_nothing_of_the_new_catalog(damaged):
         late = waiting.result()
     for store in (late, done, Store(damaged.folder)):
         with store.catalog.read() as connection:
-            assert catalog.revision_of(connection) == 1000
+            assert lookups.revision_of(connection) == 1000
         store.close()
 
 
@@ -356,7 +357,7 @@ def test_a_log_that_was_left_behind_gets_into_no_other_catalog(damaged, tmp_path
         engine.restore(tmp_path / "backup")
         assert everything(engine) == before
         with engine.store.catalog.read() as connection:
-            assert catalog.revision_of(connection) < 777
+            assert lookups.revision_of(connection) < 777
 
 
 def test_an_index_without_its_catalog_is_no_place_for_another(damaged, made):
@@ -422,6 +423,24 @@ def test_a_repair_that_was_cut_off_is_ended_by_whoever_opens_it_next(damaged):
     assert everything(damaged) == before
     assert not (damaged.folder / REPAIRED).exists()
     assert kinds(damaged, deep=True) == set()
+
+
+def test_a_second_repair_finds_what_the_first_has_left(damaged, monkeypatch):
+    """It looked at the index before it had the lock, while the first was at work."""
+    sql(damaged, "UPDATE embedding SET vector = zeroblob(length(vector)) WHERE item_id = 7")
+    real, times = repairs.verify, []
+
+    def verify(folder, *, deep):
+        found = real(folder, deep=deep)
+        if not times:
+            times.append(1)
+            assert len(damaged.repair().found) == 1
+        return found
+
+    monkeypatch.setattr(repairs, "verify", verify)
+    done = repairs.repair(damaged.folder)
+    assert (done.found, done.lost, done.kept) == ((), [], None)
+    assert times
 
 
 def test_bits_flipped_anywhere_never_give_a_wrong_answer_or_a_traceback(made, tmp_path):

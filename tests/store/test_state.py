@@ -54,13 +54,13 @@ class StoreMachine(RuleBasedStateMachine):
                     self.images[number] = vectors[0]
                     self.owner[name] = number
         with self.store.catalog.read() as connection:
-            from mmsearch.store import catalog
+            from mmsearch.store import lookups
 
-            rows = catalog.captions_of(connection, list(self.images))
-            space = catalog.active_space(connection)
+            rows = lookups.captions_of(connection, list(self.images))
+            space = lookups.active_space(connection)
             for number, own in rows.items():
                 ids = [row.id for row in own]
-                stored = catalog.vectors_of(connection, space, "caption", ids)
+                stored = lookups.vectors_of(connection, space, "caption", ids)
                 for caption_id, content in stored.items():
                     self.captions[caption_id] = (number, np.frombuffer(content, "<f4"))
 

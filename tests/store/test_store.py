@@ -23,7 +23,7 @@ from mmsearch.errors import (
     UnreadableError,
     UsageError,
 )
-from mmsearch.store import approximate, catalog, migrations
+from mmsearch.store import approximate, catalog, lookups, migrations
 from mmsearch.store import writer as writer_module
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.migrations import FORMAT_VERSION
@@ -116,7 +116,7 @@ def test_a_failing_transaction_leaves_nothing(store):
     (vector,) = unit_vectors(RNG, 1)
     fill(store, "a", [vector])
     with store.writer() as writer:
-        root, space = catalog.RootRow(1, b"/photos", False, ()), writer.space_of(SPEC, "fp32")
+        root, space = lookups.RootRow(1, b"/photos", False, ()), writer.space_of(SPEC, "fp32")
         with pytest.raises(RuntimeError, match="power"), writer.change() as change:  # noqa: PT012
             change.add_media(new(root, "b", vector), space)
             change.flush()
@@ -200,7 +200,7 @@ def test_a_strange_folder_among_the_vectors_is_left_alone(store):
 def test_what_lies_below_a_folder_is_looked_up_by_the_index(store):
     """Not a look at every row: an index may hold a million."""
     fill(store, ["a/1", "a-b/1", "a", "a0", "b/1"], unit_vectors(RNG, 5))
-    condition, values = catalog.under(b"a")
+    condition, values = lookups.under(b"a")
     with store.catalog.read() as connection:
         query = f"SELECT path FROM media WHERE root_id = 1 AND {condition}"
         found = sorted(path for (path,) in connection.execute(query, values))
@@ -314,7 +314,7 @@ def test_a_root_takes_in_the_roots_inside_it(store):
     answer = store.search(SPEC.space, vector[None], "image", 1)[0]
     assert answer.items[0].path == b"/photos/tr\xe9es/a"
     with store.catalog.read() as connection:
-        assert [row.path for row in catalog.media_under(connection, outer.id, b"tr\xe9es")] == [
+        assert [row.path for row in lookups.media_under(connection, outer.id, b"tr\xe9es")] == [
             b"tr\xe9es/a"
         ]
 
@@ -460,7 +460,7 @@ def test_an_index_of_the_first_format_gains_its_words(store):
     older = Store(store.folder)
     assert words_of(older) == expected
     with older.catalog.read() as connection:
-        assert list(catalog.media_with_words(connection, "dogs", 9)) == [first]
+        assert list(lookups.media_with_words(connection, "dogs", 9)) == [first]
     with older.catalog.write() as connection:  # as a program would that knows of no words
         connection.exec_driver_sql("DELETE FROM caption WHERE text = 'it runs'")
     assert words_of(older)[first] == "a dog"
@@ -492,12 +492,12 @@ def test_words_are_ranked_by_bm25(store):
     documents = {number: " ".join(text) for number, text in zip(ids, texts, strict=True)}
     with store.catalog.read() as connection:
         for query in ("red dog", "hill", "green car sun", "the red car"):
-            found = catalog.media_with_words(connection, query, 99)
+            found = lookups.media_with_words(connection, query, 99)
             expected = bm25(documents, set(query.split()) - {"the"})
             assert found == pytest.approx(expected, rel=1e-6)
             assert list(found.values()) == sorted(found.values(), reverse=True)
-            assert list(catalog.media_with_words(connection, query, 1)) == list(found)[:1]
-            some = catalog.media_with_words(connection, query, 99, ids[:3])
+            assert list(lookups.media_with_words(connection, query, 1)) == list(found)[:1]
+            some = lookups.media_with_words(connection, query, 99, ids[:3])
             assert some == {n: score for n, score in found.items() if n in ids[:3]}
 
 
@@ -509,7 +509,7 @@ def test_words_are_found_however_they_are_composed(store):
             ("İstanbul", ids[1]),
             ("emile", ids[2]),
         ):
-            assert list(catalog.media_with_words(connection, text, 9)) == [number]
+            assert list(lookups.media_with_words(connection, text, 9)) == [number]
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_any_text_can_be_asked_for_its_words(store, text):
     """FTS5 has a language of its own, which nobody meant."""
     ids = captioned(store, [["a dog"], ["the cat"]])
     with store.catalog.read() as connection:
-        found = list(catalog.media_with_words(connection, text, 9))
+        found = list(lookups.media_with_words(connection, text, 9))
     # A text of nothing but function words is taken as it is.
     found_by = {"the": [ids[1]], "a AND": [ids[0]]}
     assert found == found_by.get(text, [ids[0]] if "dog" in text else [])
@@ -543,7 +543,7 @@ def test_the_evidence_is_what_comparing_everything_gives(store):
     ):
         best[owner] = max(best.get(owner, -1), cosine)
     with store.catalog.read() as connection:
-        scores = catalog.media_with_words(connection, "word7", 99)
+        scores = lookups.media_with_words(connection, "word7", 99)
     for depth in (3, 100):
         found = store.evidence(SPEC.space, query, "word7", depth)
         media = found.media.tolist()
