@@ -9,7 +9,7 @@ import typer
 
 from mmsearch.cli.common import (
     IndexOption,
-    JsonOption,
+    JsonLinesOption,
     engine_for,
     printable,
     progress_bar,
@@ -26,7 +26,7 @@ def errors(
             "--retry", help="Try them again now, though they have not changed, in a rescan."
         ),
     ] = False,
-    json_: JsonOption = False,
+    json_: JsonLinesOption = False,
 ) -> None:
     """List the files that could not be indexed, and why."""
     with engine_for(index) as engine:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from mmsearch.cli.common import IndexOption, JsonOption, engine_for, print_table
+from mmsearch.cli.common import IndexOption, JsonLinesOption, engine_for, print_table
 
 
-def models(index: IndexOption = None, json_: JsonOption = False) -> None:
+def models(index: IndexOption = None, json_: JsonLinesOption = False) -> None:
     """List the models: those that come by name, and those that were used on this machine."""
     with engine_for(index) as engine:
         found = engine.models()
