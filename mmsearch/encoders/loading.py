@@ -39,12 +39,13 @@ class ModelCache:
     """The folder of converted models, and which space each weights file gives.
 
     A space is known by the paths, sizes and times of the model's files, so that weights are
-    hashed once and not at every start.
+    hashed once and not at every start. A name has an entry for each place that its files were seen
+    in: installations of mmsearch, each with its own `tiny`, may share the cache.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "models"
-        self._known = self._folder / "known.json"
+        self._known = self._folder / "weights.json"
 
     def folder_of(self, space: str) -> Path:
         return self._folder / space
@@ -56,19 +57,21 @@ class ModelCache:
 
     def find(self, source: ModelSource) -> dict[str, Any] | None:
         """What is remembered of the model whose files are as they are now."""
-        entry = self._read().get(source.name)
-        if entry is None or entry["files"] != _stamps(source):
-            return None
-        return dict(entry)
+        files = _stamps(source)
+        entries = self._read().get(source.name, ())
+        return next((entry for entry in entries if entry["files"] == files), None)
 
     def remember(self, source: ModelSource, space: str, runtime: str) -> None:
-        known = self._read()
-        known[source.name] = {"space": space, "runtime": runtime, "files": _stamps(source)}
+        known, files = self._read(), _stamps(source)
+        others = [
+            one for one in known.get(source.name, ()) if _places(one["files"]) != _places(files)
+        ]
+        known[source.name] = [{"space": space, "runtime": runtime, "files": files}, *others]
         draft = self._known.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
         os.replace(draft, self._known)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, list[dict[str, Any]]]:
         try:
             return dict(json.loads(self._known.read_text(encoding="utf-8")))
         except (OSError, ValueError):
@@ -78,7 +81,8 @@ class ModelCache:
         """The models that were converted here, by name."""
         from mmsearch.encoders.openvino import is_exported, read_spec
 
-        folders = {name: self.folder_of(entry["space"]) for name, entry in self._read().items()}
+        newest = {name: entries[0]["space"] for name, entries in self._read().items()}
+        folders = {name: self.folder_of(space) for name, space in newest.items()}
         return {name: read_spec(path) for name, path in folders.items() if is_exported(path)}
 
 
@@ -139,6 +143,10 @@ def _stamps(source: ModelSource) -> list[list[Any]]:
         status = path.stat()
         found.append([str(path), status.st_size, status.st_mtime_ns])
     return found
+
+
+def _places(files: list[list[Any]]) -> list[str]:
+    return [path for path, *_ in files]
 
 
 def open_space(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -145,6 +146,21 @@ def test_weights_are_hashed_once(tiny, monkeypatch):
     cache = ModelCache(load_settings().cache)
     again = open_encoder(parse_model("tiny"), cache, precision="fp32")
     assert again.spec == tiny.spec
+
+
+def test_installations_that_share_a_cache_do_not_take_turns(tiny, tmp_path):
+    """Each has a `tiny` of its own, of one content."""
+    bundled = parse_model("tiny")
+    shutil.copytree(bundled.location, tmp_path / "tiny")
+    other = dataclasses.replace(bundled, location=str(tmp_path / "tiny"))
+    shutil.copytree(tiny.folder, ModelCache(tmp_path / "cache").folder_of(tiny.spec.space))
+    said = []
+    for source in (bundled, other, bundled, other):
+        cache = ModelCache(tmp_path / "cache")
+        found = open_encoder(source, cache, precision="fp32", notify=said.append)
+        assert found.spec == tiny.spec
+    assert len(said) == 2  # once each
+    assert list(cache.specs()) == ["tiny"]
 
 
 def test_a_precision_that_does_not_agree_is_obeyed_with_a_word(tiny, tmp_path):
