@@ -129,7 +129,7 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
             for item in unsound(copy, space, modality)
         )  # fmt: skip
         is_sound = is_sound and next(bad, None) is None
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, MemoryError):
         is_sound = False
     if not is_sound:
         raise DamageError(f"{path}: damaged, so that nothing was made of it")

@@ -311,6 +311,10 @@ def _explaining(path: Path) -> Iterator[None]:
         raise explained(error, path) from error
     except UnicodeDecodeError as error:  # a message of SQLite's that names what is damaged
         raise _is_damaged(path, str(error)) from error
+    except MemoryError as error:  # a damaged row may claim any size
+        raise UnreadableError(
+            f"{path}: too little memory to read it; 'mmsearch verify' tells whether it is damaged"
+        ) from error
 
 
 @contextmanager

@@ -40,8 +40,9 @@ _TABLES = (
 _PAGE = 16384
 #: So many unreadable places in a table are passed over.
 _GAPS = 10_000
-#: What reading a damaged catalog raises; a ValueError where a message of SQLite's is no text.
-_UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError)
+#: What reading a damaged catalog raises: a ValueError where a message of SQLite's is no text, and
+#: of memory where a row claims any size.
+_UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError, MemoryError)
 
 
 @dataclass

@@ -87,6 +87,8 @@ def _found_by(check: Check, path: Path) -> list[Damage]:
         if not isinstance(reason, DamageError):
             raise reason from error  # a disk that is full or busy is no damage
         found.append(_catalog(str(reason)))
+    except MemoryError:  # our rows are small, but a damaged one may claim any size
+        found.append(_catalog("a row takes more memory than there is"))
     return found
 
 

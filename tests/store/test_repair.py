@@ -24,7 +24,7 @@ from mmsearch.errors import (
     ModelNotFound,
     UnreadableError,
 )
-from mmsearch.store import catalog, lookups
+from mmsearch.store import catalog, lookups, verify
 from mmsearch.store import repair as repairs
 from mmsearch.store.repair import _readable
 from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
@@ -387,8 +387,6 @@ def test_a_flipped_name_of_the_program_is_repaired(damaged):
 
 
 def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
-    from mmsearch.store import verify
-
     real, times = verify._Look._files, []
 
     def files(self):
@@ -404,8 +402,6 @@ def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
 
 
 def test_a_disk_that_is_busy_or_full_is_no_damage(damaged, monkeypatch):
-    from mmsearch.store import verify
-
     def fails(self):
         raise sqlite3.OperationalError("disk I/O error")
 
@@ -496,3 +492,39 @@ def test_pages_that_lead_in_a_circle_are_left():
             return next(self, None)
 
     assert list(_readable(Circle(), "look", ["content"])) == [(b"x",), (b"x",)]
+
+
+def test_a_row_that_claims_all_memory_is_damage(damaged, monkeypatch):
+    """Found by fuzzing: where an offset leads out of its page, SQLite wants any amount."""
+
+    class Greedy:
+        def execute(self, query, values):
+            (after,) = values
+            return Rows(rows[max(0, after) :])
+
+    class Rows:
+        def __init__(self, left):
+            self.left = iter(left)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if (row := next(self.left)) == (2, b"x"):
+                raise MemoryError
+            return row
+
+        def fetchone(self):
+            return next(self, None)
+
+    rows = [(number, b"x") for number in (1, 2, 3)]
+    assert list(_readable(Greedy(), "look", ["content"])) == [(b"x",), (b"x",)]
+
+    def greedy(self):
+        raise MemoryError
+
+    reading = damaged.store.catalog.read()
+    with pytest.raises(UnreadableError, match="'mmsearch verify' tells"), reading:
+        greedy(None)
+    monkeypatch.setattr(verify._Look, "_lacking", greedy)
+    assert kinds(damaged) == {"catalog"}
