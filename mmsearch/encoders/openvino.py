@@ -197,19 +197,21 @@ class OpenVinoEncoder:
                 self._tokenizer = self._load_tokenizer()
         return self._tokenizer(texts)
 
-    def _read_tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-
     def _load_tokenizer(self) -> Callable[[Sequence[str]], NDArray[np.int64]]:
         if self.spec.tokenizer == "clip":
             few = FewWords(self.folder / "merges.npy")
+            whole = functools.partial(_read_tokenizer, self.folder / "tokenizer.json")
             length, clean = self.spec.context_length, self.spec.tokenizer_clean
-            return ClipTokenizer(self._read_tokenizer, length, clean, few)
+            return ClipTokenizer(whole, length, clean, few)
         from mmsearch.encoders.open_clip import OpenClipTokenizer
 
         return OpenClipTokenizer(parse_model(self.spec.model), self.spec.context_length)
+
+
+def _read_tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
 
 
 def convert_graph(*args: Any, **options: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import open_clip
@@ -218,6 +220,20 @@ def test_a_process_outlives_its_encoders_when_a_signal_comes(tmp_path):
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, b"handled\n"), done.stderr
+
+
+def test_a_model_is_gone_with_its_last_name(tiny):
+    """What OpenVINO holds for it is large, and Python's collector does not see it."""
+    encoder = openvino.OpenVinoEncoder(tiny.folder)
+    encoder.encode_texts(["a word", "antidisestablishmentarianism 1 2 3"])
+    encoder.encode_images(np.zeros((1, *tiny.spec.preprocess.size, 3), np.uint8))
+    gone = weakref.ref(encoder)
+    gc.disable()
+    try:
+        del encoder
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_models_that_load_at_once_leave_the_locale_alone(tiny):
