@@ -112,8 +112,8 @@ def _images(work: _Work, total: int) -> tuple[int, int]:
         nonlocal waiting, done, embedded, failed
         with work.writer.change() as change:
             change.add_vectors(waiting.vectors, work.space, "image")
-            for item in waiting.good:  # what failed before has not failed any more
-                change.clear_failures(item.root_id, [item.path])
+            # What failed before has not failed any more.
+            change.clear_failures((item.root_id, item.path) for item in waiting.good)
             for item, opened in waiting.failures:
                 change.record_failure(
                     item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,

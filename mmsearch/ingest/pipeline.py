@@ -160,8 +160,7 @@ class Pipeline:
                 reason = f"cannot be read: {found.reason}"
                 change.record_failure(root.id, found.path, NEVER.size, NEVER.mtime_ns, reason)
                 self._counts["failed"] += 1
-            for root_id, path in plan.healed:
-                change.clear_failures(root_id, [path])
+            change.clear_failures(plan.healed)
 
     def _refresh_captions(self) -> None:
         """Brings the captions of unchanged files in step with captions file and sidecars."""
@@ -332,9 +331,11 @@ class Pipeline:
             for reading in batch.readings:
                 if reading.reason:
                     self._note_failure(change, reading)
-            for reading in batch.readings:
-                if not reading.reason:
-                    self._enter(change, reading, sources, vectors, texts)
+            # Of those that are not, the file has changed again: the next run takes it.
+            good = [one for one in batch.readings if not one.reason and one.digest in sources]
+            change.clear_failures(one.candidate.key for one in good)
+            for reading in good:
+                self._enter(change, reading, sources[reading.digest], vectors, texts)
         self._done += len(batch.readings)
         with self._timed("write"):
             self._writer.compact(only_if="long")
@@ -354,16 +355,12 @@ class Pipeline:
         self,
         change: Change,
         reading: Reading,
-        sources: dict[bytes, _Source],
+        source: _Source,
         vectors: dict[bytes, Vector],
         texts: dict[str, Vector],
     ) -> None:
         """Writes one good file: as new, changed, moved, or only touched."""
-        candidate, source = reading.candidate, sources.get(reading.digest)
-        if source is None:  # changed again while the run went on: the next run takes it
-            return
-        old = candidate.old
-        change.clear_failures(candidate.root.id, [candidate.file.path])
+        old = reading.candidate.old
         if old is not None and old.content_hash == reading.digest:
             self._keep(change, old.id, reading, texts)
             self._counts["unchanged"] += 1

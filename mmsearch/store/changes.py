@@ -252,7 +252,7 @@ class Change:
             failed = lookups.failures_under(self._reading, root.id, prefix)
             known = known or bool(rows or failed or not prefix)
             found.extend(row.id for row in rows)
-            self.clear_failures(root.id, [row.path for row in failed])
+            self.clear_failures((root.id, row.path) for row in failed)
             if not prefix:
                 self.set_root(root.id, walked=False, exclude=())
         return found, known
@@ -353,13 +353,18 @@ class Change:
             .on_conflict_do_update(index_elements=["root_id", "path"], set_=values)
         )
 
-    def clear_failures(self, root_id: int, paths: Iterable[bytes]) -> None:
-        for chunk in lookups.chunks(list(paths)):
-            self._connection.execute(
-                delete(schema.failure).where(
-                    schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
+    def clear_failures(self, files: Iterable[tuple[int, bytes]]) -> None:
+        """Strikes files off the ledger: roots and paths."""
+        by_root: dict[int, list[bytes]] = {}
+        for root_id, path in files:
+            by_root.setdefault(root_id, []).append(path)
+        for root_id, paths in by_root.items():
+            for chunk in lookups.chunks(paths):
+                self._connection.execute(
+                    delete(schema.failure).where(
+                        schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
+                    )
                 )
-            )
 
     def forget_failures(self) -> None:
         """Has the files of the ledger tried again, as if they had changed."""
