@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Notify = Callable[[str], None]
+_PLACES = 8  # of a model's files that are remembered beside the newest
 
 
 class ModelCache:
@@ -63,10 +64,9 @@ class ModelCache:
 
     def remember(self, source: ModelSource, space: str, runtime: str) -> None:
         known, files = self._read(), _stamps(source)
-        others = [
-            one for one in known.get(source.name, ()) if _places(one["files"]) != _places(files)
-        ]
-        known[source.name] = [{"space": space, "runtime": runtime, "files": files}, *others]
+        others = [one for one in known.get(source.name, ()) if one["files"] != files]
+        newest = {"space": space, "runtime": runtime, "files": files}
+        known[source.name] = [newest, *others[:_PLACES]]
         draft = self._known.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
         os.replace(draft, self._known)
@@ -143,10 +143,6 @@ def _stamps(source: ModelSource) -> list[list[Any]]:
         status = path.stat()
         found.append([str(path), status.st_size, status.st_mtime_ns])
     return found
-
-
-def _places(files: list[list[Any]]) -> list[str]:
-    return [path for path, *_ in files]
 
 
 def open_space(

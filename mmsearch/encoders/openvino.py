@@ -77,7 +77,8 @@ def compile_graph(graph: Any, options: dict[str, Any]) -> Any:
     """Compiles a graph, or the file of one, for the CPU.
 
     One at a time: around its cache OpenVINO sets the locale of the whole process to "C" and back
-    again, and two that do so at once can leave it there, or read numbers in another.
+    again, and two that do so at once can leave it there, or read numbers in another. For as long as
+    that takes, a text file that another thread opens without an encoding is read in that locale.
     """
     with _compiling:
         return openvino_core().compile_model(graph, "CPU", options)

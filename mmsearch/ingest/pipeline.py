@@ -89,12 +89,9 @@ class Pipeline:
         with self._store.catalog.read() as connection:
             self._roots = {root.id: root for root in lookups.roots(connection)}
             self._is_first = not lookups.has_media(connection)
-        self._lost_roots: list[int] | None = None
-        self._left_roots: set[int] = set()
-        # Media by content: their files are gone, or are about to be read again.
-        self._gone = defaultdict[bytes, deque[int]](deque)
-        for row in plan.gone.values():
-            self._gone[row.content_hash].append(row.id)
+        self._read_roots = {item.root.id for item in plan.read}
+        self._is_lost: dict[int, bool] = {}
+        self._left: dict[bytes, deque[int]] = {}
         self._changing = defaultdict[bytes, list[int]](list)
         for item in plan.read:
             if item.old is not None:
@@ -210,9 +207,10 @@ class Pipeline:
 
     def _forget_lost_roots(self) -> None:
         """Drops folders that are gone and whose every file was found elsewhere or removed."""
-        if self._left_roots:
+        lost = [number for number, is_lost in self._is_lost.items() if is_lost]
+        if lost:
             with self._writer.change() as change:
-                change.drop_empty_roots(self._left_roots)
+                change.drop_empty_roots(lost)
 
     # -- reading and encoding, by workers ----------------------------------------------------
 
@@ -250,7 +248,7 @@ class Pipeline:
         if self._is_first:  # nothing is known, and asking for each file would cost its share
             return False
         with self._store.catalog.read() as connection:
-            return bool(lookups.known_contents(connection, [digest]))
+            return lookups.has_content(connection, digest)
 
     def _begin(self, pool: ThreadPoolExecutor, readings: Sequence[Reading]) -> _Batch:
         """Hands what must be encoded to the workers."""
@@ -323,10 +321,7 @@ class Pipeline:
         self._embedded += len(vectors)
         vectors.update((d, one.vector) for d, one in sources.items() if one.vector is not None)
         texts = self._collect(batch.texts)
-        # Looked up again: more may have been committed since this batch was begun.
-        with self._store.catalog.read() as connection:
-            for digest in lookups.known_contents(connection, sources):
-                sources[digest].is_known = True
+        self._look_for_the_left(sources)
         with self._timed("write"), self._writer.change() as change:
             for reading in batch.readings:
                 if reading.reason:
@@ -365,12 +360,12 @@ class Pipeline:
             self._keep(change, old.id, reading, texts)
             self._counts["unchanged"] += 1
             return
-        inherited = self._inherited(change, reading, source)
+        inherited = self._inherited(change, reading)
         if old is not None:
-            self._left_behind[old.content_hash] = change.given_captions(old.id, self._space)
             self._remove_old(change, old)
-        moved = self._left(change, reading.digest) if source.is_known else None
-        if moved is not None:
+        if left := self._left.get(reading.digest):
+            moved = left.popleft()
+            self._plan.gone.pop(moved, None)
             self._keep(change, moved, reading, texts)
             self._counts["moved"] += 1
             return
@@ -380,46 +375,58 @@ class Pipeline:
         else:
             self._counts["updated"] += 1
 
-    def _inherited(self, change: Change, reading: Reading, source: _Source) -> list[NewCaption]:
+    def _look_for_the_left(self, contents: Iterable[bytes]) -> None:
+        """Finds the media of some contents whose files are gone.
+
+        Once a run for each content, which may have any number of copies.
+        """
+        with self._store.catalog.read() as connection:
+            for digest in contents:
+                if digest in self._left:
+                    continue
+                if rows := lookups.media_with_content(connection, digest):
+                    left = (number for number, root in rows if self._has_left(number, root))
+                    self._left[digest] = deque(left)
+
+    def _has_left(self, media_id: int, root_id: int) -> bool:
+        """Whether the file of a medium is gone: by this run's scan, or with its whole root."""
+        if media_id in self._plan.gone:
+            return True
+        if root_id not in self._is_lost:
+            root = self._roots.get(root_id)
+            self._is_lost[root_id] = (
+                root is not None
+                and root_id not in self._read_roots
+                and not os.path.lexists(root.path)
+            )
+        return self._is_lost[root_id]
+
+    def _inherited(self, change: Change, reading: Reading) -> list[NewCaption]:
         """The captions that a new or changed file takes over, as a captions file gave them once.
 
-        They belong to the content where that was known under a name that now has another, and
-        else to the name: an edited picture keeps its captions. A run without the captions file
-        must not lose them.
+        They belong to the content where that had a name that now has another, and else to the
+        name: an edited picture keeps its captions. A run without the captions file must not lose
+        them.
         """
         old = reading.candidate.old
         if reading.candidate.key in self._plan.labels.captions:
             return []
-        if left := self._left_behind.get(reading.digest):
-            return left
-        for changing in self._changing.get(reading.digest, ()):
-            return change.given_captions(changing, self._space)
-        if old is not None and not source.is_known:
-            return change.given_captions(old.id, self._space)
-        return []
+        if reading.digest in self._changing:
+            return self._captions_left_behind(change, reading.digest)
+        return change.given_captions(old.id, self._space) if old is not None else []
+
+    def _captions_left_behind(self, change: Change, digest: bytes) -> list[NewCaption]:
+        """What the files that had a content before this run, and are read anew, had of captions."""
+        if digest not in self._left_behind:
+            given = (
+                change.given_captions(one, self._space) for one in sorted(self._changing[digest])
+            )
+            self._left_behind[digest] = next(filter(None, given), [])
+        return self._left_behind[digest]
 
     def _remove_old(self, change: Change, old: Any) -> None:
+        self._captions_left_behind(change, old.content_hash)  # before they are gone
         change.remove_media([old.id])
-        self._changing[old.content_hash].remove(old.id)
-
-    def _left(self, change: Change, digest: bytes) -> int | None:
-        """A medium of some content whose file is gone: by this run's scan, or with its root."""
-        if gone := self._gone.get(digest):
-            moved = gone.popleft()
-        elif found := change.first_of_content(digest, self._lost()):
-            moved = found.id
-            self._left_roots.add(found.root_id)
-        else:
-            return None
-        self._plan.gone.pop(moved, None)
-        return moved
-
-    def _lost(self) -> list[int]:
-        """The roots whose folders are gone."""
-        if self._lost_roots is None:
-            roots = self._roots.items()
-            self._lost_roots = [i for i, root in roots if not os.path.lexists(root.path)]
-        return self._lost_roots
 
     def _keep(
         self, change: Change, media_id: int, reading: Reading, texts: dict[str, Vector]
@@ -488,8 +495,6 @@ class _Source:
     row: Any = None
     vector: bytes | None = None
     picture: Picture | None = None
-    is_known: bool = False
-    """Whether media have the content when it is committed."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mmsearch.errors import DamageError, FormatError, UsageError
+from mmsearch.errors import DamageError, FormatError, UnreadableError, UsageError
 from mmsearch.store import catalog, lookups
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
@@ -118,6 +118,7 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
 
     Raises:
         DamageError: it is not what was written.
+        UnreadableError: there is too little memory.
     """
     try:
         is_sound = copy.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
@@ -129,8 +130,10 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
             for item in unsound(copy, space, modality)
         )  # fmt: skip
         is_sound = is_sound and next(bad, None) is None
-    except (sqlite3.DatabaseError, MemoryError):
+    except sqlite3.DatabaseError:
         is_sound = False
+    except MemoryError as error:
+        raise UnreadableError(f"{path}: too little memory to look through it") from error
     if not is_sound:
         raise DamageError(f"{path}: damaged, so that nothing was made of it")
 

@@ -313,7 +313,8 @@ def _explaining(path: Path) -> Iterator[None]:
         raise _is_damaged(path, str(error)) from error
     except MemoryError as error:  # a damaged row may claim any size
         raise UnreadableError(
-            f"{path}: too little memory to read it; 'mmsearch verify' tells whether it is damaged"
+            f"{path}: too little memory to read it (a damaged row may claim any size: "
+            "'mmsearch verify' finds those)"
         ) from error
 
 

@@ -283,10 +283,6 @@ class Change:
         rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
         return [(row.id, row.text, row.source) for row in rows]
 
-    def first_of_content(self, content_hash: bytes, root_ids: Iterable[int]) -> lookups.Row | None:
-        """The first medium in some roots that has a content (id, root_id), as of now."""
-        return lookups.first_of_content(self._reading, content_hash, root_ids)
-
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
         """The captions that a file has from a captions file, with their vectors."""
         rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])

@@ -202,10 +202,9 @@ def is_empty(connection: sqlite3.Connection, root: RootRow) -> bool:
     )
 
 
-def known_contents(connection: sqlite3.Connection, hashes: Iterable[bytes]) -> set[bytes]:
-    """Those of some contents that media have."""
+def has_content(connection: sqlite3.Connection, content_hash: bytes) -> bool:
     query = "SELECT id FROM media WHERE content_hash = ? LIMIT 1"
-    return {one for one in hashes if connection.execute(query, (one,)).fetchone()}
+    return connection.execute(query, (content_hash,)).fetchone() is not None
 
 
 def embedded_contents(
@@ -232,17 +231,12 @@ def embedded_contents(
     return found
 
 
-def first_of_content(
-    connection: sqlite3.Connection, content_hash: bytes, root_ids: Iterable[int]
-) -> Row | None:
-    """The first medium in some roots that has a content: its id and root_id."""
-    query = (
-        "SELECT id, root_id FROM media WHERE content_hash = ? AND root_id = ? ORDER BY id LIMIT 1"
-    )
-    for root in root_ids:
-        if found := _rows(connection, query, (content_hash, root)):
-            return found[0]
-    return None
+def media_with_content(
+    connection: sqlite3.Connection, content_hash: bytes
+) -> list[tuple[int, int]]:
+    """Id and root of the media that have a content, in the order in which they were added."""
+    query = "SELECT id, root_id FROM media WHERE content_hash = ? ORDER BY id"
+    return connection.execute(query, (content_hash,)).fetchall()
 
 
 def captions_of(connection: sqlite3.Connection, media_ids: Sequence[int]) -> dict[int, list[Row]]:

@@ -251,6 +251,7 @@ def _readable(
 ) -> Iterator[tuple[object, ...]]:
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid"
     after: int | None = 0  # our ids begin at 1
+    was_short: int | None = None
     for _ in range(_GAPS):
         if after is None:
             return
@@ -260,6 +261,11 @@ def _readable(
                     raise ValueError("out of order")
                 after = number
                 yield tuple(row)
+        except MemoryError:
+            if after == was_short:
+                after = _behind(source, query, after)
+            else:  # the machine may be short of it just now: once more
+                was_short = after
         except _UNREADABLE:
             after = _behind(source, query, after)
         else:

@@ -65,10 +65,16 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     seen = now = 0
     try:
         with store.catalog.read() as connection:
-            seen = lookups.revision_of(connection)
-            for check in _Look(connection, store.folder / VECTORS, deep=deep).checks():
-                damages += _found_by(check, store.catalog.path)
-            counts = [lookups.count(connection, table) for table in ("media", "caption")]
+            try:
+                for check in _Look(connection, store.folder / VECTORS, deep=deep).checks():
+                    damages += _found_by(check, store.catalog.path)
+                seen = lookups.revision_of(connection)
+                counts = [lookups.count(connection, table) for table in ("media", "caption")]
+            except MemoryError:
+                # A damaged row may claim any size; what was looked at first, the structure, tells
+                # it from a machine that is too small.
+                if not damages:
+                    raise
         with store.catalog.read() as connection:
             now = lookups.revision_of(connection)
     except DamageError as error:  # counting was too much for it
@@ -87,8 +93,6 @@ def _found_by(check: Check, path: Path) -> list[Damage]:
         if not isinstance(reason, DamageError):
             raise reason from error  # a disk that is full or busy is no damage
         found.append(_catalog(str(reason)))
-    except MemoryError:  # our rows are small, but a damaged one may claim any size
-        found.append(_catalog("a row takes more memory than there is"))
     return found
 
 

@@ -177,7 +177,7 @@ def test_what_a_copy_costs_does_not_grow_with_the_copies(run, photos, monkeypatc
 
 
 def test_copies_that_move_together_keep_their_captions(run, store, photos):
-    """Each takes over the entry of the first that is left, in the order of their paths."""
+    """Each takes over the entry of the first that is left, in the order in which they came."""
     for number in range(3):
         shutil.copy(photos / "red.png", photos / "more" / f"copy{number}.png")
     named = [LabelledImage(f"more/copy{number}.png", (f"the {number}th",)) for number in range(3)]
@@ -185,6 +185,75 @@ def test_copies_that_move_together_keep_their_captions(run, store, photos):
     (photos / "more").rename(photos / "elsewhere")
     assert counts(run(photos)) == {"unchanged": 4, "moved": 5}
     assert captions_in(store) == [(f"copy{number}.png", f"the {number}th") for number in range(3)]
+
+
+def test_a_folder_that_moved_comes_before_a_later_copy_that_is_gone(run, store, tmp_path):
+    """Or its entry would stay, a file that is not there, and keep the caption."""
+    paint(tmp_path / "a/9.png", "red")
+    run(tmp_path / "a", captions=[LabelledImage("9.png", ("the first",))])
+    paint(tmp_path / "b/other.png", "blue")
+    shutil.copy(tmp_path / "a/9.png", tmp_path / "b/copy.png")
+    run(tmp_path / "b")
+    (tmp_path / "b/copy.png").unlink()
+    moved = (tmp_path / "a").rename(tmp_path / "z")
+    assert counts(run(moved, tmp_path / "b")) == {"moved": 1, "removed": 1, "unchanged": 1}
+    assert paths_in(store, tmp_path) == ["b/other.png", "z/9.png"]
+    assert captions_in(store) == [("9.png", "the first")]
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_file_keeps_its_captions_when_a_known_picture_takes_its_place(
+    run, store, photos, monkeypatch, batch
+):
+    monkeypatch.setattr(pipeline_module, "BATCH", batch)
+    run(photos, captions=[LabelledImage("green.png", ("mine",))])
+    shutil.copy(photos / "red.png", photos / "green.png")
+    (photos / "red.png").rename(photos / "crimson.png")
+    run(photos)
+    assert captions_in(store) == [("green.png", "mine")]
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_of_copies_that_change_the_one_with_captions_gives_them(
+    run, store, photos, monkeypatch, batch
+):
+    monkeypatch.setattr(pipeline_module, "BATCH", batch)
+    for name in ("a.png", "b.png"):
+        shutil.copy(photos / "red.png", photos / name)
+    run(photos, captions=[LabelledImage("b.png", ("mine",))])
+    for name in ("a.png", "b.png"):
+        shutil.copy(photos / "green.png", photos / name)
+    shutil.copy(photos / "red.png", photos / "0.png")
+    run(photos)
+    assert captions_in(store) == [("0.png", "mine"), ("b.png", "mine")]
+
+
+def test_what_was_damaged_leaves_its_captions_to_its_copy(run, store, photos):
+    run(photos, captions=[LabelledImage("red.png", ("mine",))])
+    shutil.copy(photos / "red.png", photos / "saved.png")
+    (photos / "red.png").write_bytes(b"no picture any more")
+    run(photos)
+    assert captions_in(store) == [("saved.png", "mine")]
+
+
+def test_a_root_that_vanishes_during_a_run_loses_no_row_to_itself(
+    run, store, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pipeline_module, "BATCH", 1)
+    for number in range(4):
+        shutil.copy(photos / "red.png", photos / f"copy{number}.png")
+    kept = tmp_path / "kept"
+    original = Pipeline._take_in
+
+    def take_in(self, batch):
+        if photos.exists() and self._done:
+            photos.rename(kept)
+        original(self, batch)
+
+    monkeypatch.setattr(Pipeline, "_take_in", take_in)
+    run(photos)
+    held = paths_in(store, photos)
+    assert len(held) == len(set(held)) >= 2
 
 
 def test_a_missing_folder_that_nothing_was_found_of_is_kept(run, store, photos, tmp_path):

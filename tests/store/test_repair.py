@@ -480,6 +480,11 @@ def test_a_name_in_the_catalog_leads_out_of_no_folder(damaged, tmp_path):
     assert kinds(damaged, deep=True) == set()
 
 
+class Rows(itertools.chain):
+    def fetchone(self):
+        return next(self, None)
+
+
 def test_pages_that_lead_in_a_circle_are_left():
     """Found by fuzzing: a damaged page that leads back to an earlier one was read for ever."""
 
@@ -487,44 +492,58 @@ def test_pages_that_lead_in_a_circle_are_left():
         def execute(self, query, values):
             return Rows((number, b"x") for number in itertools.cycle((5, 9, 3, 4)))
 
-    class Rows(itertools.chain):
-        def fetchone(self):
-            return next(self, None)
-
     assert list(_readable(Circle(), "look", ["content"])) == [(b"x",), (b"x",)]
 
 
-def test_a_row_that_claims_all_memory_is_damage(damaged, monkeypatch):
-    """Found by fuzzing: where an offset leads out of its page, SQLite wants any amount."""
+class Greedy:
+    """A table in which a row wants more memory than there is, so many times."""
 
-    class Greedy:
-        def execute(self, query, values):
-            (after,) = values
-            return Rows(rows[max(0, after) :])
+    def __init__(self, times):
+        self.times = times
 
-    class Rows:
-        def __init__(self, left):
-            self.left = iter(left)
+    def execute(self, query, values):
+        return Rows(self.rows(values[0]))
 
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if (row := next(self.left)) == (2, b"x"):
+    def rows(self, after):
+        for number in range(after + 1, 4):
+            if number == 2 and self.times:
+                self.times -= 1
                 raise MemoryError
-            return row
+            yield number, b"x"
 
-        def fetchone(self):
-            return next(self, None)
 
-    rows = [(number, b"x") for number in (1, 2, 3)]
-    assert list(_readable(Greedy(), "look", ["content"])) == [(b"x",), (b"x",)]
+@pytest.mark.parametrize(("times", "left"), [(0, 3), (1, 3), (9, 2)])
+def test_a_row_that_claims_all_memory_costs_itself(times, left):
+    """Found by fuzzing: where an offset leads out of its page, SQLite wants any amount."""
+    assert len(list(_readable(Greedy(times), "look", ["content"]))) == left
 
+
+def test_too_little_memory_is_no_damage_to_a_sound_index(damaged, monkeypatch, tmp_path):
+    def greedy(*arguments):
+        raise MemoryError
+
+    for name in ("_lacking", "_files"):
+        with monkeypatch.context() as patch:
+            patch.setattr(verify._Look, name, greedy)
+            with pytest.raises(UnreadableError, match="too little memory"):
+                damaged.verify()
+            with pytest.raises(UnreadableError, match="too little memory"):
+                damaged.repair()
+    with monkeypatch.context() as patch:
+        patch.setattr(lookups, "is_sound", greedy)
+        with pytest.raises(UnreadableError, match="too little memory"):
+            damaged.backup(tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_a_row_that_claims_all_memory_is_damage_where_the_structure_is(damaged, monkeypatch):
     def greedy(self):
         raise MemoryError
 
-    reading = damaged.store.catalog.read()
-    with pytest.raises(UnreadableError, match="'mmsearch verify' tells"), reading:
-        greedy(None)
+    def structure(self):
+        yield verify._catalog("an offset leads out of its page")
+
+    monkeypatch.setattr(verify._Look, "_structure", structure)
     monkeypatch.setattr(verify._Look, "_lacking", greedy)
     assert kinds(damaged) == {"catalog"}
