@@ -270,8 +270,11 @@ class Store:
             for caption, cosine in _scores(views["caption"], query, len(missing), missing).items():
                 best.setdefault(owners[caption], cosine)
             items = lookups.items(connection, "image", media)
-            if lacking := next((number for number in media if number not in near["image"]), None):
-                raise DamageError(_LACKS.format(f"image {lacking} has no vector"))
+            for number in media:
+                if number not in near["image"]:
+                    raise DamageError(_LACKS.format(f"image {number} has no vector"))
+                if number not in items:
+                    raise DamageError(_LACKS.format(f"there is a vector of nothing ({number})"))
         return Evidence(
             media=np.array(media, np.int64),
             items=[items[number] for number in media],
@@ -492,8 +495,9 @@ def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
 
 def _answer(found: Found, known: dict[int, Item]) -> Answer:
     scores, ids = found
-    if strange := next((number for number in ids.tolist() if number not in known), None):
-        raise DamageError(_LACKS.format(f"there is a vector of nothing ({strange})"))
+    for number in ids.tolist():
+        if number not in known:
+            raise DamageError(_LACKS.format(f"there is a vector of nothing ({number})"))
     return Answer(
         [float(score) for score in scores],
         [int(number) for number in ids],

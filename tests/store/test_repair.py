@@ -319,6 +319,16 @@ def test_an_engine_that_was_open_follows_a_repair(damaged, made):
     assert kinds(damaged, deep=True) == set()
 
 
+def test_a_caption_of_no_image_is_damage_whatever_its_number(damaged):
+    """Found by fuzzing: 0 passed for nothing found."""
+    sql(damaged, "UPDATE caption SET media_id = 0 WHERE id = 5")
+    with pytest.raises(DamageError, match="image 0 has no vector"):
+        damaged.search("a thing", k=COUNT)
+    sql(damaged, "UPDATE embedding SET item_id = 0 WHERE modality = 'image' AND item_id = 7")
+    with pytest.raises(DamageError):
+        damaged.search("a thing", k=COUNT)
+
+
 def test_opening_during_a_repair_touches_nothing_of_the_new_catalog(damaged):
     """Whoever waited for the lock finds the repair done, and commits in the new one's log."""
     path = damaged.folder / catalog.FILE_NAME
