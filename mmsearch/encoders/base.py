@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, Self
 
+import numpy as np
+
+from mmsearch.errors import UsageError
 from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
 
@@ -40,9 +43,29 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, pixels: Pixels) -> Vectors:
-        """Pixels of shape (n, height, width, 3) to unit vectors of shape (n, dim)."""
+        """Pixels of shape (n, height, width, 3) to unit vectors of shape (n, dim).
+
+        Raises:
+            UsageError: this precision, or the model, gives no numbers here.
+        """
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Texts to unit vectors of shape (n, dim); a long text is cut as open_clip cuts it."""
+        """Texts to unit vectors of shape (n, dim); a long text is cut as open_clip cuts it.
+
+        Raises:
+            UsageError: as `encode_images`.
+        """
         ...
+
+
+def usable(vectors: Vectors, model: str, precision: str) -> Vectors:
+    """The vectors of a model, if they are numbers.
+
+    Raises:
+        UsageError: some are not.
+    """
+    if np.isfinite(vectors).all():
+        return vectors
+    remedy = "its weights are damaged" if precision == "fp32" else "use '--precision fp32'"
+    raise UsageError(f"'{model}' in {precision} gives no usable vectors on this machine: {remedy}")

@@ -18,6 +18,7 @@ from open_clip.transformer import text_global_pool
 from safetensors.torch import load_file
 from torch import nn
 
+from mmsearch.encoders.base import usable
 from mmsearch.encoders.registry import (
     HEADS,
     LICENCES,
@@ -329,4 +330,5 @@ class TorchEncoder:
             if self._is_card:  # copied while the card is still at what another thread gave it
                 batch = batch.pin_memory()
             found = tower(batch.to(self._device, non_blocking=self._is_card))
-            return nn.functional.normalize(found.float(), dim=-1).cpu().numpy()
+            unit = nn.functional.normalize(found.float(), dim=-1).cpu().numpy()
+        return usable(unit, self.spec.model, self.precision)

@@ -254,10 +254,13 @@ def unsound(connection: sqlite3.Connection, space: SpaceRow, modality: Modality)
         (space.id, modality),
     )
     while rows := cursor.fetchmany(_PART):
+        sound = []
         for item, vector, checksum in rows:
-            if not lookups.is_sound(space, item, vector, checksum):
+            if lookups.is_sound(space, item, vector, checksum):
+                sound.append((item, vector))
+            else:
                 yield item
-            elif checksum is None:  # an older program's: that it is a vector has to do
-                length = float(np.linalg.norm(lookups.vectors_from(vector, space.spec.dim)))
-                if not abs(length - 1) < _LENGTH:
-                    yield item
+        vectors = lookups.vectors_from(b"".join(vector for _, vector in sound), space.spec.dim)
+        for (item, _), length in zip(sound, np.linalg.norm(vectors, axis=1), strict=True):
+            if not abs(length - 1) < _LENGTH:  # an older program's, or what was no vector ever
+                yield item

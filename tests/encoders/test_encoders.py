@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from queue import SimpleQueue
 
 import numpy as np
 import open_clip
@@ -24,7 +25,7 @@ from mmsearch.encoders import openvino
 from mmsearch.encoders.loading import ModelCache, open_encoder, open_space
 from mmsearch.encoders.open_clip import TorchEncoder, load_model
 from mmsearch.encoders.registry import parse_model
-from mmsearch.errors import ModelNotFound
+from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.media.image import decode, fit
 
 TEXTS = ["a dog runs over the grass", "Two people, one red car!", "", "x " * 300]
@@ -104,6 +105,37 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "weights.pt"
     torch.save(model.state_dict(), path)
     return path
+
+
+def test_bf16_agrees_after_fp32_was_compiled(checkpoint, tmp_path):
+    """In one cache folder, on CPUs with AMX, OpenVINO gave NaN for what was compiled second."""
+    if "BF16" not in openvino.capabilities():
+        pytest.skip("this CPU has no bf16")
+    source = parse_model(f"{ARCHITECTURE}:{checkpoint}")
+    exported = open_encoder(source, ModelCache(tmp_path), precision="fp32").folder
+    agreement = json.loads((exported / "manifest.json").read_text())["agreement"]
+    assert agreement["bf16"] > 0.99
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    found = [openvino.OpenVinoEncoder(exported, name).encode_images(pixels)
+             for name in ("fp32", "bf16", "fp32", "bf16")]  # fmt: skip
+    assert all(cosines(one, found[0]).min() > 0.99 for one in found)
+
+
+def test_vectors_that_are_no_numbers_are_refused(tiny, monkeypatch):
+    class Broken:
+        def infer(self, batch):
+            return [np.full((len(batch[0]), tiny.spec.dim), np.nan, np.float32)]
+
+    def ready(self, tower):
+        requests = SimpleQueue()
+        requests.put(Broken())
+        return requests
+
+    monkeypatch.setattr(openvino.OpenVinoEncoder, "_ready", ready)
+    for precision, remedy in (("bf16", "use '--precision fp32'"), ("fp32", "weights are damaged")):
+        broken = openvino.OpenVinoEncoder(tiny.folder, precision)
+        with pytest.raises(UsageError, match=remedy):
+            broken.encode_texts(["a word"])
 
 
 def test_a_local_checkpoint_runs_on_both_runtimes_as_in_open_clip(checkpoint, pictures, tmp_path):

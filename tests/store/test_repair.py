@@ -26,6 +26,7 @@ from mmsearch.errors import (
 )
 from mmsearch.store import catalog, lookups, verify
 from mmsearch.store import repair as repairs
+from mmsearch.store.checksum import of_vector
 from mmsearch.store.repair import _readable
 from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
 
@@ -206,6 +207,20 @@ def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, mo
         assert damaged.repair().embedded == 0
         assert kinds(damaged) == {"lacking"}
         assert [d.what for d in damaged.verify().damages] == ["1 images have no vector"]
+    assert damaged.repair().embedded == 1
+    assert kinds(damaged, deep=True) == set()
+
+
+def test_what_was_written_as_no_numbers_is_found_and_computed_anew(damaged):
+    """As by a runtime that gave NaN before such vectors were refused."""
+    nan = np.full(damaged.status().dim, np.nan, np.float32).tobytes()
+    key = "modality = 'image' AND item_id = 9"
+    sql(
+        damaged,
+        (f"UPDATE embedding SET vector = ?, checksum = ? WHERE {key}", (nan, of_vector(nan, 9))),
+    )
+    shutil.rmtree(damaged.folder / "vectors")
+    assert kinds(damaged, deep=True) == {"snapshot", "vector"}
     assert damaged.repair().embedded == 1
     assert kinds(damaged, deep=True) == set()
 
