@@ -25,7 +25,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from mmsearch.datasets.formats import read_labelled
-from mmsearch.media.image import decode, fit
+from mmsearch.media.fit import fit
+from mmsearch.media.image import decode
 from mmsearch.types import Preprocess
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmsearch import Engine
 from mmsearch.encoders.open_clip import ImageTower, TorchEncoder, load_model
 from mmsearch.encoders.registry import parse_model
-from mmsearch.media.image import decode, fit
+from mmsearch.media.fit import fit
+from mmsearch.media.image import decode
 from mmsearch.types import Preprocess
 
 

@@ -24,7 +24,8 @@ from PIL import Image
 
 from mmsearch.config import load_settings
 from mmsearch.encoders.choice import ModelChoice
-from mmsearch.media.image import decode, fit
+from mmsearch.media.fit import fit
+from mmsearch.media.image import decode
 
 LARGE = (4000, 3000)
 

@@ -33,7 +33,7 @@ from mmsearch.encoders.openvino import openvino_core
 from mmsearch.evaluation.ranking import r_precision, rank_of_best, recall_at
 from mmsearch.learning.validation import recall_line, recall_of
 from mmsearch.learning.views import open_picture
-from mmsearch.media.image import fit
+from mmsearch.media.fit import fit
 
 #: Scenes that nobody learned from: below the training's seeds, above the demo's and the tests'.
 UNSEEN_SEED = 700_000

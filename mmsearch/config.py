@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,44 @@ from mmsearch.errors import UsageError
 #: The file that marks a folder as an index's home.
 MARKER = "mmsearch-index.json"
 
+_CGROUPS = Path("/sys/fs/cgroup")
+
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
+
+
+def available_cores() -> int:
+    """The processors that this process may use: by its affinity and its control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, *_quotas()))
+
+
+def _quotas() -> list[int]:
+    """Whole processors' worth of the quotas of this process's control groups (Linux)."""
+    found = [sys.maxsize]
+    try:
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
+            continue
+        top = _CGROUPS / controllers
+        # In a container the group's own path is often not to be seen; its root stands for it then.
+        for folder in (top, *(top / part for part in _parts(path.strip("/")))):
+            for quota, period in (("cpu.max", ""), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+                with suppress(OSError, ValueError):
+                    words = (folder / quota).read_text(encoding="utf-8").split()
+                    words += (folder / period).read_text(encoding="utf-8").split() if period else []
+                    if (most := int(words[0])) > 0:
+                        found.append(math.ceil(most / int(words[1])))
+    return found
+
+
+def _parts(path: str) -> list[str]:
+    """A path and all that lead to it."""
+    names = path.split("/")
+    return ["/".join(names[: count + 1]) for count in range(len(names))]
 
 
 @dataclass(frozen=True)
@@ -34,7 +74,7 @@ class Settings:
     device: str = "auto"
     """"auto", "cpu" (OpenVINO) or a torch device such as "cuda"."""
     precision: str = "auto"
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=available_cores)
     """Threads that read and decode files."""
     cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("mmsearch"))
     """Converted models; safe to delete."""

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mmsearch.learning.compose import ComposeLearned
     from mmsearch.learning.fusion import FusionLearned
     from mmsearch.learning.rerank import RerankLearned
+    from mmsearch.media.isolated import Decoders
     from mmsearch.search.matchers import Kind
     from mmsearch.search.rerank import Reranker
     from mmsearch.search.searcher import Learned, Searcher
@@ -90,6 +91,7 @@ class Engine:
         self._notify = notify
         self._models = ModelChoice(settings, notify, confirm)
         self._store: Store | None = None
+        self._decoders: Decoders | None = None
         self._lock = threading.RLock()  # around what is opened on first use
 
     @classmethod
@@ -135,9 +137,13 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of the files; the engine opens them again when it is used again."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+            if self._decoders is not None:
+                self._decoders.close()
+                self._decoders = None
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +167,15 @@ class Engine:
             if self._store is None:
                 self._store = Store(self._folder)
             return self._store
+
+    @property
+    def decoders(self) -> Decoders:
+        """What reads and decodes image files."""
+        from mmsearch.media.isolated import Decoders  # which searches by text do without
+
+        with self._lock:
+            self._decoders = self._decoders or Decoders()
+            return self._decoders
 
     def made_store(self) -> Store:
         """The open store, made where there is none yet.
@@ -294,6 +309,8 @@ class Engine:
             return self._search(query)
 
     def _search(self, query: Query) -> list[Hit]:
+        if any(term.image is not None for term in query.terms):
+            self.decoders.start()  # it is ready when the model is
         encoder = self._encoder_of_index()
         for modality in {"caption" if term.text is not None else "image" for term in query.terms}:
             # Beside what else is to be read and imported, the tokenizer and FAISS above all.
@@ -325,7 +342,7 @@ class Engine:
                 composer=lambda: read_composer(self._folder, space, encoder.spec.dim),
                 reranker=read,
             )
-        return Searcher(self.store, encoder, learned, self.local_encoder)
+        return Searcher(self.store, encoder, learned, self.local_encoder, lambda: self.decoders)
 
     # -- measuring -------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from mmsearch.config import available_cores
 from mmsearch.encoders.base import usable
 from mmsearch.encoders.precision import (
     AGREEMENT,
@@ -183,7 +184,7 @@ class OpenVinoEncoder:
             # A stream for each caller, so that no core waits for another in the midst of a batch.
             options |= {
                 "NUM_STREAMS": self._callers,
-                "INFERENCE_NUM_THREADS": max(self._callers, os.cpu_count() or 1),
+                "INFERENCE_NUM_THREADS": max(self._callers, available_cores()),
             }
         name = f"{tower}.xml"
         if tower == "image" and self.precision == "int8":

@@ -78,7 +78,7 @@ def embed_missing(
         captions = lookups.count_without_vector(connection, space, "caption")
     images = failed = 0
     if lacking or captions:
-        with ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-beside") as pool:
+        with decoders.threads(workers) as pool:
             work = _Work(
                 store, writer, encoder.bulk(workers), space, decoders, pool, workers, on_progress
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -61,17 +61,14 @@ def _batches(
     """Ids with pixels, in order; no more than two batches are held at any time."""
     files = iter(missing)
     waiting: deque[tuple[int, Future[Pixels | None]]] = deque()
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="mmsearch-look")
-    try:
+    with decoders.threads(workers) as pool:
         while True:
             for number, path, digest in itertools.islice(files, 2 * BATCH - len(waiting)):
-                waiting.append((number, executor.submit(_pixels, path, digest, how, decoders)))
+                waiting.append((number, pool.submit(_pixels, path, digest, how, decoders)))
             if not waiting:
                 return
             first = [waiting.popleft() for _ in range(min(BATCH, len(waiting)))]
             yield [(number, future.result()) for number, future in first]
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _pixels(path: bytes, digest: bytes, how: Preprocess, decoders: Decoders) -> Pixels | None:

@@ -101,7 +101,7 @@ class Pipeline:
         self._settle_the_unread()
         self._refresh_captions()
         started = time.perf_counter()
-        with self._pool() as pool:
+        with self._decoders.threads(self._workers) as pool:
             for batch in self._batches(pool):
                 self._take_in(batch)
         seconds = time.perf_counter() - started
@@ -171,7 +171,7 @@ class Pipeline:
                 sidecar = self._sidecar_captions(item)
                 changes.append(caption_change(rows, self._wanted(item, sidecar)))
             unique = dict.fromkeys(text for change in changes for text, _ in change.add)
-            with self._pool() as pool:
+            with self._decoders.threads(self._workers) as pool:
                 vectors = self._collect(self._submit_texts(pool, list(unique)))
             with self._timed("write"), self._writer.change() as change:
                 for item, captions in zip(batch, changes, strict=True):
@@ -213,14 +213,6 @@ class Pipeline:
                 change.drop_empty_roots(lost)
 
     # -- reading and encoding, by workers ----------------------------------------------------
-
-    @contextmanager
-    def _pool(self) -> Iterator[ThreadPoolExecutor]:
-        executor = ThreadPoolExecutor(self._workers, thread_name_prefix="mmsearch-worker")
-        try:
-            yield executor
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
 
     def _batches(self, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
         """Batches in the plan's order, their vectors on the way; only a few are held at a time."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.precision import SAMPLE
 from mmsearch.ingest.reading import pixels_of
-from mmsearch.media.image import fit
+from mmsearch.media.fit import fit
 from mmsearch.media.isolated import Decoders
 from mmsearch.types import Pixels, Preprocess
 
@@ -25,7 +24,7 @@ def sample_of(
     Those that cannot be read are left out; drawn scenes fill up what is missing.
     """
     places = np.linspace(0, max(0, len(paths) - 1), min(count, len(paths)), dtype=int)
-    with ThreadPoolExecutor(workers) as pool:
+    with decoders.threads(workers) as pool:
         found = list(pool.map(lambda place: pixels_of(paths[place], how, decoders), places))
     good = [pixels for pixels in found if pixels is not None]
     drawn = range(_SEED, _SEED + count - len(good))

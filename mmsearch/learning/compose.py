@@ -24,7 +24,7 @@ from mmsearch.evaluation.ranking import (
     recall_at,
 )
 from mmsearch.learning.features import Features
-from mmsearch.media.image import fit
+from mmsearch.media.fit import fit
 from mmsearch.networks.early_fusion import EarlyFusion
 from mmsearch.search.compose import Composer, late
 from mmsearch.types import Ids, Progress, Vectors

@@ -16,11 +16,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, LabelsError, TrainingError
 from mmsearch.learning.checkpoint import State, load_weights, save_weights
 from mmsearch.learning.views import decode_picture, stamps
-from mmsearch.media.image import fit
+from mmsearch.media.fit import fit
 from mmsearch.types import Progress, Vectors
 
 _PICTURES = 64
@@ -92,7 +93,7 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
         LabelsError: a picture that cannot be read.
     """
     found: set[int] = set()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
 
         def look(part: Sequence[Path]) -> State:
             good = list(pool.map(lambda file: _decoded(file, 1) is not None, part))
@@ -154,7 +155,7 @@ def _embed(
 
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
     good: list[bool] = []
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
 
         def block(start: int) -> list[Future[NDArray[np.uint8] | None]]:
             return [pool.submit(opened, file) for file in files[start : start + _PICTURES]]

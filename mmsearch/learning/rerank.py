@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.transforms import v2
 
+from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.local import LocalEncoder
 from mmsearch.errors import LabelsError, TrainingError
@@ -160,7 +161,7 @@ def _embed_view(
 
     def embed(part: Sequence[Path], start: int) -> dict[str, torch.Tensor]:
         found: list[bytes] = []
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             for first in range(0, len(part), _PICTURES):
                 images = list(pool.map(opened, part[first : first + _PICTURES]))
                 with torch.random.fork_rng(devices=[]):

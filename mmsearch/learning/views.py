@@ -7,7 +7,9 @@ the steps start from there.
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -32,7 +34,7 @@ from torch import nn
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
 from mmsearch.errors import DecodeError, LabelsError, TrainingError, UsageError
-from mmsearch.media.image import decode
+from mmsearch.media.isolated import Decoders
 from mmsearch.store.files import write_durably
 from mmsearch.types import Progress
 
@@ -149,7 +151,17 @@ def decode_picture(file: Path, side: int) -> Image.Image:
         OSError: it cannot be read.
         DecodeError: it is damaged.
     """
-    return decode(file.read_bytes(), at_least=(2 * side, 2 * side)).image
+    os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))  # raises what is wrong
+    with _decoders(os.getpid()).open(os.fsencode(file)) as opened:
+        return Image.fromarray(opened.upright(2 * side).pixels)
+
+
+@functools.cache
+def _decoders(_process: int) -> Decoders:
+    """A process's own: those of a process that it was forked from are not its to ask."""
+    found = Decoders()
+    atexit.register(found.close)
+    return found
 
 
 def open_picture(file: Path, side: int) -> Image.Image:

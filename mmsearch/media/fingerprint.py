@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from typing import NamedTuple
 
+_LEAST, _MOST = -(2**63), 2**63 - 1
 #: The largest file that is read into memory.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
@@ -18,7 +20,10 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        return cls(status.st_size, status.st_mtime_ns)
+        """What `stat` says, within what the catalog can hold: a time in 1677 to 2262."""
+        return cls(
+            *(max(_LEAST, min(value, _MOST)) for value in (status.st_size, status.st_mtime_ns))
+        )
 
 
 def content_hash(content: bytes) -> bytes:
@@ -36,7 +41,10 @@ def content_of(path: bytes) -> tuple[Stamp, bytes, str]:
         # O_NONBLOCK: a FIFO that took a file's place since the walk must not hang us.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
-            stamp = Stamp.of(os.fstat(descriptor))
+            status = os.fstat(descriptor)
+            stamp = Stamp.of(status)
+            if not stat.S_ISREG(status.st_mode):
+                return NEVER, b"", "cannot be read: not a regular file"
             if stamp.size > MAX_FILE_BYTES:
                 return stamp, b"", f"too large: {stamp.size >> 20} MiB"
             return stamp, file.read(), ""

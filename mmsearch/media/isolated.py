@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,14 +43,18 @@ LIMIT_BYTES = 2 << 30
 _HEADER = struct.Struct(">II")
 _START_SECONDS = 60.0
 _MAX_REPLY = 1 << 28
+#: What is sent as it is, without being made to fit a model.
+_MOST_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What decoding found: the pixels (height, width, 3) and what the file says of itself."""
+    """What decoding found: upright sRGB pixels, and what the file says of itself."""
 
     pixels: NDArray[np.uint8]
+    """Shape (height, width, 3)."""
     width: int
+    """Of the whole picture, as a viewer shows it."""
     height: int
     captured: datetime | None
 
@@ -78,15 +83,31 @@ class OpenFile:
         Raises:
             DecodeError: it is not an image, is damaged, or takes too much; the message says which.
         """
-        ask = {"how": dataclasses.asdict(how)}
+        return self._ask({"how": dataclasses.asdict(how)})
+
+    def upright(self, at_least: int, within: int = 0) -> Picture:
+        """Decodes it without fitting it to a model.
+
+        Args:
+            at_least: the sides, in pixels, that are needed: what is larger may come reduced.
+            within: the most that either side may have; 0 is any.
+
+        Raises:
+            DecodeError: as `picture`.
+        """
+        return self._ask({"at_least": at_least, "within": within})
+
+    def _ask(self, message: dict[str, Any]) -> Picture:
+        if self.reason:
+            raise DecodeError(self.reason)
         try:
-            reply, pixels = self._process.ask(ask, self._deadline)
+            reply, pixels = self._process.ask(message, self._deadline)
         except _Stopped as error:
             raise DecodeError(str(error)) from error
         if reply["reason"]:
             raise DecodeError(reply["reason"])
         captured = datetime.fromisoformat(reply["captured"]) if reply["captured"] else None
-        shaped = np.frombuffer(pixels, np.uint8).reshape(*how.size, 3)
+        shaped = np.frombuffer(pixels, np.uint8).reshape(*reply["shape"])
         return Picture(shaped, reply["width"], reply["height"], captured)
 
 
@@ -97,18 +118,30 @@ class Decoders:
         self._seconds = seconds
         self._memory = memory
         self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
         self._lock = threading.Lock()
         self._is_closed = False
+
+    def start(self) -> None:
+        """Starts a process without waiting for it, so that the next file finds it ready.
+
+        Raises:
+            UnreadableError: it cannot be started.
+        """
+        with self._lock:
+            if not self._idle:
+                self._idle.append(_Process(self._seconds, self._memory))
 
     @contextmanager
     def open(self, path: bytes) -> Iterator[OpenFile]:
         """Reads a file. What is wrong with it is no exception, but its `reason`.
 
         Raises:
-            UnreadableError: a process cannot be started.
+            UnreadableError: a process cannot be started, or all were closed.
         """
         process = self._take()
         try:
+            process.wait_until_ready()
             yield self._read(process, path)
         finally:
             self._give(process)
@@ -116,7 +149,8 @@ class Decoders:
     def _read(self, process: _Process, path: bytes) -> OpenFile:
         deadline = time.monotonic() + self._seconds
         try:
-            reply, _ = process.ask({"path": os.fsdecode(path)}, deadline)
+            absolute = path if os.path.isabs(path) else os.path.abspath(path)
+            reply, _ = process.ask({"path": os.fsdecode(absolute)}, deadline)
         except _Stopped as error:
             return OpenFile(process, deadline, NEVER, b"", f"cannot be read: {error}")
         stamp = Stamp(*reply["stamp"])
@@ -124,22 +158,45 @@ class Decoders:
 
     def _take(self) -> _Process:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Process(self._seconds, self._memory)
+            if self._is_closed:
+                raise UnreadableError("no process to decode images in: all were closed")
+            process = self._idle.pop() if self._idle else _Process(self._seconds, self._memory)
+            self._busy.add(process)
+            return process
 
     def _give(self, process: _Process) -> None:
         with self._lock:
+            self._busy.discard(process)
             if process.is_alive and not self._is_closed:
                 self._idle.append(process)
                 return
         process.stop()
 
+    @contextmanager
+    def threads(self, count: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that read files with these processes.
+
+        On an error, Ctrl-C above all, nobody waits for what is being decoded: those processes end.
+        """
+        executor = ThreadPoolExecutor(count, thread_name_prefix="mmsearch-worker")
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            was_closed = self._is_closed
+            self.close()
+            executor.shutdown(wait=True)
+            self._is_closed = was_closed
+            raise
+        executor.shutdown(wait=True)
+
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes, those too that are at work."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []
+            for process in self._busy:
+                process.kill()  # whoever waits for it hears that it is gone
         for process in idle:
             process.stop()
 
@@ -160,6 +217,7 @@ class _Process:
         own, theirs = socket.socketpair()
         self._socket = own
         self._seconds = seconds
+        self._is_ready = False
         self.is_alive = True
         # -P: what lies in the current folder is no module of ours.
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(seconds),
@@ -177,6 +235,7 @@ class _Process:
                 command,
                 pass_fds=(theirs.fileno(),),
                 env=environment,
+                cwd="/",  # the current folder may be gone
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -186,11 +245,21 @@ class _Process:
             raise UnreadableError(f"no process to decode images in: {error.strerror}") from error
         finally:
             theirs.close()
+
+    def wait_until_ready(self) -> None:
+        """Returns when it has started.
+
+        Raises:
+            UnreadableError: it ended instead.
+        """
+        if self._is_ready:
+            return
         try:
             self._receive(time.monotonic() + _START_SECONDS)
         except (_Stopped, OSError) as error:
             self.stop()
             raise UnreadableError(f"no process to decode images in: {error}") from error
+        self._is_ready = True
 
     def ask(self, message: dict[str, Any], deadline: float) -> tuple[dict[str, Any], bytearray]:
         """Sends a message and returns the reply and the pixels with it.
@@ -241,6 +310,10 @@ class _Process:
                 return f"its decoder crashed ({signal.Signals(-code).name})"
         return "its decoder gave up"
 
+    def kill(self) -> None:
+        """Ends it at once; whoever asks it has still to `stop` it."""
+        self._child.kill()
+
     def stop(self) -> None:
         if not self.is_alive:
             return
@@ -264,8 +337,6 @@ def _send(to: socket.socket, message: dict[str, Any], pixels: bytes = b"") -> No
 
 
 def _serve(to: socket.socket, seconds: float) -> None:
-    from mmsearch.media.image import decode, fit
-
     receive = to.makefile("rb")
     _send(to, {})
     content = b""
@@ -279,22 +350,41 @@ def _serve(to: socket.socket, seconds: float) -> None:
             digest = b"" if reason else content_hash(content)
             _send(to, {"stamp": stamp, "digest": digest.hex(), "reason": reason})
         else:
-            how = _preprocess(message["how"])
             try:
-                found = decode(content, at_least=how.size)
-                pixels = fit(found.image, how).tobytes()
+                reply, pixels = _decoded(content, message)
             except DecodeError as error:
                 _send(to, {"reason": str(error)})
             except MemoryError:
                 _send(to, {"reason": "too large: not enough memory to scale it"})
             else:
-                captured = found.captured.isoformat() if found.captured else None
-                reply = {"reason": "", "width": found.width, "height": found.height,
-                         "captured": captured}  # fmt: skip
                 _send(to, reply, pixels)
-            found = pixels = None  # type: ignore[assignment] # nothing is kept between files
+            reply = pixels = None  # type: ignore[assignment] # nothing is kept between files
             content = b""
         signal.alarm(0)
+
+
+def _decoded(content: bytes, message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """A picture as it was asked for: what is said of it, and its pixels."""
+    from mmsearch.media.fit import fit
+    from mmsearch.media.image import decode
+
+    if "how" in message:
+        how = _preprocess(message["how"])
+        found = decode(content, at_least=how.size)
+        pixels = fit(found.image, how)
+    else:
+        side, within = message["at_least"], message["within"]
+        found = decode(content, at_least=(side, side))
+        image = found.image
+        while image.width * image.height > _MOST_PIXELS:
+            image = image.reduce(2)
+        if within:
+            image.thumbnail((within, within))
+        pixels = np.asarray(image)
+    captured = found.captured.isoformat() if found.captured else None
+    reply = {"reason": "", "width": found.width, "height": found.height, "captured": captured,
+             "shape": pixels.shape}  # fmt: skip
+    return reply, pixels.tobytes()
 
 
 def _preprocess(values: dict[str, Any]) -> Preprocess:
@@ -316,8 +406,11 @@ def _limit(memory: int) -> None:
 def _main() -> None:
     number, seconds, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    import warnings
+
     import mmsearch.media.image  # noqa: F401 - before the limit, which is for files
 
+    warnings.simplefilter("ignore")  # of odd metadata: nobody reads them here
     _limit(memory)
     with socket.socket(fileno=number) as to, contextlib.suppress(ConnectionError):
         _serve(to, seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from mmsearch.errors import DecodeError
-from mmsearch.media.image import thumbnail
+from mmsearch.media.isolated import Decoders
 from mmsearch.types import Hit
 
 THUMBNAIL_SIDE = 240
@@ -29,15 +31,6 @@ class Tile:
     def link(self) -> str:
         """Where the picture itself lies, as a file: URI."""
         return self.path.absolute().as_uri()
-
-    @property
-    def picture(self) -> str:
-        """The thumbnail as a data URI; "" where the file cannot be shown any more."""
-        try:
-            content = thumbnail(self.path.read_bytes(), THUMBNAIL_SIDE)
-        except (OSError, DecodeError):
-            return ""
-        return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -78,4 +71,23 @@ def render_page(
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
-    return template.render(title=title, intro=intro, sections=sections, tables=tables)
+    with Decoders() as decoders:
+        paths = {tile.path for section in sections for tile in (*section.tiles, *section.examples)}
+        pictures = {path: _thumbnail(path, decoders) for path in paths}
+    return template.render(
+        title=title, intro=intro, sections=sections, tables=tables, pictures=pictures
+    )
+
+
+def _thumbnail(path: Path, decoders: Decoders) -> str:
+    """A small JPEG as a data URI; "" where the file cannot be shown any more."""
+    from PIL import Image
+
+    try:
+        with decoders.open(os.fsencode(path)) as file:
+            pixels = file.upright(THUMBNAIL_SIDE // 2, within=THUMBNAIL_SIDE).pixels
+    except DecodeError:
+        return ""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -12,17 +12,18 @@ Three things are put together for each of them:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsearch.config import available_cores
 from mmsearch.encoders.local import LocalEncoder, Looks, Tokens
-from mmsearch.errors import DamageError, DecodeError, UsageError
-from mmsearch.media.image import decode, fit, read_image
+from mmsearch.errors import DamageError, DecodeError
+from mmsearch.media.isolated import Decoders
 from mmsearch.search.learned import Arrays, read_learned, write_learned
 from mmsearch.search.matchers import Floats, Kind, Matcher, matcher_of
 from mmsearch.store.lookups import Item
@@ -137,9 +138,15 @@ class SecondLooks:
     """Looks at the images of an index for a query, by what was kept of them or by their files."""
 
     def __init__(
-        self, store: Store, space: str, reranker: Reranker, local: Callable[[], LocalEncoder]
+        self,
+        store: Store,
+        space: str,
+        reranker: Reranker,
+        local: Callable[[], LocalEncoder],
+        decoders: Decoders,
     ) -> None:
         self._store = store
+        self._decoders = decoders
         self._space = space
         self._reranker = reranker
         self._local = local
@@ -195,7 +202,7 @@ class SecondLooks:
             if item.media_id in own and item.media_id not in kept
         }
         if missing:
-            kept |= look_at(local, missing)
+            kept |= look_at(local, missing, self._decoders)
         there = [place for place, number in enumerate(ids) if number in own and number in kept]
         if not there:
             nothing = np.empty((0, dim), np.float32)
@@ -218,17 +225,18 @@ def _joined(found: Sequence[Parts]) -> Parts:
     )
 
 
-def look_at(local: LocalEncoder, files: Mapping[int, Path]) -> dict[int, bytes]:
+def look_at(local: LocalEncoder, files: Mapping[int, Path], decoders: Decoders) -> dict[int, bytes]:
     """Second looks at the image files that can be read, by id, as `pack_looks` has them."""
     how = local.preprocess
 
     def opened(path: Path) -> Pixels | None:
-        try:
-            return fit(decode(read_image(path), at_least=how.size).image, how)
-        except (DecodeError, UsageError, MemoryError):
-            return None
+        with decoders.open(os.fsencode(path)) as file:
+            try:
+                return file.picture(how).pixels
+            except DecodeError:
+                return None
 
-    with ThreadPoolExecutor() as pool:
+    with decoders.threads(available_cores()) as pool:
         pixels = dict(zip(files, pool.map(opened, files.values()), strict=True))
     good = {number: one for number, one in pixels.items() if one is not None}
     found: dict[int, bytes] = {}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,7 @@ from mmsearch.types import (
 
 if TYPE_CHECKING:
     from mmsearch.encoders.local import LocalEncoder
+    from mmsearch.media.isolated import Decoders
     from mmsearch.search.rerank import Reranker, SecondLooks
 
 #: How many images each of image, captions and words brings to be fused.
@@ -62,16 +63,19 @@ class Searcher:
         encoder: Encoder,
         learned: Learned = NOTHING_LEARNED,
         local: Callable[[], LocalEncoder] | None = None,
+        decoders: Callable[[], Decoders] | None = None,
     ) -> None:
         """Takes the encoder of the store's space.
 
         Args:
             local: gives what looks at images a second time; needed where there is a reranker.
+            decoders: gives what reads image files; None is for searches that need none.
         """
         self._store = store
         self._encoder = encoder
         self._learned = learned
         self._local = local
+        self._decoders = decoders
 
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first; at most `query.k`.
@@ -254,8 +258,11 @@ class Searcher:
         from mmsearch.search.rerank import SecondLooks
 
         assert self._local is not None, "it is needed where there is a reranker"
+        assert self._decoders is not None, "it too"
         reranker = self.reranker_of(query, how)
-        return SecondLooks(self._store, self._encoder.spec.space, reranker, self._local)
+        return SecondLooks(
+            self._store, self._encoder.spec.space, reranker, self._local, self._decoders()
+        )
 
     # -- what they have in common ----------------------------------------------------------
 
@@ -335,13 +342,15 @@ class Searcher:
     def _embed_image(self, term: Term) -> Vectors:
         if term.image is None:
             raise UsageError("a term is a text or an image")
-        from mmsearch.media.image import decode, fit, read_image  # Pillow, which texts do without
-
-        how = self._encoder.spec.preprocess
-        try:
-            pixels = fit(decode(read_image(Path(term.image)), at_least=how.size).image, how)
-        except DecodeError as error:
-            raise UsageError(f"{term.image}: {error}") from error
+        path = os.path.expanduser(term.image)
+        if not os.path.isfile(path):
+            raise UsageError(f"{path}: no such image file")
+        assert self._decoders is not None, "it is needed where a query has a picture"
+        with self._decoders().open(os.fsencode(path)) as file:
+            try:
+                pixels = file.picture(self._encoder.spec.preprocess).pixels
+            except DecodeError as error:
+                raise UsageError(f"{path}: {error}") from error
         found: Vectors = self._encoder.encode_images(pixels[None])[0]
         return found
 

@@ -26,7 +26,8 @@ from mmsearch.encoders.loading import ModelCache, open_encoder, open_space
 from mmsearch.encoders.open_clip import TorchEncoder, load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import ModelNotFound, UsageError
-from mmsearch.media.image import decode, fit
+from mmsearch.media.fit import fit
+from mmsearch.media.image import decode
 
 TEXTS = ["a dog runs over the grass", "Two people, one red car!", "", "x " * 300]
 #: A small architecture of open_clip's own, for weights that are random but shaped like real ones.

@@ -22,7 +22,7 @@ from mmsearch.encoders.precision import (
 )
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import UsageError
-from mmsearch.media.image import fit
+from mmsearch.media.fit import fit
 
 ALL = ("FP32", "BF16", "INT8")
 NAME = "ViT-B-32:/weights"

@@ -139,7 +139,7 @@ def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
     reranker = Reranker(Corners(), np.eye(16, dtype=np.float32), Mix(0.5, 0.5))
     local = FakeLocal()
     learned = Learned(reranker=lambda: reranker)
-    searcher = Searcher(store, FakeEncoder(), learned, lambda: local)
+    searcher = Searcher(store, FakeEncoder(), learned, lambda: local, lambda: DECODERS)
     plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)], COUNT)
     assert (plain.name, again.name) == ("image", "image, rerank 7")
     assert plain.bare is None  # all of them are

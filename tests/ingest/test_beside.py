@@ -73,7 +73,8 @@ def found(engine, text="something blue"):
 
 def vectors_agree(engine, encoder):
     """Every vector of the index is the encoder's own for its file or text."""
-    from mmsearch.media.image import decode, fit
+    from mmsearch.media.fit import fit
+    from mmsearch.media.image import decode
 
     held = engine.store.contents()
     for path, vector in zip(held.image_paths, held.image_vectors, strict=True):

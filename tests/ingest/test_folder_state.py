@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from mmsearch import Engine
 from mmsearch.encoders.choice import ModelChoice
-from mmsearch.media.image import decode, fit
+from mmsearch.media.fit import fit
+from mmsearch.media.image import decode
 from mmsearch.store.writer import Writer
 
 FOLDERS = ("a", "b", "b/c")

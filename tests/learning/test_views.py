@@ -117,7 +117,7 @@ def test_computing_views_goes_on_where_it_was_stopped(network, files, tmp_path, 
 
 def test_the_plain_transform_is_what_a_search_does(network, files):
     """The pixels of mmsearch's own preprocessing, normalised."""
-    from mmsearch.media.image import fit
+    from mmsearch.media.fit import fit
     from mmsearch.types import Preprocess
 
     how = preprocess_of(network)

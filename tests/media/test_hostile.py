@@ -65,7 +65,7 @@ def test_flipped_bits_give_a_picture_or_a_reason(wholes, name, tmp_path):
 
 QUICK = {
     "header.png": "too large",
-    "none.png": "not an image",
+    "none.png": "PNG that is damaged",
     "flat.png": "",
     "thin.png": "",
     "huge.gif": "too large",
@@ -74,10 +74,10 @@ QUICK = {
     "negative.bmp": "too large",
     "huge.tiff": "too large",
     "loop.tiff": "",
-    "samples.tiff": "not an image",
+    "samples.tiff": "too large",
     "header.jpeg": "too large",
     "long.jpeg": "",
-    "lies.avif": "not an image",
+    "lies.avif": "AVIF that is damaged",
     "lies.heic": "too large",
     "zeros.jpeg": "its end is missing",
 }

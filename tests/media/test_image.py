@@ -11,7 +11,8 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from mmsearch.errors import DecodeError
-from mmsearch.media.image import FORMATS, MAX_PIXELS, decode, fit, thumbnail
+from mmsearch.media.fit import fit
+from mmsearch.media.image import FORMATS, MAX_PIXELS, decode
 from mmsearch.types import Preprocess
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -98,6 +99,7 @@ def test_damaged_exif_costs_no_picture():
 
 def test_transparency_is_shown_on_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
     assert decode(encoded(image)).image.getpixel((1, 1)) == (255, 255, 255)
 
 
@@ -173,7 +175,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
 
 
 def test_other_formats_are_not_opened_even_if_pillow_could():
-    with pytest.raises(DecodeError, match="not an image"):
+    with pytest.raises(DecodeError, match="not read"):
         decode(encoded(quadrants(), "PPM"))
 
 
@@ -190,11 +192,6 @@ def test_cutting_the_ends_off_a_strip_changes_no_pixel():
     theirs = image_transform(64, is_train=False, mean=MEAN, std=STD)(image)
     expected = theirs.permute(1, 2, 0).numpy() * 255
     np.testing.assert_allclose(fit(image, how), expected, atol=2)
-
-
-def test_a_thumbnail_is_a_small_jpeg():
-    small = Image.open(io.BytesIO(thumbnail(encoded(noise((900, 300))), 120)))
-    assert (small.format, small.size) == ("JPEG", (120, 40))
 
 
 def test_every_hostile_file_is_an_image_or_has_a_reason(data):

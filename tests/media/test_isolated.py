@@ -20,7 +20,8 @@ from PIL import Image
 from mmsearch.errors import DecodeError, UnreadableError
 from mmsearch.media import isolated
 from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
-from mmsearch.media.image import decode, fit
+from mmsearch.media.fit import fit
+from mmsearch.media.image import decode
 from mmsearch.media.isolated import Decoders
 
 HOW = FakeEncoder().spec.preprocess
@@ -160,6 +161,68 @@ def test_modules_beside_the_photos_are_not_run(tmp_path, monkeypatch):
     with Decoders() as decoders:
         assert outcome(decoders, tmp_path / "a.png") == ""
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_picture_comes_as_large_as_it_is_needed(tmp_path):
+    image = Image.effect_noise((900, 300), 50).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    with Decoders() as decoders, decoders.open(os.fsencode(tmp_path / "a.png")) as file:
+        found = file.upright(100)
+    assert found.pixels.shape == (900, 300, 3)
+    np.testing.assert_array_equal(
+        found.pixels, np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    )
+    with Decoders() as decoders, decoders.open(os.fsencode(tmp_path / "a.png")) as file:
+        assert file.upright(60, within=120).pixels.shape == (120, 40, 3)
+
+
+def test_a_process_that_was_started_ahead_is_the_one_that_is_asked(tmp_path):
+    with Decoders() as decoders:
+        decoders.start()
+        decoders.start()
+        (process,) = decoders._idle
+        with decoders.open(os.fsencode(paint(tmp_path / "a.png", "red"))) as file:
+            assert file._process is process
+            assert file.picture(HOW).width == 40
+
+
+def test_a_path_is_taken_from_the_folder_that_the_caller_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paint(tmp_path / "a.png", "red")
+    with Decoders() as decoders:
+        assert outcome(decoders, "a.png") == ""
+
+
+def test_an_error_among_threads_does_not_wait_for_what_is_being_decoded(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    (tmp_path / "hang.png").write_bytes(b"hang")
+    begun = threading.Event()
+
+    def hang(decoders):
+        with decoders.open(os.fsencode(tmp_path / "hang.png")) as file:
+            begun.set()
+            with pytest.raises(DecodeError, match="killed"):
+                file.picture(HOW)
+
+    with Decoders(seconds=600) as decoders:
+        started = time.monotonic()
+
+        def interrupted():
+            with decoders.threads(2) as pool:
+                futures.extend(pool.submit(hang, decoders) for _ in range(2))
+                begun.wait(60)
+                raise KeyboardInterrupt
+
+        futures = []
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert time.monotonic() - started < 120  # of the 600 that the decoder had
+        assert [future.exception() for future in futures] == [None, None]
+        assert outcome(decoders, paint(tmp_path / "a.png", "red")) == ""
 
 
 def test_an_interrupt_leaves_no_process(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes import DIM, FakeEncoder, unit_vectors
+from fakes import DECODERS, DIM, FakeEncoder, unit_vectors
 from safetensors.torch import save_file
 
 from mmsearch.errors import UsageError
@@ -105,7 +105,9 @@ class Turned:
 
 
 def searcher_with(composer):
-    return Searcher(None, FakeEncoder(), Learned(composer=lambda: composer))
+    return Searcher(
+        None, FakeEncoder(), Learned(composer=lambda: composer), decoders=lambda: DECODERS
+    )
 
 
 @pytest.fixture
@@ -150,7 +152,7 @@ def test_other_terms_are_added_up(pair):
 
 
 def test_what_was_not_learned_is_a_line(pair):
-    searcher = Searcher(None, FakeEncoder())
+    searcher = Searcher(None, FakeEncoder(), decoders=lambda: DECODERS)
     assert searcher.compose_of(Query(pair), "image") == "late"
     with pytest.raises(UsageError, match="train compose"):
         searcher.compose_of(Query(pair, compose="early"), "image")

@@ -205,7 +205,9 @@ def store(tmp_path, folder):
 
 def searcher_of(store, local, mix=Mix(0.5, 0.3)):  # noqa: B008 - it is frozen
     reranker = Reranker(Brightness(), unit_vectors(np.random.default_rng(1), 30), mix)
-    return Searcher(store, FakeEncoder(), Learned(reranker=lambda: reranker), lambda: local)
+    return Searcher(
+        store, FakeEncoder(), Learned(reranker=lambda: reranker), lambda: local, lambda: DECODERS
+    )
 
 
 def keep_looks(store, local):

@@ -25,7 +25,7 @@ def searcher(tmp_path, photos, encoder):
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [photos], None), prune=None)
         Pipeline(store, writer, encoder, DECODERS, workers=2).run(plan)
-    yield Searcher(store, encoder)
+    yield Searcher(store, encoder, decoders=lambda: DECODERS)
     store.close()
 
 
