@@ -197,6 +197,7 @@ class Engine:
         prune: bool | None = None,
         exclude: Sequence[str] | None = None,
         patches: bool | None = None,
+        reread: bool = False,
         dry_run: bool = False,
         on_progress: OnProgress = _ignore,
     ) -> IngestReport:
@@ -215,6 +216,8 @@ class Engine:
             exclude: globs of names or relative paths to leave out, now and in later runs.
             patches: keep what re-ranking reads of every image, now and in later runs; False drops
                 it. None goes on as before.
+            reread: read every file again. Without, one whose size and modification time are as they
+                were is taken for unchanged.
             dry_run: only count what would be done; a new index is not made.
 
         Raises:
@@ -237,9 +240,11 @@ class Engine:
                     f"the index is in '{space.spec.model}': all of it would be embedded with "
                     f"'{self._asked_model}' too, which would then take its place"
                 )
-            return count_only(existing, named, exclude, prune, labelled)
-        request = indexing.Request(named, labelled, prune, exclude, patches, on_progress)
-        return indexing.index(self, self._models, request)
+            return count_only(existing, named, exclude, prune, labelled, reread)
+        request = indexing.Request(named, labelled, prune, exclude, patches, reread, on_progress)
+        report = indexing.index(self, self._models, request)
+        remarks = labelled[0].remarks if labelled else ()
+        return dataclasses.replace(report, captions_remarks=remarks)
 
     def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
         if captions is None:
@@ -250,7 +255,10 @@ class Engine:
         if isinstance(captions, LabelledSet):
             return captions, Path()
         path = Path(os.path.expanduser(captions))
-        return read_labelled(path), path if path.is_dir() else path.parent
+        found = read_labelled(path)
+        if told := found.told():
+            self._notify(told)
+        return found, path if path.is_dir() else path.parent
 
     def remove(self, paths: Iterable[PathLike]) -> int:
         """Takes files and folders out of the index (not off the disk); returns how many files.

@@ -37,6 +37,7 @@ class Request:
     prune: bool | None
     exclude: Sequence[str] | None
     patches: bool | None
+    reread: bool
     on_progress: Callable[[Progress], None]
 
 
@@ -91,7 +92,8 @@ class _Run:
         store, request = self._engine.store, self._request
         begun = time.perf_counter()
         scopes = scopes_of(store, writer, request.paths, request.exclude)
-        plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled)
+        plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled,
+                         reread=request.reread)  # fmt: skip
         scan = time.perf_counter() - begun
         active = store.active_space()
         other = self._other

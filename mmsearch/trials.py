@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,19 +64,22 @@ class Labels:
     limit: int | None = None
     """Only so many images."""
 
-    def read(self) -> LabelledSet:
-        """The set that is named."""
+    def read(self, notify: Callable[[str], None]) -> LabelledSet:
+        """The set that is named; what of it cannot be used is told."""
         assert self.dataset is not None
         if isinstance(self.dataset, LabelledSet):
             return self.dataset
-        return read_labelled(Path(self.dataset))
+        found = read_labelled(Path(os.path.expanduser(self.dataset)))
+        if told := found.told():
+            notify(told)
+        return found
 
     def folder_of(self, images: list[LabelledImage]) -> Path:
         """Where the set's images are."""
         if self.images is None and not isinstance(self.dataset, LabelledSet):
             assert self.dataset is not None
-            return find_images(Path(self.dataset), images).absolute()
-        return Path(self.images or ".").absolute()
+            return find_images(Path(os.path.expanduser(self.dataset)), images).absolute()
+        return Path(os.path.expanduser(self.images or ".")).absolute()
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def train_compose(
     encoder = engine.encoder_for_writing()
     photos = None
     if labels.dataset is not None:
-        images = labels.read().images
+        images = labels.read(engine.notify).images
         folder, cache = labels.folder_of(list(images)), engine.settings.cache / "views"
         photos = embed_set(encoder, folder, images, cache, seed, on_progress, engine.notify)
     found = learn_compose(encoder, photos, seed, on_progress)
@@ -225,7 +228,7 @@ def train_rerank(
     own = _space_of(engine)
     with _keeping(engine, own):  # what cannot be kept is not learned first
         pass
-    labelled = labels.read()
+    labelled = labels.read(engine.notify)
     folder = labels.folder_of(list(labelled.images))
     captioned = [image for image in labelled.images if image.captions]
     images = merge_copies(folder, captioned, engine.notify)
@@ -348,7 +351,7 @@ def _indexed(
     patches: bool = False,
 ) -> Iterator[Trial]:
     """An index of a labelled set."""
-    labelled = labels.read()
+    labelled = labels.read(engine.notify)
     split, chosen = labelled.choose(labels.split, labels.limit)
     folder = labels.folder_of(chosen)
     with (

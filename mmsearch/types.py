@@ -165,6 +165,8 @@ class IngestReport:
     known_bad: int = 0
     """Files that failed in an earlier run and have not changed: not tried again."""
     captions: int = 0
+    captions_removed: int = 0
+    """Captions that their file or sidecar no longer has; not those of images that were removed."""
     looks: int = 0
     """Images whose patches were computed and kept (`patches`)."""
     embedded_again: int = 0
@@ -186,6 +188,10 @@ class IngestReport:
     """Folders found missing or empty, from which nothing was removed."""
     unmatched_captions: tuple[str, ...] = ()
     """File names in the captions file that no indexed image answers to."""
+    unread_sidecars: tuple[str, ...] = ()
+    """Files `name.txt` that are no text in UTF-8, so that they gave no captions."""
+    captions_remarks: tuple[str, ...] = ()
+    """What of the captions file could not be used, a line each."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def one_of(option: str, name: str, choices: tuple[Choice, ...]) -> Choice:
 
 def say(message: str) -> None:
     """A line for the person, on stderr: stdout is for results."""
-    print(f"mmsearch: {message}", file=sys.stderr)
+    print(f"mmsearch: {printable(message)}", file=sys.stderr)
 
 
 def engine_for(

@@ -70,6 +70,13 @@ def index(
             "image with tiny); --no-patches drops it: its room in the file is used again.",
         ),
     ] = None,
+    reread: Annotated[
+        bool,
+        typer.Option(
+            "--reread",
+            help="Read every file again, also those of the same size and time as before.",
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", help="Threads that read and decode.")
     ] = None,
@@ -101,6 +108,7 @@ def index(
             prune=prune,
             exclude=[glob for glob in exclude if glob] if exclude else None,
             patches=patches,
+            reread=reread,
             dry_run=dry_run,
             on_progress=bar,
         )
@@ -132,7 +140,8 @@ def _print(report: IngestReport) -> None:
         print(f"would do: {counts}")
     else:
         speed = f" ({report.images_per_second:.0f} images/s)" if report.images_per_second else ""
-        print(f"{counts}, {report.captions} captions in {report.seconds:.1f} s{speed}")
+        removed = f" added, {report.captions_removed} removed" if report.captions_removed else ""
+        print(f"{counts}, {report.captions} captions{removed} in {report.seconds:.1f} s{speed}")
     if report.replaced:
         what = f"now in '{printable(report.model)}'"
         print(
@@ -155,6 +164,12 @@ def _print(report: IngestReport) -> None:
         say(
             f"{shown_path(root)}: missing, empty or not readable, so nothing was removed for it; "
             "if that is right, run again with --prune"
+        )
+    if report.unread_sidecars:
+        more = len(report.unread_sidecars) - 1
+        say(
+            f"{report.unread_sidecars[0]}{f' and {more} more' if more else ''}: not text in UTF-8, "
+            "so no captions were taken from there; save as UTF-8 and run again"
         )
     if report.unmatched_captions:
         names = ", ".join(printable(name) for name in report.unmatched_captions[:_SHOWN_UNMATCHED])

@@ -156,6 +156,8 @@ def _embedded(
     from mmsearch.learning.features import embed_set
 
     labelled = read_labelled(dataset)
+    if told := labelled.told():
+        say(told)
     folder = images or find_images(dataset, list(labelled.images))
     models = ModelChoice(settings, say, None)
     encoder = models.for_new_index(base or settings.model, pick_device(settings.device))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.errors import LabelsError
 
 
 def matches(document: Any) -> bool:
@@ -22,27 +21,36 @@ def read(document: Any, path: Path) -> LabelledSet:
     """The labelled set of a parsed document; `path` names it in errors.
 
     Raises:
-        LabelsError: an image or an annotation lacks a field.
+        LabelsError: nothing in it can be used.
     """
-    captions: dict[Any, list[str]] = {}
-    place = 0
-    try:
-        for place, annotation in enumerate(document["annotations"]):  # noqa: B007 - for the error
-            text = annotation["caption"]
-            if not isinstance(text, str):
-                raise TypeError
-            captions.setdefault(annotation["image_id"], []).append(text)
-    except (KeyError, TypeError) as error:
-        raise LabelsError(
-            f"{path}: annotation {place} has no 'image_id' or no 'caption' text"
-        ) from error
-    images = []
-    try:
-        for place, image in enumerate(document["images"]):  # noqa: B007 - for the error
-            name = image["file_name"]
-            if not isinstance(name, str):
-                raise TypeError
-            images.append(LabelledImage(name, tuple(captions.get(image["id"], ()))))
-    except (KeyError, TypeError) as error:
-        raise LabelsError(f"{path}: image {place} has no 'id' or no 'file_name'") from error
-    return LabelledSet(path.stem, tuple(images))
+    remarks: list[str] = []
+    captions: dict[str, list[str]] = {}
+    for place, annotation in enumerate(document["annotations"]):
+        text = _field(annotation, "caption")
+        number = _id(_field(annotation, "image_id"))
+        if not isinstance(text, str) or number is None:
+            remarks.append(f"{path}: annotation {place} has no 'image_id' or no 'caption' text")
+            continue
+        captions.setdefault(number, []).append(text)
+    names: dict[tuple[str, str], None] = {}
+    for place, image in enumerate(document["images"]):
+        name, number = _field(image, "file_name"), _id(_field(image, "id"))
+        if not isinstance(name, str) or number is None:
+            remarks.append(f"{path}: image {place} has no 'id' or no 'file_name'")
+            continue
+        names[name, number] = None  # an image may be listed for each of its captions
+    lost = set(captions) - {number for _, number in names}
+    remarks += [f"{path}: captions of image_id {number}, which is no image" for number in lost]
+    images = (LabelledImage(name, tuple(captions.get(number, ()))) for name, number in names)
+    return LabelledSet.gathered(path.stem, images, remarks, path)
+
+
+def _field(row: Any, name: str) -> Any:
+    return row.get(name) if isinstance(row, dict) else None
+
+
+def _id(value: Any) -> str | None:
+    """An id as text: 1 and "1" are the same image, whichever a program wrote."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() if isinstance(value, int | str) else None

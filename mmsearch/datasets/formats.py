@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from mmsearch.datasets import coco, karpathy, tables
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.datasets.sidecar import read_sidecar
+from mmsearch.datasets.matching import Files
+from mmsearch.datasets.sidecar import NOT_TEXT, decode_text, read_sidecar
 from mmsearch.errors import LabelsError
-from mmsearch.media.discover import is_image_name, sidecar_path
+from mmsearch.media.discover import FoundFile, is_image_name, sidecar_path, walk
 
 _IN_FOLDER = (
     "dataset*.json",
@@ -18,10 +20,13 @@ _IN_FOLDER = (
     "metadata.csv",
     "captions*.json",
     "captions.csv",
+    "captions.tsv",
     "captions.txt",
     "*.token.txt",
     "*.token",
 )
+#: What Hugging Face's library writes beside them.
+_NO_LABELS = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json")
 
 
 def read_labelled(path: Path) -> LabelledSet:
@@ -37,21 +42,28 @@ def read_labelled(path: Path) -> LabelledSet:
     if path.is_dir():
         return _read_folder(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
-        raise LabelsError(f"{path}: not a text file in UTF-8") from error
+        raise LabelsError(
+            f"{path}: not a text file in UTF-8 (byte {error.start}); if it is text in another "
+            "encoding, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+        ) from error
     except OSError as error:
         raise LabelsError(f"{path}: cannot be read: {error.strerror}") from error
     if path.suffix == ".jsonl":
         return tables.read_jsonl(text, path)
     if path.suffix == ".json":
-        return _read_json(text, path)
+        found = _read_json(text, path)
+        if found is None:
+            raise LabelsError(f"{path}: neither Karpathy's nor COCO's caption format")
+        return found
     if tables.is_token_file(text):
         return tables.read_tokens(text, path)
     return tables.read_csv(text, path)
 
 
-def _read_json(text: str, path: Path) -> LabelledSet:
+def _read_json(text: str, path: Path) -> LabelledSet | None:
+    """The set in a JSON document; None where that is of another format."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -60,27 +72,53 @@ def _read_json(text: str, path: Path) -> LabelledSet:
         return karpathy.read(document, path)
     if coco.matches(document):
         return coco.read(document, path)
-    raise LabelsError(f"{path}: neither Karpathy's nor COCO's caption format")
+    return None
 
 
 def _read_folder(folder: Path) -> LabelledSet:
+    others: list[str] = []
     for pattern in _IN_FOLDER:
         for path in sorted(folder.glob(pattern)):
-            return read_labelled(path)
-    images = []
+            if path.name in _NO_LABELS:
+                continue
+            try:
+                return _with(read_labelled(path), others)
+            except LabelsError as error:
+                if path.suffix != ".json":
+                    raise
+                others.append(str(error))  # what else may be called captions.json
+    found = _read_sidecars(folder, others)
+    if found is None:
+        raise LabelsError(
+            others[0]
+            if others
+            else f"{folder}: no captions there (dataset_*.json, captions_*.json, metadata.csv, "
+            "captions.txt, or name.txt beside name.jpg); name the captions file itself"
+        )
+    return found
+
+
+def _read_sidecars(folder: Path, others: list[str]) -> LabelledSet | None:
+    """The captions beside pictures; None where there are none."""
+    images: list[LabelledImage] = []
+    remarks: list[str] = []
     for top, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             image = os.fsencode(os.path.join(top, name))
             if is_image_name(image) and os.path.isfile(sidecar_path(image)):
                 file = Path(top, name).relative_to(folder).as_posix()
-                images.append(LabelledImage(file, read_sidecar(sidecar_path(image))))
-    if not images:
-        raise LabelsError(
-            f"{folder}: no captions there (dataset_*.json, captions_*.json, metadata.csv, "
-            "captions.txt, or name.txt beside name.jpg); name the captions file itself"
-        )
-    return LabelledSet(folder.resolve().name, tuple(images))
+                try:
+                    images.append(LabelledImage(file, read_sidecar(sidecar_path(image))))
+                except UnicodeDecodeError:
+                    remarks.append(f"{os.fsdecode(sidecar_path(image))}: {NOT_TEXT}")
+    if not images and not remarks:
+        return None
+    return LabelledSet.gathered(folder.resolve().name, images, others + remarks, folder)
+
+
+def _with(labelled: LabelledSet, remarks: list[str]) -> LabelledSet:
+    return replace(labelled, remarks=(*remarks, *labelled.remarks))
 
 
 def find_images(labels: Path, images: list[LabelledImage]) -> Path:
@@ -99,4 +137,9 @@ def find_images(labels: Path, images: list[LabelledImage]) -> Path:
         for name in names:
             if any((base / name / image.file).is_file() for image in sample):
                 return base / name
+    # Named in another way than the files are, or without their folders.
+    walked = (one for one in walk(os.fsencode(top.absolute())) if isinstance(one, FoundFile))
+    files = Files((one.path, one.path, one.path) for one in walked)
+    if any(file is not None for file in files.of(sample, ())):
+        return top
     raise LabelsError(f"{top}: the images are not beside the captions; say where with --images DIR")

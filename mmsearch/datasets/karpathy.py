@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.errors import LabelsError
 
 
 def matches(document: Any) -> bool:
@@ -21,19 +21,26 @@ def read(document: Any, path: Path) -> LabelledSet:
     """The labelled set of a parsed document; `path` names it in errors.
 
     Raises:
-        LabelsError: an image lacks its file name or its sentences.
+        LabelsError: nothing in it can be used.
     """
-    images = []
-    for place, image in enumerate(document["images"]):
-        try:
-            folder, name = image.get("filepath", ""), image["filename"]
-            captions = tuple(sentence["raw"] for sentence in image["sentences"])
-            if not isinstance(name, str) or not all(isinstance(text, str) for text in captions):
-                raise TypeError
-        except (KeyError, TypeError, AttributeError) as error:
-            raise LabelsError(
-                f"{path}: image {place} has no 'filename' or no 'sentences' with 'raw' text"
-            ) from error
-        file = f"{folder}/{name}" if folder else name
-        images.append(LabelledImage(file, captions, str(image.get("split", ""))))
-    return LabelledSet(str(document.get("dataset") or path.stem), tuple(images))
+    remarks: list[str] = []
+
+    def entries() -> Iterator[LabelledImage]:
+        for place, image in enumerate(document["images"]):
+            try:
+                folder, name = image.get("filepath", ""), image["filename"]
+                captions = tuple(sentence["raw"] for sentence in image["sentences"])
+                if not isinstance(name, str) or not all(isinstance(text, str) for text in captions):
+                    raise TypeError
+            except (KeyError, TypeError, AttributeError):
+                remarks.append(
+                    f"{path}: image {place} has no 'filename' or no 'sentences' with 'raw' text"
+                )
+                continue
+            file = f"{folder}/{name}" if folder else name
+            yield LabelledImage(file, captions, str(image.get("split", "")))
+
+    name = document.get("dataset")
+    return LabelledSet.gathered(
+        name if isinstance(name, str) and name else path.stem, entries(), remarks, path
+    )

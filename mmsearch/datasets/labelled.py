@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import posixpath
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from mmsearch.errors import UsageError
+from mmsearch.errors import LabelsError, UsageError
 
 
 @dataclass(frozen=True)
 class LabelledImage:
     """One image of a labelled set.
 
-    `file` is relative to the folder of the images, with forward slashes; `split` is ""
-    where the format has none.
+    `file` is relative to the folder of the images, with forward slashes; `split` is in lower case,
+    and "" where the format has none.
     """
 
     file: str
@@ -23,17 +26,52 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Images with their captions, in the order of the file that was read."""
+    """Images with their captions, each image once, in the order of the file that was read."""
 
     name: str
     images: tuple[LabelledImage, ...]
+    remarks: tuple[str, ...] = ()
+    """What of the file could not be used, a line each."""
+    source: str = ""
+    """The path of the file that it was read from, without symbolic links; "" for none."""
+
+    @classmethod
+    def gathered(
+        cls, name: str, entries: Iterable[LabelledImage], remarks: list[str], source: Path
+    ) -> LabelledSet:
+        """The set of some entries: those of one image are put together.
+
+        Args:
+            remarks: what could not be used; more may be added while entries are read.
+            source: the file that they are read from.
+
+        Raises:
+            LabelsError: nothing could be used.
+        """
+        found: dict[str, LabelledImage] = {}
+        for entry in entries:
+            if not entry.file.strip():
+                remarks.append(f"{source}: a caption without the name of a picture")
+                continue
+            file, split = _plain(entry.file), entry.split.strip().lower()
+            known = found.get(file, LabelledImage(file, (), split))
+            if known.split != split:
+                remarks.append(
+                    f"{source}: {file} is in two splits, '{known.split}' and '{split}'; the first "
+                    "counts"
+                )
+            found[file] = LabelledImage(file, known.captions + entry.captions, known.split)
+        if remarks and not found:
+            more = f", and {len(remarks) - 1} more like it" if len(remarks) > 1 else ""
+            raise LabelsError(f"{remarks[0]}{more}: nothing in it can be used")
+        return cls(name, tuple(found.values()), tuple(remarks), os.path.realpath(source))
 
     def splits(self) -> list[str]:
         """The names of the splits that occur, in order of appearance."""
         return list(dict.fromkeys(image.split for image in self.images if image.split))
 
     def of_split(self, split: str) -> Iterator[LabelledImage]:
-        return (image for image in self.images if image.split == split)
+        return (image for image in self.images if image.split == split.lower())
 
     def choose(self, split: str | None, limit: int | None) -> tuple[str, list[LabelledImage]]:
         """The images of a split and its name; None is "test" where there is one, else all.
@@ -48,4 +86,16 @@ class LabelledSet:
         if not chosen:
             known = f"it has {', '.join(splits)}" if splits else "it has no splits"
             raise UsageError(f"{self.name} has no split '{split}'; {known}")
-        return split, chosen[:limit]
+        return split.lower(), chosen[:limit]
+
+    def told(self) -> str:
+        """The remarks as one line for a person; "" where there are none."""
+        if not self.remarks:
+            return ""
+        more = f" (and {len(self.remarks) - 1} more)" if len(self.remarks) > 1 else ""
+        return f"not all of the captions could be used: {self.remarks[0]}{more}"
+
+
+def _plain(file: str) -> str:
+    """One name for a picture, whether it is called a.jpg or ./a.jpg, or has Windows' slashes."""
+    return posixpath.normpath(file if "/" in file else file.replace("\\", "/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterable
 
@@ -10,6 +11,28 @@ MAX_CAPTION_CHARACTERS = 4096
 
 #: No more of a sidecar is read.
 MAX_SIDECAR_BYTES = 1 << 20
+NOT_TEXT = "not a text in UTF-8, so it gives no captions; save it as UTF-8"
+#: The longer marks first: UTF-32's begins as UTF-16's does.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(content: bytes) -> str:
+    """A text file's characters: UTF-8, or whatever its byte order mark says.
+
+    Raises:
+        UnicodeDecodeError: it is neither. Guessing would give captions of other letters.
+    """
+    named = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    text = content.decode(named)
+    if "\0" in text:
+        raise UnicodeDecodeError(named, content, 0, 1, "it holds NULs, as UTF-16 does")
+    return text
 
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:
@@ -24,12 +47,23 @@ def _clean(text: str) -> str:
 
 
 def read_sidecar(path: bytes) -> tuple[str, ...]:
-    """The captions in a `name.txt`: one a line. A file that cannot be read has none."""
+    """The captions in a `name.txt`: one a line. A file that cannot be read has none.
+
+    Raises:
+        UnicodeDecodeError: it is no text, or in an encoding that it does not name.
+    """
     try:
         # O_NONBLOCK: a FIFO of that name must not hang us.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
-            content = file.read(MAX_SIDECAR_BYTES)
+            content = file.read(MAX_SIDECAR_BYTES) or b""
     except OSError:
         return ()
-    return clean_captions((content or b"").decode("utf-8-sig", "replace").split("\n"))
+    try:
+        text = decode_text(content)
+    except UnicodeDecodeError as error:
+        # A character that was cut in two where reading ended is no other encoding.
+        if len(content) < MAX_SIDECAR_BYTES or error.start < len(content) - 4:
+            raise
+        text = content[: error.start].decode("utf-8-sig")
+    return clean_captions(text.split("\n"))

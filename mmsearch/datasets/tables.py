@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import posixpath
+import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import LabelsError
+from mmsearch.media.discover import is_image_name
 
 #: `1000268201.jpg#0<TAB>A child in a pink dress .`
 _TOKEN_LINE = re.compile(r"^(?P<file>.+)#\d+\t(?P<caption>.*)$")
 _FILE_COLUMNS = ("file_name", "image", "image_name", "filename", "file", "path", "filepath")
 _CAPTION_COLUMNS = ("caption", "text", "captions", "comment", "caption_text", "description")
 _SPLIT_COLUMNS = ("split",)
+#: A line of CSV whose quotes are all closed, and one whose last field is quoted and goes on.
+_QUOTED = r'"(?:[^"]|"")*+'
+_FIELD = rf'(?:{_QUOTED}"|[^",][^,]*+|)'
+_ONE_FIELD = re.compile(_FIELD)
+_CLOSED = re.compile(rf"{_FIELD}(?:,{_FIELD})*+")
+_OPEN = re.compile(rf"(?:{_FIELD},)*+{_QUOTED}")
+#: No caption goes over more lines.
+_MOST_LINES = 1000
 
 
 def is_token_file(text: str) -> bool:
@@ -31,71 +37,149 @@ def read_tokens(text: str, path: Path) -> LabelledSet:
     """Flickr's token file: a caption a line, numbered within its image.
 
     Raises:
-        LabelsError: a line has another form.
+        LabelsError: no line has that form.
     """
+    remarks: list[str] = []
 
-    def rows() -> Iterator[tuple[str, str, str]]:
+    def entries() -> Iterator[LabelledImage]:
         for number, line in enumerate(lines_of(text), 1):
             if line.strip():
                 match = _TOKEN_LINE.match(line)
                 if match is None:
-                    raise LabelsError(f"{path}:{number}: not 'image.jpg#0<TAB>caption'")
-                yield match["file"], match["caption"], ""
+                    remarks.append(f"{path}:{number}: not 'image.jpg#0<TAB>caption'")
+                else:
+                    yield LabelledImage(match["file"], (match["caption"],))
 
-    return _gathered(rows(), path)
+    return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
 
 
 def read_csv(text: str, path: Path) -> LabelledSet:
     """A table with an image column and a caption column, separated by commas, tabs or bars.
 
-    Captions with commas may be quoted; where they are not, and the caption column is the last,
-    what is left of the line is the caption.
+    Where the first line is no header but begins with a picture's name, the first column names
+    pictures and the next one (but for a caption's number) is the caption. Captions with commas may
+    be quoted; where they are not, and the caption column is the last, what is left of the line is
+    the caption. Between tabs and bars a quote is a character like any other, unless quotes enclose
+    a whole field.
 
     Raises:
-        LabelsError: no such columns, or a row without them.
+        LabelsError: no such columns, no row that can be used, or a quote that is never closed.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = lines_of(text)
-    if not text.strip():
+    first = next((line for line in lines_of(text) if line.strip()), None)
+    if first is None:
         raise LabelsError(f"{path}: the file is empty")
-    delimiter = max("\t|,", key=lines[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        head = [name.strip().lower() for name in next(reader)]
-        file_at, caption_at = _column(head, _FILE_COLUMNS), _column(head, _CAPTION_COLUMNS)
-        split_at = _column(head, _SPLIT_COLUMNS)
-        if file_at is None or caption_at is None:
+    delimiter = max("\t|,", key=first.count)
+    rows = _csv_rows(lines_of(text), path) if delimiter == "," else _plain_rows(text, delimiter)
+    _, head = next(rows)
+    names = [name.strip().lower() for name in head]
+    file_at, caption_at = _column(names, _FILE_COLUMNS), _column(names, _CAPTION_COLUMNS)
+    split_at = _column(names, _SPLIT_COLUMNS)
+    has_head = True
+    if file_at is None or caption_at is None:
+        if len(head) < 2 or not is_image_name(os.fsencode(head[0].strip())):
             raise LabelsError(
                 f"{path}: the first line names no image column ({', '.join(_FILE_COLUMNS[:4])}) "
                 f"or no caption column ({', '.join(_CAPTION_COLUMNS[:3])})"
             )
+        has_head, split_at, file_at = False, None, 0
+        caption_at = 2 if len(head) > 2 and head[1].strip().isdigit() else 1
+    is_last = not has_head or caption_at == len(head) - 1
+    remarks: list[str] = []
 
-        def rows() -> Iterator[tuple[str, str, str]]:
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if len(row) <= max(file_at, caption_at):
-                    raise LabelsError(
-                        f"{path}:{reader.line_num}: fewer columns than the first line"
-                    )
-                last = caption_at == len(head) - 1
-                caption = delimiter.join(row[caption_at:]) if last else row[caption_at]
-                split = row[split_at] if split_at is not None and split_at < len(row) else ""
-                yield row[file_at].strip(), caption.strip(), split.strip()
+    def entries() -> Iterator[LabelledImage]:
+        if not has_head:
+            yield entry(head)
+        for place, row in rows:
+            if len(row) <= max(file_at, caption_at):
+                remarks.append(f"{path}:{place}: fewer columns than the first line")
+            elif not is_last and any(cell.strip() for cell in row[len(head) :]):
+                remarks.append(
+                    f"{path}:{place}: more columns than the first line (a caption with a "
+                    f"'{delimiter}' has to be quoted)"
+                )
+            else:
+                yield entry(row)
 
-        return _gathered(rows(), path)
-    except csv.Error as error:
-        raise LabelsError(f"{path}:{reader.line_num}: {error}") from error
+    def entry(row: Sequence[str]) -> LabelledImage:
+        caption = delimiter.join(row[caption_at:]) if is_last else row[caption_at]
+        split = row[split_at] if split_at is not None and split_at < len(row) else ""
+        return LabelledImage(row[file_at].strip(), (caption.strip(),), split)
+
+    return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
+
+
+def _plain_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table without quoting, with the numbers of their lines."""
+    for number, line in enumerate(lines_of(text), 1):
+        if line.strip():
+            yield number, [_unquoted(cell) for cell in line.split(delimiter)]
+
+
+def _unquoted(cell: str) -> str:
+    """A field without quotes around all of it, as spreadsheets put them between tabs too."""
+    inner = cell.strip()
+    if len(inner) >= 2 and inner[0] == inner[-1] == '"':
+        return inner[1:-1].replace('""', '"')
+    return cell
+
+
+def _csv_rows(lines: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV, with the numbers of their first lines.
+
+    A line whose quotes stand where CSV has none is taken as it is written.
+
+    Raises:
+        LabelsError: a quoted field never ends. Where the next row begins is not to be known then.
+    """
+    place = 0
+    while place < len(lines):
+        number, line = place + 1, lines[place]
+        place += 1
+        if '"' not in line or not (_CLOSED.fullmatch(line) or _OPEN.fullmatch(line)):
+            if line.strip():
+                yield number, line.split(",")
+            continue
+        whole = line
+        while not _CLOSED.fullmatch(whole):
+            is_over = place >= len(lines) or place - number > _MOST_LINES
+            if is_over or _begins_a_row(lines[place]) or not _OPEN.fullmatch(whole):
+                raise LabelsError(
+                    f"{path}:{number}: a field begins with a quote that is never closed; close it, "
+                    'or write the quote twice within quotes ("")'
+                )
+            whole = f"{whole}\n{lines[place]}"
+            place += 1
+        yield number, _cells(whole)
+
+
+def _cells(row: str) -> list[str]:
+    """The fields of a row whose quotes are closed; Python's own reader limits their length."""
+    found: list[str] = []
+    place = 0
+    while place <= len(row):
+        match = _ONE_FIELD.match(row, place)
+        assert match is not None, "a field may be empty"
+        cell = match[0]
+        found.append(cell[1:-1].replace('""', '"') if cell.startswith('"') else cell)
+        place = match.end() + 1
+    return found
+
+
+def _begins_a_row(line: str) -> bool:
+    """Whether a line looks like a row of its own rather than the rest of a caption."""
+    first, comma, _ = line.partition(",")
+    return bool(comma) and is_image_name(os.fsencode(first.strip(' "')))
 
 
 def read_jsonl(text: str, path: Path) -> LabelledSet:
     """Hugging Face's `metadata.jsonl`: an object a line with `file_name` and a caption.
 
     Raises:
-        LabelsError: a line is no such object.
+        LabelsError: no line is such an object.
     """
+    remarks: list[str] = []
 
-    def rows() -> Iterator[tuple[str, str, str]]:
+    def entries() -> Iterator[LabelledImage]:
         for number, line in enumerate(lines_of(text), 1):
             if not line.strip():
                 continue
@@ -106,14 +190,14 @@ def read_jsonl(text: str, path: Path) -> LabelledSet:
                 texts = found if isinstance(found, list) else [found]
                 if not isinstance(file, str) or not all(isinstance(text, str) for text in texts):
                     raise TypeError
-            except (ValueError, TypeError, StopIteration, RecursionError) as error:
-                raise LabelsError(
+            except (ValueError, TypeError, StopIteration, RecursionError):
+                remarks.append(
                     f"{path}:{number}: not an object with 'file_name' and 'caption' or 'text'"
-                ) from error
-            for caption in texts:
-                yield file, caption, str(row.get("split", ""))
+                )
+                continue
+            yield LabelledImage(file, tuple(texts), str(row.get("split", "")))
 
-    return _gathered(rows(), path)
+    return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
 
 
 def lines_of(text: str) -> list[str]:
@@ -125,16 +209,5 @@ def _column(head: list[str], names: Iterable[str]) -> int | None:
     return next((head.index(name) for name in names if name in head), None)
 
 
-def _gathered(rows: Iterable[tuple[str, str, str]], path: Path) -> LabelledSet:
-    captions: dict[str, list[str]] = {}
-    splits: dict[str, str] = {}
-    for name, caption, split in rows:
-        file = posixpath.normpath(name)  # one picture, whether it is called a.jpg or ./a.jpg
-        captions.setdefault(file, []).append(caption)
-        if splits.setdefault(file, split) != split:
-            raise LabelsError(f"{path}: {file} is in two splits, '{splits[file]}' and '{split}'")
-    images = tuple(
-        LabelledImage(file, tuple(texts), splits[file]) for file, texts in captions.items()
-    )
-    name = path.parent.name if path.stem in ("metadata", "captions") else path.stem
-    return LabelledSet(name, images)
+def _name_of(path: Path) -> str:
+    return path.parent.name if path.stem in ("metadata", "captions") else path.stem

@@ -21,6 +21,7 @@ def dry_run(
     exclude: Sequence[str] | None,
     prune: bool | None,
     labelled: tuple[LabelledSet, Path] | None,
+    reread: bool = False,
 ) -> IngestReport:
     """Plans on a copy of the catalog, so that the index itself stays untouched.
 
@@ -38,7 +39,7 @@ def dry_run(
                 store.copy_catalog(copy)
             with copy.writer() as writer:
                 scopes = scopes_of(copy, writer, paths, exclude)
-                plan = make_plan(copy, scopes, prune=prune, labelled=labelled)
+                plan = make_plan(copy, scopes, prune=prune, labelled=labelled, reread=reread)
         finally:
             copy.close()
     new = [candidate for candidate in plan.read if candidate.old is None]

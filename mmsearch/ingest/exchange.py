@@ -27,7 +27,7 @@ from mmsearch.media.fingerprint import content_hash
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.filters import local_time
 from mmsearch.store.lookups import MediaFacts, RootRow
-from mmsearch.store.paths import relative
+from mmsearch.store.paths import canonical, relative
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import EncoderSpec, Progress, Vectors
@@ -127,7 +127,7 @@ def _new_media(one: Incoming, root: RootRow) -> NewMedia:
             size, mtime_ns, digest = status.st_size, status.st_mtime_ns, content_hash(file.read())
     except OSError:
         pass
-    path = relative(one.path, root.path)
+    path = relative(one.path, canonical(root.path))
     assert path is not None, "its root is above it by construction"
     facts = one.facts or MediaFacts(0, 0, local_time(mtime_ns), "mtime")
     return NewMedia(

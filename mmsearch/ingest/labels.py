@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.datasets.matching import Files
 from mmsearch.datasets.sidecar import clean_captions
 
+#: The source of captions that came from a captions file; behind it stands which file it was.
+FILE = "file"
 FileKey = tuple[int, bytes]
 """A root's id and a path relative to it."""
 
@@ -20,6 +24,16 @@ class Labels:
 
     captions: dict[FileKey, tuple[str, ...]]
     unmatched: tuple[str, ...]
+    source: str = FILE
+    """What the catalog is to keep as the source of these captions."""
+    dropped: frozenset[FileKey] = frozenset()
+    """Files that had captions of this source, which names them no more."""
+
+    def wanted(self, key: FileKey) -> dict[str, tuple[str, ...]]:
+        """The captions of a file by their source, where these labels say what those are."""
+        if key in self.captions:
+            return {self.source: self.captions[key]}
+        return {self.source: ()} if key in self.dropped else {}
 
 
 def match_labels(
@@ -30,34 +44,30 @@ def match_labels(
     Args:
         labelled: what the captions file says.
         files: each file's key and absolute path.
-        bases: the folders that paths in the captions file may be relative to, the likeliest
-            first. After them comes each file's own root, where only one root has such a file.
+        bases: the folders that paths in the captions file may be relative to.
     """
-    by_absolute: dict[bytes, FileKey] = {}
-    by_relative: dict[bytes, list[FileKey]] = {}
-    by_name: dict[bytes, list[FileKey]] = {}
-    for key, absolute in files:
-        by_absolute[absolute] = key
-        by_relative.setdefault(key[1], []).append(key)
-        by_name.setdefault(os.path.basename(key[1]), []).append(key)
-    names = Counter(os.path.basename(os.fsencode(image.file)) for image in labelled.images)
-
+    known = Files((key, key[1], absolute) for key, absolute in files)
     found: dict[FileKey, tuple[str, ...]] = {}
     unmatched = []
-    for image in labelled.images:
-        path = os.path.normpath(os.fsencode(image.file))
-        name = os.path.basename(path)
-        places = (os.path.normpath(os.path.join(base, path)) for base in bases)
-        match = next((by_absolute[place] for place in places if place in by_absolute), None)
-        if match is None and len(by_relative.get(path, ())) == 1:
-            match = by_relative[path][0]
-        if match is None and names[name] == 1 and len(by_name.get(name, ())) == 1:
-            match = by_name[name][0]
+    for image, match in zip(labelled.images, known.of(labelled.images, bases), strict=True):
         if match is None:
             unmatched.append(image.file)
         else:
             found[match] = found.get(match, ()) + clean_captions(image.captions)
-    return Labels(found, tuple(unmatched))
+    return Labels(found, tuple(unmatched), source_of(labelled))
+
+
+def source_of(labelled: LabelledSet) -> str:
+    """The source of a set's captions: the same for the same file, wherever it is named from."""
+    if not labelled.source:
+        return FILE
+    digest = hashlib.blake2b(os.fsencode(labelled.source), digest_size=8).hexdigest()
+    return f"{FILE}:{digest}"
+
+
+def is_from_file(source: str) -> bool:
+    """Whether captions of a source came from a captions file."""
+    return source.partition(":")[0] == FILE
 
 
 @dataclass(frozen=True)
@@ -79,13 +89,17 @@ def caption_change(
 
     Args:
         present: id, text and source of each caption that the image has.
-        wanted: the texts of each source that is known; other sources stay as they are.
+        wanted: the texts of each source that is known; other sources stay as they are, but that
+            texts of a captions file take the place of those of another.
     """
     remove, add = [], []
     for source, texts in wanted.items():
         missing = Counter(texts)
+        is_given = bool(texts) and is_from_file(source)
         for number, text, origin in present:
             if origin != source:
+                if is_given and is_from_file(origin):
+                    remove.append(number)
                 continue
             if missing[text] > 0:
                 missing[text] -= 1

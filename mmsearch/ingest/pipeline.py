@@ -22,12 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.encoders.base import Encoder
 from mmsearch.ingest.labels import CaptionChange, caption_change
 from mmsearch.ingest.plan import Candidate, Plan
-from mmsearch.ingest.reading import Reading, read
-from mmsearch.media.discover import sidecar_path
+from mmsearch.ingest.reading import Reading, read, sidecar_of
 from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.isolated import Decoders, Picture
 from mmsearch.store import lookups
@@ -69,6 +67,7 @@ class Pipeline:
         self._workers = workers
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
+        self._unread_sidecars: list[str] = []
         self._embedded = 0
         self._stages = dict.fromkeys(_STAGES, 0.0)
         self._done = 0
@@ -121,6 +120,7 @@ class Pipeline:
             removed=counts["removed"],
             failed=counts["failed"],
             captions=counts["captions"],
+            captions_removed=counts["captions_removed"],
             known_bad=plan.known_bad,
             images_per_second=self._embedded / seconds if self._embedded else 0.0,
             stages=dict(self._stages),
@@ -128,6 +128,7 @@ class Pipeline:
             precision=self._bulk.precision if self._bulk else self._space.precision,
             kept_roots=tuple(plan.kept_roots),
             unmatched_captions=plan.labels.unmatched,
+            unread_sidecars=tuple(self._unread_sidecars),
         )
 
     @contextmanager
@@ -168,7 +169,8 @@ class Pipeline:
             changes = []
             for item in batch:
                 rows = [(row.id, row.text, row.source) for row in present.get(item.old.id, ())]
-                sidecar = self._sidecar_captions(item)
+                sidecar, unread = sidecar_of(item)
+                self._note_sidecar(unread)
                 changes.append(caption_change(rows, self._wanted(item, sidecar)))
             unique = dict.fromkeys(text for change in changes for text, _ in change.add)
             with self._decoders.threads(self._workers) as pool:
@@ -178,21 +180,19 @@ class Pipeline:
                     self._apply_captions(change, item.old.id, captions, vectors)
                     change.set_sidecar(item.old.id, item.sidecar)
 
-    def _sidecar_captions(self, candidate: Candidate) -> tuple[str, ...]:
-        sidecar = candidate.file.sidecar
-        return read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
+    def _note_sidecar(self, unread: bytes) -> None:
+        if unread:
+            self._unread_sidecars.append(os.fsdecode(unread))
 
     def _wanted(self, candidate: Candidate, sidecar: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         """The captions that each source has for a file; a source that says nothing is absent."""
-        wanted = {"sidecar": sidecar}
-        if candidate.key in self._plan.labels.captions:
-            wanted["file"] = self._plan.labels.captions[candidate.key]
-        return wanted
+        return {"sidecar": sidecar, **self._plan.labels.wanted(candidate.key)}
 
     def _apply_captions(
         self, change: Change, media_id: int, captions: CaptionChange, vectors: dict[str, Vector]
     ) -> None:
         change.remove_captions(captions.remove)
+        self._counts["captions_removed"] += len(captions.remove)
         new = [NewCaption(text, source, vectors[text]) for text, source in captions.add]
         change.add_captions(media_id, new, self._space)
         self._counts["captions"] += len(new)
@@ -322,6 +322,7 @@ class Pipeline:
             good = [one for one in batch.readings if not one.reason and one.digest in sources]
             change.clear_failures(one.candidate.key for one in good)
             for reading in good:
+                self._note_sidecar(reading.unread_sidecar)
                 self._enter(change, reading, sources[reading.digest], vectors, texts)
         self._done += len(batch.readings)
         with self._timed("write"):
@@ -404,8 +405,11 @@ class Pipeline:
         if reading.candidate.key in self._plan.labels.captions:
             return []
         if reading.digest in self._changing:
-            return self._captions_left_behind(change, reading.digest)
-        return change.given_captions(old.id, self._space) if old is not None else []
+            found = self._captions_left_behind(change, reading.digest)
+        else:
+            found = change.given_captions(old.id, self._space) if old is not None else []
+        is_dropped = reading.candidate.key in self._plan.labels.dropped
+        return [one for one in found if not (is_dropped and one.source == self._plan.labels.source)]
 
     def _captions_left_behind(self, change: Change, digest: bytes) -> list[NewCaption]:
         """What the files that had a content before this run, and are read anew, had of captions."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmsearch.datasets.labelled import LabelledSet
-from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import UsageError
 from mmsearch.ingest.labels import FileKey, Labels, match_labels
 from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
 from mmsearch.store import lookups
+from mmsearch.store.filters import places_of
 from mmsearch.store.lookups import RootRow
-from mmsearch.store.paths import relative, to_path
+from mmsearch.store.paths import canonical, relative, to_path
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 
@@ -66,6 +66,8 @@ class Plan:
     unreadable: list[tuple[RootRow, Unreadable]] = field(default_factory=list)
     prune: bool = True
     """Whether what is gone is removed; it is known either way, to tell a move from a copy."""
+    reread: bool = False
+    """Whether files are read whose size and time are as they were."""
     healed: list[FileKey] = field(default_factory=list)
     """Entries of the ledger whose files are gone, or are again as they were indexed."""
     known_bad: int = 0
@@ -75,7 +77,7 @@ class Plan:
     def may_differ(self, candidate: Candidate) -> bool:
         """Whether a file's captions may be others than those that the catalog has."""
         old, found = candidate.old, candidate.file.sidecar
-        if self.labels.captions and candidate.key in self.labels.captions:
+        if candidate.key in self.labels.captions or candidate.key in self.labels.dropped:
             return True
         if old is None or old.sidecar_size is None or found is None:
             return found is not None or (old is not None and old.sidecar_size is not None)
@@ -110,7 +112,8 @@ def scopes_of(
         return _known_scopes(store)
     absolute = [os.fsencode(os.path.abspath(path)) for path in paths]
     check_paths(store, absolute)
-    return _without_nested([_scope(store, writer, path, exclude) for path in absolute])
+    found = [_scope(store, writer, path, exclude) for path in absolute]
+    return _without_nested(found)
 
 
 def check_paths(store: Store | None, paths: Sequence[bytes]) -> None:
@@ -146,43 +149,44 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
     folder = os.path.isdir(path)
     with store.catalog.read() as connection:
         roots = lookups.roots(connection)
+    real = canonical(path)
     # The deepest root that holds the path: one that is not walked holds files, but no folders.
+    # By its real place first; what a link within a root leads to lies nowhere else.
     for root in sorted(roots, key=lambda root: len(root.path), reverse=True):
-        prefix = relative(path, root.path)
+        prefix = relative(real, canonical(root.path))
         if prefix is not None and (root.walked or (prefix and not folder)):
             return Scope(_with_exclude(writer, root, exclude), prefix)
     if not folder:
-        parent, name = os.path.split(path)
+        parent, name = os.path.split(real)
         with writer.change() as change:
             return Scope(change.add_root(parent, walked=False), name)
-    return Scope(_with_exclude(writer, _new_root(writer, path, roots), exclude), b"")
+    return Scope(_with_exclude(writer, _new_root(writer, real, roots), exclude), b"")
 
 
 def _knows(store: Store, path: bytes) -> bool:
     with store.catalog.read() as connection:
         return any(
             lookups.media_under(connection, root.id, prefix)
-            for root in lookups.roots(connection)
-            if (prefix := relative(path, root.path)) is not None
+            for root, prefix in places_of(connection, path)
         )
 
 
 def _new_root(writer: Writer, path: bytes, roots: list[RootRow]) -> RootRow:
-    """Makes a folder a root; roots inside it become part of it."""
+    """Makes a folder a root; what other roots hold of it becomes part of it.
+
+    Args:
+        path: without symbolic links.
+    """
     with writer.change() as change:
-        root = next((root for root in roots if root.path == path), None)
+        root = next((root for root in roots if canonical(root.path) == path), None)
         if root is None:
             root = change.add_root(path, walked=True)
         else:  # so far, only single files of it were indexed
             change.set_root(root.id, walked=True, exclude=root.exclude)
             root = RootRow(root.id, root.path, True, root.exclude)
-        for inner in roots:
-            if inner.id == root.id:
-                continue
-            if relative(inner.path, path):
-                change.absorb_root(inner, root)
-            elif relative(path, inner.path):  # it holds single files only, some of them here
-                change.adopt(root, inner)
+        for other in roots:
+            if other.id != root.id:
+                change.take_over(other, root)
     return root
 
 
@@ -211,21 +215,27 @@ def make_plan(
     *,
     prune: bool | None,
     labelled: tuple[LabelledSet, Path] | None = None,
+    reread: bool = False,
 ) -> Plan:
     """Looks at every file of the scopes.
 
     Args:
+        reread: read all files, also those whose size and time are as they were.
         prune: None removes what is gone, but not from a folder that is missing or empty.
         labelled: captions, and the folder of the file they came from.
     """
-    plan = Plan(prune=prune is not False)
+    plan = Plan(prune=prune is not False, reread=reread)
     for scope in scopes:
         _plan_scope(store, scope, plan, prune)
     if labelled is not None:
         candidates = plan.read + plan.same
         files = [(candidate.key, candidate.absolute) for candidate in candidates]
         bases = [os.fsencode(os.path.abspath(labelled[1])), *(scope.path for scope in scopes)]
-        plan.labels = match_labels(labelled[0], files, bases)
+        labels = match_labels(labelled[0], files, bases)
+        with store.catalog.read() as connection:
+            had = lookups.media_with_captions_of(connection, labels.source)
+        dropped = (item.key for item in candidates if item.old is not None and item.old.id in had)
+        plan.labels = replace(labels, dropped=frozenset(dropped) - frozenset(labels.captions))
     return plan
 
 
@@ -235,10 +245,12 @@ def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> N
         known = {row.path: row for row in lookups.media_under(connection, root.id, scope.prefix)}
         bad = {row.path: row for row in lookups.failures_under(connection, root.id, scope.prefix)}
         is_coming = lookups.coming_space(connection) is not None
+        roots = lookups.roots(connection)
+    others = [canonical(other.path) for other in roots if other.walked and other.id != root.id]
     seen: set[bytes] = set()
     shut: list[bytes] = []
     there = os.path.lexists(scope.path)
-    for found in walk(root.path, scope.prefix, root.exclude) if there else ():
+    for found in walk(root.path, scope.prefix, root.exclude, others) if there else ():
         if isinstance(found, Unreadable):
             shut.append(found.path)
             plan.unreadable.append((root, found))
@@ -277,7 +289,9 @@ def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
 
 def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
     stamp, old = candidate.file.stamp, candidate.old
-    if old is not None and stamp == (old.size, old.mtime_ns):
+    if plan.reread:
+        plan.read.append(candidate)
+    elif old is not None and stamp == (old.size, old.mtime_ns):
         plan.same.append(candidate)
     elif failed is not None and stamp == (failed.size, failed.mtime_ns):
         plan.known_bad += 1
@@ -286,17 +300,22 @@ def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
 
 
 def plan_of_files(writer: Writer, folder: bytes, labelled: LabelledSet) -> Plan:
-    """A plan for just the files that a labelled set names, below `folder`."""
+    """A plan for just the files that a labelled set names, below `folder`.
+
+    They are found as `make_plan` finds them, so that both see the same set.
+    """
     with writer.change() as change:
         root = change.add_root(folder, walked=False)
-    plan, captions, missing = Plan(), {}, []
+    found: dict[bytes, FoundFile] = {}
     for image in labelled.images:
         path = os.path.normpath(os.fsencode(image.file))
-        found = next(walk(folder, path), None)
-        if not isinstance(found, FoundFile):
-            missing.append(image.file)
-        elif (root.id, path) not in captions:
-            captions[root.id, path] = clean_captions(image.captions)
-            plan.read.append(Candidate(root, FoundFile(path, found.stamp)))
-    plan.labels = Labels(captions, tuple(missing))
-    return plan
+        if isinstance(one := next(walk(folder, path), None), FoundFile):
+            found[path] = FoundFile(path, one.stamp)
+    if len(found) < len(labelled.images):  # some may be called otherwise, or lie elsewhere
+        for one in walk(folder):
+            if isinstance(one, FoundFile):
+                found.setdefault(one.path, FoundFile(one.path, one.stamp))
+    files = [((root.id, path), os.path.join(folder, path)) for path in found]
+    labels = match_labels(labelled, files, [folder])
+    read = [Candidate(root, found[path]) for _, path in labels.captions]
+    return Plan(read=read, labels=labels)

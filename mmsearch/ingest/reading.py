@@ -27,6 +27,8 @@ class Reading:
     digest: bytes = b""
     picture: Picture | None = None
     sidecar_captions: tuple[str, ...] = ()
+    unread_sidecar: bytes = b""
+    """The path of a sidecar that is no text."""
     reason: str = ""
     seconds: float = 0.0
 
@@ -48,10 +50,20 @@ def read(
                 picture = file.picture(how)
             except DecodeError as error:
                 return Reading(candidate, file.stamp, reason=str(error))
-    sidecar = candidate.file.sidecar
-    captions = read_sidecar(sidecar_path(candidate.absolute)) if sidecar else ()
+    captions, unread = sidecar_of(candidate)
     seconds = time.perf_counter() - started
-    return Reading(candidate, file.stamp, file.digest, picture, captions, seconds=seconds)
+    return Reading(candidate, file.stamp, file.digest, picture, captions, unread, seconds=seconds)
+
+
+def sidecar_of(candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
+    """The captions in a file's sidecar; and the sidecar's path where it is no text."""
+    if candidate.file.sidecar is None:
+        return (), b""
+    path = sidecar_path(candidate.absolute)
+    try:
+        return read_sidecar(path), b""
+    except UnicodeDecodeError:
+        return (), path
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def read_set(
     """
     labels = data / table.labels
     labelled = read_labelled(labels)
+    if told := labelled.told():
+        notify(told)
     if isinstance(table, HeldOutTable):
         chosen = list(labelled.of_split(table.split))
         wanted = table.split
@@ -91,7 +93,8 @@ def read_set(
 
 
 def _is_wanted(table: DataTable, split: str) -> bool:
-    return split in table.splits if table.splits else known_split(split) == "train"
+    wanted = [name.lower() for name in table.splits]
+    return split in wanted if table.splits else known_split(split) == "train"
 
 
 def known_split(split: str) -> str:

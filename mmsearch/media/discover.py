@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import stat
@@ -44,7 +45,7 @@ def is_image_name(name: bytes) -> bool:
 
 
 def walk(
-    root: bytes, start: bytes = b"", exclude: Sequence[str] = ()
+    root: bytes, start: bytes = b"", exclude: Sequence[str] = (), others: Sequence[bytes] = ()
 ) -> Iterator[FoundFile | Unreadable]:
     """The image files below `root/start`, in a stable order.
 
@@ -57,6 +58,8 @@ def walk(
         root: an absolute path, as bytes because file names need not be text.
         start: where to start, relative to `root`; a folder or a single file.
         exclude: shell globs.
+        others: folders that are walked on their own, without symbolic links in their paths:
+            links that lead there are left out.
     """
     top = os.path.join(root, start) if start else root
     try:
@@ -67,7 +70,7 @@ def walk(
     if not stat.S_ISDIR(status.st_mode):
         yield from _single_file(root, start)
         return
-    walker = _Walker(root, [os.fsencode(glob) for glob in exclude])
+    walker = _Walker(root, [os.fsencode(glob) for glob in exclude], others)
     yield from walker.run(start, status)
 
 
@@ -96,21 +99,29 @@ def sidecar_path(image: bytes) -> bytes:
 
 
 class _Walker:
-    def __init__(self, root: bytes, exclude: Iterable[bytes]) -> None:
+    def __init__(self, root: bytes, exclude: Iterable[bytes], others: Sequence[bytes]) -> None:
         self._root = root
         self._exclude = tuple(exclude)
+        self._others = others
         self._seen: set[tuple[int, int]] = set()
         self._linked: deque[bytes] = deque()
 
     def run(self, start: bytes, status: os.stat_result) -> Iterator[FoundFile | Unreadable]:
         self._seen.add((status.st_dev, status.st_ino))
+        for other in self._others:
+            with contextlib.suppress(OSError):
+                there = os.stat(other)
+                self._seen.add((there.st_dev, there.st_ino))
         yield from self._folder(start)
         while self._linked:
             path = self._linked.popleft()
+            full = os.path.join(self._root, path)
             try:
-                target = os.stat(os.path.join(self._root, path))
+                target = os.stat(full)
             except OSError as error:
                 yield Unreadable(path, error.strerror or str(error), is_folder=True)
+                continue
+            if self._is_walked_elsewhere(full):
                 continue
             if (target.st_dev, target.st_ino) not in self._seen:
                 self._seen.add((target.st_dev, target.st_ino))
@@ -148,8 +159,14 @@ class _Walker:
                     elif is_image_name(entry.name):
                         yield self._file(entry, path, texts)
                 except OSError as error:
-                    yield Unreadable(path, error.strerror or str(error), is_folder=False)
+                    # A link that loops or leads nowhere is a failure if it is called a picture.
+                    if not entry.is_symlink() or is_image_name(entry.name):
+                        yield Unreadable(path, error.strerror or str(error), is_folder=False)
             stack.extend(reversed(below))
+
+    def _is_walked_elsewhere(self, full: bytes) -> bool:
+        real = os.path.realpath(full) + b"/"
+        return any(real.startswith(other.rstrip(b"/") + b"/") for other in self._others)
 
     def _first_visit(self, entry: os.DirEntry[bytes]) -> bool:
         status = entry.stat(follow_symlinks=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
     Connection,
-    LargeBinary,
-    cast,
     delete,
     func,
     insert,
-    literal,
     select,
     text,
     update,
@@ -26,14 +24,15 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmsearch.store import catalog, lookups, schema
 from mmsearch.store.checksum import of_vector
+from mmsearch.store.filters import places_of
 from mmsearch.store.lookups import RootRow, SpaceRow
-from mmsearch.store.paths import relative
+from mmsearch.store.paths import canonical, join, relative
 from mmsearch.types import EncoderSpec, Modality
 
 
 @dataclass(frozen=True)
 class NewCaption:
-    """A caption with its vector (dim,); `source` is "file" or "sidecar"."""
+    """A caption with its vector (dim,); `source` is "sidecar", "file", or "file:" and which."""
 
     text: str
     source: str
@@ -135,33 +134,37 @@ class Change:
             .values(walked=int(walked), exclude=json.dumps(list(exclude)))
         )
 
-    def absorb_root(self, inner: RootRow, outer: RootRow) -> None:
-        """Makes everything under `inner` part of `outer`, whose path contains it."""
-        prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :] + b"/"
-        own = {row.path for row in lookups.media_under(self._reading, outer.id, prefix[:-1])}
-        rows = lookups.media_under(self._reading, inner.id, b"")
-        self.remove_media([row.id for row in rows if prefix + row.path in own])
-        for table in (schema.media, schema.failure):
-            # SQLite joins two blobs into a text, byte by byte; it has to become a blob again.
-            longer = cast(literal(prefix, LargeBinary).op("||")(table.c.path), LargeBinary)
-            self._connection.execute(
-                update(table)
-                .where(table.c.root_id == inner.id)
-                .values(root_id=outer.id, path=longer)
-            )
-        self._connection.execute(delete(schema.root).where(schema.root.c.id == inner.id))
+    def take_over(self, other: RootRow, root: RootRow) -> None:
+        """Makes what another root holds of a root's folder, by whatever name, part of that root.
 
-    def adopt(self, inner: RootRow, outer: RootRow) -> None:
-        """Moves what `outer` holds below the new root `inner` over to that."""
-        prefix = inner.path[len(outer.path.rstrip(b"/")) + 1 :]
-        for table in (schema.media, schema.failure):
-            path = table.c.path
-            below = (path == prefix) | ((path >= prefix + b"/") & (path < prefix + b"0"))
-            self._connection.execute(
-                update(table)
-                .where(table.c.root_id == outer.id, below)
-                .values(root_id=inner.id, path=func.substr(table.c.path, len(prefix) + 2))
-            )
+        Of a file that both have, the root's own stays. The other root goes if it lies in there.
+        """
+        top = canonical(root.path)
+        places: dict[bytes, bytes | None] = {}
+
+        def place_in_root(path: bytes) -> bytes | None:
+            folder, name = os.path.split(join(other.path, path))
+            if folder not in places:
+                places[folder] = relative(os.path.realpath(folder), top)
+            within = places[folder]
+            return None if within is None else os.path.join(within, name)
+
+        own = {row.path for row in lookups.media_under(self._reading, root.id, b"")}
+        rows = lookups.media_under(self._reading, other.id, b"")
+        found = {row.id: place for row in rows if (place := place_in_root(row.path)) is not None}
+        self.remove_media([number for number, place in found.items() if place in own])
+        self._reading.executemany(
+            "UPDATE media SET root_id = ?, path = ? WHERE id = ?",
+            [(root.id, place, number) for number, place in found.items() if place not in own],
+        )
+        failed = lookups.failures_under(self._reading, other.id, b"")
+        there = [(row.path, place_in_root(row.path)) for row in failed]
+        self._reading.executemany(
+            "UPDATE OR REPLACE failure SET root_id = ?, path = ? WHERE root_id = ? AND path = ?",
+            [(root.id, place, other.id, path) for path, place in there if place is not None],
+        )
+        if relative(canonical(other.path), top) is not None:
+            self._connection.execute(delete(schema.root).where(schema.root.c.id == other.id))
 
     # -- media -----------------------------------------------------------------------------
 
@@ -244,10 +247,7 @@ class Change:
         """
         found: list[int] = []
         known = False
-        for root in lookups.roots(self._reading):
-            prefix = b"" if relative(root.path, path) is not None else relative(path, root.path)
-            if prefix is None:
-                continue
+        for root, prefix in places_of(self._reading, path):
             rows = lookups.media_under(self._reading, root.id, prefix)
             failed = lookups.failures_under(self._reading, root.id, prefix)
             known = known or bool(rows or failed or not prefix)
@@ -286,7 +286,7 @@ class Change:
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
         """The captions that a file has from a captions file, with their vectors."""
         rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
-        given = [row for row in rows if row.source == "file"]
+        given = [row for row in rows if row.source.startswith("file")]
         ids = [row.id for row in given]
         vectors = lookups.vectors_of(self._reading, space, "caption", ids)
         return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]

@@ -11,8 +11,8 @@ import numpy as np
 
 from mmsearch.errors import SpaceError
 from mmsearch.store import lookups
-from mmsearch.store.lookups import SpaceRow
-from mmsearch.store.paths import relative
+from mmsearch.store.lookups import RootRow, SpaceRow
+from mmsearch.store.paths import canonical, join, relative
 from mmsearch.types import Filter, Ids, Modality
 
 
@@ -57,16 +57,39 @@ def _under(connection: sqlite3.Connection, folder: bytes) -> tuple[str, list[Any
     """The condition that a file lies in a folder, and its values."""
     conditions: list[str] = []
     values: list[Any] = []
-    for root in lookups.roots(connection):
-        prefix = relative(folder, root.path)
-        if relative(root.path, folder) is not None:
-            conditions.append("root_id = ?")
-            values.append(root.id)
-        elif prefix is not None:
-            condition, own = lookups.under(prefix)
-            conditions.append(f"(root_id = ? AND {condition})")
-            values += [root.id, *own]
+    for root, prefix in places_of(connection, folder):
+        condition, own = lookups.under(prefix)
+        conditions.append(f"(root_id = ? AND {condition})")
+        values += [root.id, *own]
     return f"({' OR '.join(conditions) or 'FALSE'})", values
+
+
+def places_of(connection: sqlite3.Connection, path: bytes) -> list[tuple[RootRow, bytes]]:
+    """Where files at or below an absolute path stand, by whatever name it is called.
+
+    Roots, each with a path relative to it; "" is all of a root.
+    """
+    roots, real = lookups.roots(connection), canonical(path)
+    found: list[tuple[RootRow, bytes]] = []
+    for root in roots:
+        for top, name in ((root.path, path), (canonical(root.path), real)):
+            prefix = b"" if relative(top, name) is not None else relative(name, top)
+            if prefix is not None and (root, prefix) not in found:
+                found.append((root, prefix))
+    return found or _through_links(connection, roots, real)
+
+
+def _through_links(
+    connection: sqlite3.Connection, roots: list[RootRow], real: bytes
+) -> list[tuple[RootRow, bytes]]:
+    """The same for a path outside all roots, which a link within one may lead to."""
+    found: list[tuple[RootRow, bytes]] = []
+    for root in roots if os.path.lexists(real) else ():
+        for folder in lookups.folders_of(connection, root.id):
+            known = any(own == root and relative(folder, top) is not None for own, top in found)
+            if not known and relative(canonical(join(root.path, folder)), real) is not None:
+                found.append((root, folder))
+    return found
 
 
 def stored_time(moment: datetime) -> str:

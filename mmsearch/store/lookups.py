@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import unicodedata
@@ -192,6 +193,12 @@ def media_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> 
     return _rows(connection, query, (root_id, *values))
 
 
+def folders_of(connection: sqlite3.Connection, root_id: int) -> list[bytes]:
+    """The folders that hold media, relative to their root, each after those above it."""
+    rows = connection.execute("SELECT path FROM media WHERE root_id = ?", (root_id,))
+    return sorted({os.path.dirname(path) for (path,) in rows})
+
+
 def is_empty(connection: sqlite3.Connection, root: RootRow) -> bool:
     """Whether a root holds neither media nor entries of the ledger."""
     return not any(
@@ -246,6 +253,12 @@ def captions_of(connection: sqlite3.Connection, media_ids: Sequence[int]) -> dic
     for row in sorted(rows, key=lambda row: row.id):
         found.setdefault(row.media_id, []).append(row)
     return found
+
+
+def media_with_captions_of(connection: sqlite3.Connection, source: str) -> set[int]:
+    """The media that have captions of a source."""
+    query = "SELECT DISTINCT media_id FROM caption WHERE source = ?"
+    return {number for (number,) in connection.execute(query, (source,))}
 
 
 def has_captions(connection: sqlite3.Connection, least: int) -> bool:

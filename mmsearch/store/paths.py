@@ -14,6 +14,17 @@ def relative(path: bytes, root: bytes) -> bytes | None:
     return path[len(top) :] if path.startswith(top) else None
 
 
+def canonical(path: bytes) -> bytes:
+    """An absolute path without symbolic links in its folders: a folder has one such path.
+
+    A link to a file keeps its name, since that is the name that the file is indexed under.
+    """
+    if os.path.isdir(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def join(root: bytes, path: bytes) -> bytes:
     return os.path.join(root, path)
 

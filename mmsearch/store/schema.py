@@ -70,7 +70,7 @@ caption = Table(
     Column("id", Integer, primary_key=True),
     Column("media_id", ForeignKey("media.id"), nullable=False, index=True),
     Column("text", String, nullable=False),
-    Column("source", String, nullable=False),  # 'file' or 'sidecar'
+    Column("source", String, nullable=False),  # 'sidecar', 'file', 'file:' and which file
     sqlite_autoincrement=True,
 )
 

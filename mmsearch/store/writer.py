@@ -15,7 +15,7 @@ from mmsearch.store import filters, lookups
 from mmsearch.store.catalog import Catalog
 from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
 from mmsearch.store.lookups import RootRow, SnapshotRow, SpaceRow
-from mmsearch.store.paths import join, relative
+from mmsearch.store.paths import canonical, join, relative
 from mmsearch.store.vectors import APPROXIMATE_FROM, cells_of
 from mmsearch.types import MODALITIES, EncoderSpec, Ids, Modality, Vectors
 
@@ -93,21 +93,22 @@ class Writer:
         return coming
 
     def place(self, paths: Sequence[bytes]) -> tuple[dict[bytes, RootRow], set[bytes]]:
-        """The root of each absolute path, and those paths that the index has already.
+        """The root of each canonical path, and those paths that the index has already.
 
         That is the deepest root above it; for paths below none, a new one that is not walked.
         """
         with self._catalog.read() as connection:
             roots = lookups.roots(connection)
+            tops = {root: canonical(root.path) for root in roots}
             known = {
-                join(root.path, row.path)
+                join(tops[root], row.path)
                 for root in roots
                 for row in lookups.media_under(connection, root.id, b"")
             }
-        roots.sort(key=lambda root: len(root.path), reverse=True)
+        roots.sort(key=lambda root: len(tops[root]), reverse=True)
         found: dict[bytes, RootRow] = {}
         for path in paths:
-            above = (root for root in roots if relative(path, root.path))
+            above = (root for root in roots if relative(path, tops[root]))
             if (root := next(above, None)) is not None:
                 found[path] = root
         rest = [path for path in paths if path not in found]

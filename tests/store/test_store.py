@@ -310,7 +310,7 @@ def test_a_root_takes_in_the_roots_inside_it(store):
         with writer.change() as change:
             change.add_media(new(inner, "a", vector), space)
         with writer.change() as change:
-            change.absorb_root(inner, outer)
+            change.take_over(inner, outer)
     answer = store.search(SPEC.space, vector[None], "image", 1)[0]
     assert answer.items[0].path == b"/photos/tr\xe9es/a"
     with store.catalog.read() as connection:
