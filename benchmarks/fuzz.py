@@ -56,8 +56,9 @@ def labels(data: bytes) -> None:
     path.write_bytes(data[1:])
     with contextlib.suppress(MmsearchError):
         read_labelled(path)
-    for caption in read_sidecar(os.fsencode(path)):
-        caption.encode("utf-8")
+    with contextlib.suppress(UnicodeDecodeError):
+        for caption in read_sidecar(os.fsencode(path)):
+            caption.encode("utf-8")
     path.unlink()
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it; `typing` takes a while
 if TYPE_CHECKING:
     from mmsearch.engine import Engine
     from mmsearch.types import Filter, Hit, IngestReport, Query, Term
@@ -12,7 +11,7 @@ __version__ = "0.1.0"
 __all__ = ["Engine", "Filter", "Hit", "IngestReport", "Query", "Term", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported on first use: `mmsearch --help` should not wait for NumPy and SQLAlchemy.
     if name == "Engine":
         from mmsearch.engine import Engine

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -76,10 +76,10 @@ class Settings:
     precision: str = "auto"
     workers: int = field(default_factory=available_cores)
     """Threads that read and decode files."""
-    cache: Path = field(default_factory=lambda: platformdirs.user_cache_path("mmsearch"))
-    """Converted models; safe to delete."""
-    home: Path = field(default_factory=lambda: platformdirs.user_data_path("mmsearch"))
-    """Holds the index where no other is named."""
+    cache: Path | None = None
+    """Converted models; safe to delete. None: the user's cache folder."""
+    home: Path | None = None
+    """Holds the index where no other is named. None: the user's data folder."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -92,13 +92,43 @@ class Settings:
         if self.index is not None:
             return self.index
         here = Path("index")
-        return here if (here / MARKER).is_file() else self.home / "index"
+        return here if (here / MARKER).is_file() else self.home_folder() / "index"
+
+    def cache_folder(self) -> Path:
+        """Where converted models lie.
+
+        Raises:
+            UsageError: it is not set, and the user has no home folder.
+        """
+        return self.cache or _folder(platformdirs.user_cache_path, "MMSEARCH_CACHE")
+
+    def home_folder(self) -> Path:
+        """Where trained models lie, and the index where no other is named.
+
+        Raises:
+            UsageError: it is not set, and the user has no home folder.
+        """
+        return self.home or _folder(platformdirs.user_data_path, "MMSEARCH_HOME")
 
 
-def config_file() -> Path:
-    """Where the config file is looked for; `MMSEARCH_CONFIG` names another."""
+def _folder(of_user: Callable[[str], Path], variable: str) -> Path:
+    try:
+        return of_user("mmsearch")
+    except (RuntimeError, KeyError) as error:  # neither HOME nor an entry in /etc/passwd
+        raise UsageError(
+            f"this user has no home folder: set {variable} to a folder that can be written"
+        ) from error
+
+
+def config_file() -> Path | None:
+    """Where the config file is looked for; `MMSEARCH_CONFIG` names another. None: nowhere."""
     named = os.environ.get("MMSEARCH_CONFIG")
-    return Path(named) if named else platformdirs.user_config_path("mmsearch") / "config.toml"
+    if named:
+        return Path(named)
+    try:
+        return platformdirs.user_config_path("mmsearch") / "config.toml"
+    except (RuntimeError, KeyError):  # see _folder
+        return None
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -113,7 +143,9 @@ def load_settings(**flags: Any) -> Settings:
     return Settings(**{name: _typed(name, value) for name, value in values.items()})
 
 
-def _from_file(path: Path) -> Mapping[str, Any]:
+def _from_file(path: Path | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

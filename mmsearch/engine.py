@@ -39,6 +39,8 @@ from mmsearch.types import (
     Status,
     Term,
     Verified,
+    expanded,
+    several,
 )
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ class Engine:
             model: the model of a new index, or one that `index` is to take an existing one over to.
                 None takes an existing index's own, or for a new one what the settings say.
         """
-        index = Path(os.path.expanduser(path)) if path is not None else None
+        index = expanded(path) if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
         return cls(settings, model=model, notify=notify)
 
@@ -191,11 +193,11 @@ class Engine:
 
     def index(
         self,
-        paths: Iterable[PathLike] = (),
+        paths: PathLike | Iterable[PathLike] = (),
         *,
         captions: PathLike | LabelledSet | None = None,
         prune: bool | None = None,
-        exclude: Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         patches: bool | None = None,
         reread: bool = False,
         dry_run: bool = False,
@@ -226,7 +228,8 @@ class Engine:
         """
         from mmsearch import indexing
 
-        named = [Path(os.path.expanduser(path)) for path in paths]
+        named = [expanded(path) for path in several(paths)]
+        exclude = None if exclude is None else several(exclude)
         labelled = self._labelled(captions)
         if not named:
             self.store  # noqa: B018 - raises where there is no index to rescan
@@ -254,13 +257,13 @@ class Engine:
 
         if isinstance(captions, LabelledSet):
             return captions, Path()
-        path = Path(os.path.expanduser(captions))
+        path = expanded(captions)
         found = read_labelled(path)
         if told := found.told():
             self._notify(told)
         return found, path if path.is_dir() else path.parent
 
-    def remove(self, paths: Iterable[PathLike]) -> int:
+    def remove(self, paths: PathLike | Iterable[PathLike]) -> int:
         """Takes files and folders out of the index (not off the disk); returns how many files.
 
         A folder that was indexed as a whole is forgotten: a rescan does not bring it back.
@@ -268,7 +271,7 @@ class Engine:
         Raises:
             UsageError: nothing in the index lies at one of the paths.
         """
-        absolute = [os.fsencode(os.path.abspath(os.path.expanduser(path))) for path in paths]
+        absolute = [os.fsencode(os.path.abspath(expanded(path))) for path in several(paths)]
         with self.store.writer() as writer:
             return writer.remove(absolute)
 
@@ -301,14 +304,10 @@ class Engine:
             UsageError: nothing to search for, or an example that is not a usable image.
         """
         if not isinstance(query, Query):
-            terms = [Term(text=query)] if query else []
-            terms += [Term(image=Path(image))] if image is not None else []
-            where = Filter(under=Path(under) if under is not None else None)
+            terms = [Term(text=query)] if query is not None else []
+            terms += [Term(image=image)] if image is not None else []
+            where = Filter(under=under)
             query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank, exact)
-        if not query.terms:
-            raise UsageError("nothing to search for: give a text or an image")
-        if query.k < 1:
-            raise UsageError(f"k is a whole number from 1, not {query.k}")
         if self.store.active_space() is None:
             return []
         try:
@@ -381,7 +380,7 @@ class Engine:
 
     def compare_fusions(
         self,
-        fusions: Sequence[Fusion],
+        fusions: Fusion | Sequence[Fusion],
         dataset: PathLike | LabelledSet | None = None,
         *,
         rerank: int = 0,
@@ -412,7 +411,7 @@ class Engine:
         return trials.compare_fusions(
             self,
             labels,
-            fusions,
+            several(fusions),
             rerank=rerank,
             hold_out=hold_out,
             captioned=captioned,
@@ -584,7 +583,7 @@ class Engine:
         """
         from mmsearch import upkeep
 
-        return upkeep.backup(self.store, Path(os.path.expanduser(path)))
+        return upkeep.backup(self.store, expanded(path))
 
     def restore(self, path: PathLike, roots: Mapping[str, str] | None = None) -> Status:
         """Makes this engine's index of a backup.
@@ -597,7 +596,7 @@ class Engine:
         """
         from mmsearch import upkeep
 
-        upkeep.restore(Path(os.path.expanduser(path)), self._folder, roots or {})
+        upkeep.restore(expanded(path), self._folder, roots or {})
         return self.status()
 
     # -- in and out ------------------------------------------------------------------------
@@ -606,7 +605,7 @@ class Engine:
         """Writes vectors and metadata in clip-retrieval's layout; returns how many images."""
         from mmsearch.ingest.exchange import export_embeddings
 
-        return export_embeddings(self.store, Path(folder))
+        return export_embeddings(self.store, expanded(folder))
 
     def import_embeddings(self, folder: PathLike, on_progress: OnProgress = _ignore) -> int:
         """Adds images with ready-made vectors from clip-retrieval's layout; returns how many.
@@ -616,8 +615,9 @@ class Engine:
         """
         from mmsearch.ingest.exchange import import_embeddings, model_of, read_embeddings
 
-        spec = self.encoder_for_writing(suggested=model_of(Path(folder))).spec
-        images = read_embeddings(Path(folder), spec)
+        where = expanded(folder)
+        spec = self.encoder_for_writing(suggested=model_of(where)).spec
+        images = read_embeddings(where, spec)
         with self.made_store().writer() as writer:
             return import_embeddings(writer, spec, images, on_progress)
 
@@ -625,7 +625,10 @@ class Engine:
         """The models that come by name and those used on this machine before."""
         active = self.store.active_space() if self.has_index() else None
         return list_models(
-            self._models.cache, active.spec if active else None, self._folder, self.settings.home
+            self._models.cache,
+            active.spec if active else None,
+            self._folder,
+            self.settings.home_folder(),
         )
 
     def has_index(self) -> bool:

@@ -22,6 +22,9 @@ what to do about it.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 
 class MmsearchError(Exception):
     """The root: catching it catches everything that mmsearch raises on purpose."""
@@ -68,7 +71,14 @@ class IndexInUse(StoreError):
 
 
 class FormatError(StoreError):
-    """The index was made by a program with another format version."""
+    """The index was made by a program with another format version, or is none.
+
+    `is_newer` says that a newer program made it.
+    """
+
+    def __init__(self, message: str, *, is_newer: bool = False) -> None:
+        super().__init__(message)
+        self.is_newer = is_newer
 
 
 class UnreadableError(StoreError):
@@ -76,9 +86,23 @@ class UnreadableError(StoreError):
 
 
 class DamageError(MmsearchError):
-    """The index is there, but damaged."""
+    """The index is there, but damaged.
+
+    `reason` says what is damaged, without where that is and what to do about it.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+    @classmethod
+    def of_catalog(cls, reason: str, path: Path | None = None) -> Self:
+        """Damage to an index's catalog; `path` where it is known."""
+        where = f"{path}: " if path is not None else ""
+        message = f"{where}the catalog is damaged: {reason}; run 'mmsearch repair'"
+        return cls(message, reason=reason)
 
 
 class TrainingError(MmsearchError):

@@ -40,7 +40,7 @@ from mmsearch.search.searcher import Learned
 from mmsearch.store.lookups import SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import Fusion, Progress, Query, Term
+from mmsearch.types import FUSIONS, Fusion, Progress, Query, Term, expanded
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine, OnProgress, PathLike
@@ -64,12 +64,16 @@ class Labels:
     limit: int | None = None
     """Only so many images."""
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit is a whole number from 1, not {self.limit}")
+
     def read(self, notify: Callable[[str], None]) -> LabelledSet:
         """The set that is named; what of it cannot be used is told."""
         assert self.dataset is not None
         if isinstance(self.dataset, LabelledSet):
             return self.dataset
-        found = read_labelled(Path(os.path.expanduser(self.dataset)))
+        found = read_labelled(expanded(self.dataset))
         if told := found.told():
             notify(told)
         return found
@@ -78,8 +82,8 @@ class Labels:
         """Where the set's images are."""
         if self.images is None and not isinstance(self.dataset, LabelledSet):
             assert self.dataset is not None
-            return find_images(Path(os.path.expanduser(self.dataset)), images).absolute()
-        return Path(os.path.expanduser(self.images or ".")).absolute()
+            return find_images(expanded(self.dataset), images).absolute()
+        return expanded(self.images or ".").absolute()
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,12 @@ def compare_fusions(
     on_progress: OnProgress,
 ) -> FusionReport:
     """`Engine.compare_fusions`."""
+    if strange := [how for how in fusions if how not in FUSIONS or how == "auto"]:
+        raise UsageError(
+            f"a fusion to measure is one of {', '.join(FUSIONS[1:])}, not '{strange[0]}'"
+        )
+    if hold_out < 0 or rerank < 0 or not 0 <= captioned <= 1:
+        raise UsageError("hold_out and rerank are whole numbers from 0, captioned is from 0 to 1")
     own = engine.store.active_space() if engine.has_index() else None
     if own is not None and not engine.may_use(own.spec.model):
         own = None  # what was learned for the index's model is of no use for the one asked for
@@ -204,7 +214,7 @@ def train_compose(
     photos = None
     if labels.dataset is not None:
         images = labels.read(engine.notify).images
-        folder, cache = labels.folder_of(list(images)), engine.settings.cache / "views"
+        folder, cache = labels.folder_of(list(images)), engine.settings.cache_folder() / "views"
         photos = embed_set(encoder, folder, images, cache, seed, on_progress, engine.notify)
     found = learn_compose(encoder, photos, seed, on_progress)
     is_kept = keep or found.is_gain
@@ -238,7 +248,7 @@ def train_rerank(
         for split in ("train", "val", "test")
     }
     encoder, local = engine.encoder_for_writing(), engine.local_encoder()
-    cache = engine.settings.cache / "views"
+    cache = engine.settings.cache_folder() / "views"
     photos = learning.embed_photos(
         encoder, local, [folder / image.file for image in parts["train"]],
         [image.captions for image in parts["train"]], cache, seed, on_progress,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mmsearch.errors import UsageError
 
 Modality = Literal["image", "caption"]
 MODALITIES: tuple[Modality, ...] = ("image", "caption")
@@ -79,22 +82,64 @@ class EncoderSpec:
         return cls(**{**stored, "preprocess": Preprocess(**how)})
 
 
+#: More hits than there can be media, and few enough for every library to count.
+MOST = 2**31 - 1
+_MOST_WEIGHT = 1e6
+
+
 @dataclass(frozen=True)
 class Term:
-    """One part of a query: a text or an image, with its weight. Negative means "not"."""
+    """One part of a query: a text or an image, with its weight. Negative means "not".
+
+    Raises:
+        UsageError: neither or both, an empty text, or a weight that is no usable number.
+    """
 
     text: str | None = None
     image: str | os.PathLike[str] | None = None
+    """The path of a file; `~` is the user's home."""
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.image is None):
+            raise UsageError("a term is a text or an image: give one of them")
+        if self.text is not None and (not isinstance(self.text, str) or not self.text.strip()):
+            raise UsageError("an empty text cannot be searched for")
+        if self.image is not None:
+            object.__setattr__(self, "image", expanded(self.image))
+        if not _is_number(self.weight) or not abs(self.weight) <= _MOST_WEIGHT:
+            raise UsageError(
+                f"a weight is a number up to {_MOST_WEIGHT:g} and not below {-_MOST_WEIGHT:g}, "
+                f"not {self.weight}"
+            )
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which media may be hits. Dates are capture dates: `after` <= captured < `before`."""
+    """Which media may be hits. Dates are capture dates: `after` <= captured < `before`.
 
-    under: Path | None = None
+    Raises:
+        UsageError: something that is no path or no date.
+    """
+
+    under: str | os.PathLike[str] | None = None
+    """A folder; `~` is the user's home."""
     after: datetime | None = None
+    """In local time, as capture dates are; a moment with a zone is converted to it."""
     before: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.under is not None:
+            object.__setattr__(self, "under", expanded(self.under))
+        for name in ("after", "before"):
+            moment = getattr(self, name)
+            if moment is None:
+                continue
+            if not isinstance(moment, datetime):
+                raise UsageError(f"{name} is a datetime, not {moment!r}")
+            if moment.tzinfo is not None:
+                local = moment.astimezone().replace(tzinfo=None)
+                object.__setattr__(self, name, local)
 
     def __bool__(self) -> bool:
         return not (self.under is None and self.after is None and self.before is None)
@@ -102,7 +147,11 @@ class Filter:
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for."""
+    """What is looked for.
+
+    Raises:
+        UsageError: no terms, or a field that has none of its values.
+    """
 
     terms: tuple[Term, ...]
     to: Modality = "image"
@@ -121,6 +170,53 @@ class Query:
     exact: bool = False
     """Compare with every vector, also where an index is so large that it is searched through cells
     (`mmsearch.store.approximate`)."""
+
+    def __post_init__(self) -> None:
+        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(self.terms)
+        object.__setattr__(self, "terms", terms)
+        if not terms:
+            raise UsageError("nothing to search for: give a text or an image")
+        if not all(isinstance(term, Term) for term in terms):
+            raise UsageError("the terms of a query are `Term`s")
+        for name, choices in (("to", MODALITIES), ("fusion", FUSIONS), ("compose", COMPOSES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} is one of {', '.join(choices)}, not '{getattr(self, name)}'"
+                )
+        for name, least in (("k", 1), ("rerank", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise UsageError(f"{name} is a whole number, not {value!r}")
+            if not least <= value <= MOST:
+                raise UsageError(f"{name} is a whole number from {least} to {MOST}, not {value}")
+        if self.min_score is not None and not _is_number(self.min_score):
+            raise UsageError(f"min_score is a number, not {self.min_score!r}")
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path, its `~` for the user's home.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    try:
+        return Path(os.path.expanduser(os.fspath(path)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a path is a text or a Path, not {path!r}") from error
+
+
+def several(values: str | os.PathLike[str] | Iterable[Any]) -> list[Any]:
+    """One value, or any number of them: a text is one, not its letters."""
+    return [values] if isinstance(values, str | os.PathLike) else list(values)
 
 
 @dataclass(frozen=True)

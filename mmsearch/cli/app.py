@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -19,12 +21,14 @@ from mmsearch.cli import (
     exchange,
     index,
     models,
+    quit_at_once,
     remove,
     search,
     status,
     train,
     upkeep,
 )
+from mmsearch.cli.common import say
 from mmsearch.errors import MmsearchError
 
 EPILOG = (
@@ -66,24 +70,42 @@ def _explaining(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**options: Any) -> None:
         try:
+            if signal.getsignal(signal.SIGINT) is quit_at_once:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             command(**options)
             sys.stdout.flush()
         except MmsearchError as error:
-            print(f"mmsearch: {error}", file=sys.stderr)
+            say(str(error))
             raise typer.Exit(error.exit_code) from None
         except (KeyboardInterrupt, typer.Abort):  # Abort: Ctrl-C at a question
-            print("mmsearch: interrupted", file=sys.stderr)
+            say("interrupted")
             raise typer.Exit(130) from None
+        except (MemoryError, SystemError):  # the second where a library's own start meets the first
+            say("too little memory")
+            raise typer.Exit(4) from None
+        except ImportError as error:
+            say(f"too little memory, or a damaged installation: {error}")
+            raise typer.Exit(4) from None
         except BrokenPipeError:
             # Whoever read our output has seen enough; Python must not complain at its exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            what = error if error.filename else f"output cannot be written: {error.strerror}"
-            print(f"mmsearch: {what}", file=sys.stderr)
+            say(_what_of(error))
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(4) from None
 
     return run
+
+
+def _what_of(error: OSError) -> str:
+    """What the system refused, in a line."""
+    if error.filename is not None:
+        name = error.filename
+        path = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else name
+        return f"{path}: {error.strerror}"
+    if error.errno == errno.ENOENT:  # what os.getcwd says; nothing else has no name
+        return "the current folder was deleted: change to another, or name paths in full"
+    return f"output cannot be written: {error.strerror}"
 
 
 for _name, _command in {
@@ -120,8 +142,8 @@ _training.command("fusion")(_explaining(train.fusion))
 app.add_typer(_training, name="train")
 
 
-def main() -> None:
-    """The program `mmsearch`."""
+def run() -> None:
+    """Runs the command that the arguments name, and ends the process."""
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

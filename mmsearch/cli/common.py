@@ -171,7 +171,7 @@ def shown_path(path: Path) -> str:
     """A path for a table: relative where it lies below the current folder, and printable."""
     try:
         return printable(str(path.relative_to(Path.cwd())))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # it lies elsewhere, or the current folder is gone
         return printable(str(path))
 
 

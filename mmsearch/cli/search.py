@@ -21,6 +21,7 @@ from mmsearch.cli.common import (
     compose_named,
     engine_for,
     fusion_named,
+    one_of,
     print_table,
     printable,
     say,
@@ -31,7 +32,7 @@ from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine
-    from mmsearch.types import Hit, Modality, Query, Term
+    from mmsearch.types import Hit, Query, Term
 
 #: How much a --not term counts: by benchmarks/negation.py, more costs what is wanted itself.
 NOT_WEIGHT = -0.25
@@ -122,14 +123,14 @@ def search(
     precision: PrecisionOption = None,
 ) -> None:
     """Find images or captions by text, by example, or by several weighted terms at once."""
-    from mmsearch.types import Filter, Query
+    from mmsearch.types import MODALITIES, Filter, Query
 
     if sum((json_, paths, null)) > 1:
         raise UsageError("--json, --paths and -0 exclude each other")
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
     where = Filter(under, _date(after), _date(before))
     query = Query(
-        tuple(terms), _modality(to), k, where, min_score, fusion_named(fusion),
+        tuple(terms), one_of("--to", to, MODALITIES), k, where, min_score, fusion_named(fusion),
         compose_named(compose), rerank, exact,
     )  # fmt: skip
     with engine_for(index, device=device, precision=precision) as engine:
@@ -165,24 +166,14 @@ def _terms(
         terms.append(Term(text=rest, weight=weight))
     for part in images:
         weight, rest = _weighted(part, literal=literal or Path(part).exists())
-        terms.append(Term(image=os.path.expanduser(rest), weight=weight))
+        terms.append(Term(image=rest, weight=weight))
     terms.extend(Term(text=part, weight=NOT_WEIGHT) for part in against)
-    if any(term.text is not None and not term.text.strip() for term in terms):
-        raise UsageError("an empty text cannot be searched for")
     return terms
 
 
 def _weighted(part: str, *, literal: bool) -> tuple[float, str]:
     match = None if literal else _WEIGHTED.fullmatch(part)
     return (float(match["weight"]), match["rest"]) if match else (1.0, part)
-
-
-def _modality(to: str) -> Modality:
-    if to == "image":
-        return "image"
-    if to == "caption":
-        return "caption"
-    raise UsageError(f"--to is image or caption, not '{to}'")
 
 
 def _date(text: str | None) -> datetime | None:
@@ -194,7 +185,7 @@ def _date(text: str | None) -> datetime | None:
         except ValueError:
             continue
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=None)
+        return datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(f"'{text}' is no date; write it as 2024, 2024-05 or 2024-05-31") from error
 

@@ -127,7 +127,8 @@ def align(
     from mmsearch.learning.runs import check_room
 
     settings = load_settings(device=device)
-    folder = model_folder(out, settings.home)
+    folder = model_folder(out, settings.home_folder())
+    name = name_of(folder, settings.home_folder())
     check_room(folder, restart=restart, uses=features or ())
     how = job.AlignSettings(head.value, dim, epochs, batch, rate, seed=seed)
     with progress_bar() as bar:
@@ -138,13 +139,13 @@ def align(
             assert dataset is not None
             found, encoder, about = _embedded(dataset, images, base, settings, seed, bar)
         report = job.align(
-            found, how, folder, base=encoder, name=name_of(folder, settings.home), data=about,
+            found, how, folder, base=encoder, name=name, data=about,
             keep=keep, restart=restart, files=features, on_progress=bar, notify=say,
         )  # fmt: skip
     if json_:
         print(json.dumps(dataclasses.asdict(report), default=str))
     else:
-        _show(report, folder, name_of(folder, settings.home), usable=encoder is not None)
+        _show(report, folder, name, usable=encoder is not None)
 
 
 def _embedded(
@@ -161,7 +162,9 @@ def _embedded(
     folder = images or find_images(dataset, list(labelled.images))
     models = ModelChoice(settings, say, None)
     encoder = models.for_new_index(base or settings.model, pick_device(settings.device))
-    found = embed_set(encoder, folder, labelled.images, settings.cache / "views", seed, bar, say)
+    found = embed_set(
+        encoder, folder, labelled.images, settings.cache_folder() / "views", seed, bar, say
+    )
     return found, encoder, labelled.name
 
 
@@ -216,14 +219,14 @@ def clip(
 
     found = read_recipe(recipe)
     settings = load_settings(device=device)
-    folder = model_folder(out, settings.home)
+    folder = model_folder(out, settings.home_folder())
     models = ModelChoice(settings, say, None)
     with processes(pick_device(settings.device)) as own, progress_bar() as bar:
         place = Place(
             data=(data or recipe.parent).absolute(),  # what is kept is found again by it
             folder=folder,
-            cache=settings.cache / "views",
-            home=settings.home,
+            cache=settings.cache_folder() / "views",
+            home=settings.home_folder(),
             device=own.device,
             workers=settings.workers // own.beside if sys.platform == "linux" else 0,
             rank=own.rank,
@@ -242,7 +245,7 @@ def clip(
     print(f"validation: {recall_line(report.validation)}")
     if report.test:
         print(f"test: {recall_line(report.test)}")
-    _tell(folder, name_of(folder, settings.home))
+    _tell(folder, name_of(folder, settings.home_folder()))
 
 
 def fusion(

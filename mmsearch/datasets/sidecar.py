@@ -65,5 +65,5 @@ def read_sidecar(path: bytes) -> tuple[str, ...]:
         # A character that was cut in two where reading ended is no other encoding.
         if len(content) < MAX_SIDECAR_BYTES or error.start < len(content) - 4:
             raise
-        text = content[: error.start].decode("utf-8-sig")
+        text = decode_text(content[: error.start])
     return clean_captions(text.split("\n"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mmsearch.config import Settings
@@ -39,8 +40,7 @@ class ModelChoice:
         self, settings: Settings, notify: Notify, confirm: Callable[[str], bool] | None
     ) -> None:
         """Takes what to say to a user, and how to ask one; None asks nobody."""
-        self.cache = ModelCache(settings.cache)
-        self._home = settings.home
+        self._settings = settings
         self._precision = settings.precision
         self._notify = notify
         self._confirm = confirm
@@ -48,13 +48,20 @@ class ModelChoice:
         self._local: dict[str, LocalEncoder] = {}
         self._lock = threading.Lock()
 
+    @cached_property
+    def cache(self) -> ModelCache:
+        """The converted models of this machine."""
+        return ModelCache(self._settings.cache_folder())
+
     def source(self, name: str) -> ModelSource:
         """The model that a user calls by a name: one that was trained here goes by its own.
 
         Raises:
             UsageError: no model could have such a name.
         """
-        return parse_model(full_name(name, self._home))
+        if name in (TINY, BASE):
+            return parse_model(name)
+        return parse_model(full_name(name, self._settings.home_folder()))
 
     def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
         """The model that an index was made with.

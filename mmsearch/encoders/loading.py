@@ -24,7 +24,7 @@ from mmsearch.encoders.registry import (
     require_weights,
     trained_names,
 )
-from mmsearch.errors import MmsearchError, ModelNotFound, UsageError
+from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, UsageError
 from mmsearch.types import EncoderSpec, Pixels
 
 if TYPE_CHECKING:
@@ -53,7 +53,15 @@ class ModelCache:
 
     def lock(self) -> FileLock:
         """Held while a model is converted, so that two processes do not do it twice."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._folder, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        except OSError as error:
+            raise UnreadableError(
+                f"{self._folder}: models cannot be prepared there ({error.strerror}); set "
+                "MMSEARCH_CACHE to a folder that can be written"
+            ) from error
         return FileLock(self._folder / "lock")
 
     def find(self, source: ModelSource) -> dict[str, Any] | None:

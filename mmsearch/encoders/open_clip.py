@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -107,14 +108,24 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
 
 @contextmanager
 def quiet_open_clip() -> Any:
-    """open_clip logs errors that it also raises; the raised ones are enough."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.CRITICAL)
+    """Drops what open_clip logs in this thread: errors that it also raises.
+
+    It logs with the root logger, to which `logging` adds a handler if there is none: so there is
+    one for as long. Each call takes away its own alone, so that they may overlap.
+    """
+    thread = threading.get_ident()
+
+    def is_of_another(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addFilter(is_of_another)
+    root.addHandler(handler)
     try:
         yield
     finally:
-        root.setLevel(before)
+        root.removeHandler(handler)
+        root.removeFilter(is_of_another)
 
 
 def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:

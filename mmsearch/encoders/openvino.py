@@ -18,18 +18,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from mmsearch.config import available_cores
@@ -42,9 +42,13 @@ from mmsearch.encoders.precision import (
     read_verdicts,
 )
 from mmsearch.encoders.registry import parse_model
+from mmsearch.encoders.telemetry import without_telemetry
 from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, trimmed
-from mmsearch.errors import UsageError
+from mmsearch.errors import UnreadableError, UsageError
 from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
+
+with without_telemetry():
+    import openvino as ov
 
 if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
@@ -151,12 +155,13 @@ class OpenVinoEncoder:
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
-        requests = self._ready(tower)
-        request = requests.get()  # waits while as many threads as `callers` are at it
-        try:
-            found = np.array(request.infer([batch])[0], dtype=np.float32)
-        finally:
-            requests.put(request)
+        with _explaining(f"'{self.spec.model}'"):
+            requests = self._ready(tower)
+            request = requests.get()  # waits while as many threads as `callers` are at it
+            try:
+                found = np.array(request.infer([batch])[0], dtype=np.float32)
+            finally:
+                requests.put(request)
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return usable(unit, self.spec.model, self.precision)
@@ -214,6 +219,18 @@ class OpenVinoEncoder:
         return OpenClipTokenizer(parse_model(self.spec.model), self.spec.context_length)
 
 
+@contextlib.contextmanager
+def _explaining(model: str) -> Iterator[None]:
+    """OpenVINO's errors as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise UnreadableError(
+            f"{model} cannot be run here, perhaps for want of memory; OpenVINO says: {reason}"
+        ) from error
+
+
 def _read_tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
@@ -224,15 +241,23 @@ def convert_graph(*args: Any, **options: Any) -> Any:
     """`openvino.convert_model`, also where the program did without it so far."""
     if sys.modules.get("openvino.tools.ovc", "") is None:
         del sys.modules["openvino.tools.ovc"]
-    from openvino.tools.ovc import convert_model
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), list(root.filters)
+    try:
+        with without_telemetry():
+            from openvino.tools.ovc import convert_model
 
-    return convert_model(*args, **options)
+        return convert_model(*args, **options)
+    finally:  # its converter takes the root logger for its own
+        root.setLevel(before[0])
+        root.handlers[:], root.filters[:] = before[1:]
 
 
 @functools.cache
 def capabilities() -> tuple[str, ...]:
     """What OpenVINO says that this CPU computes in."""
-    return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    with _explaining("any model"):
+        return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def read_spec(folder: Path) -> EncoderSpec:

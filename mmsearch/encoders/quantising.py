@@ -16,11 +16,13 @@ import numpy as np
 
 def quantise(folder: Path, pixels: np.ndarray) -> None:
     """Writes `image-int8.xml` and its weights beside the image tower: whole, or not at all."""
-    import nncf
-    import openvino as ov
-
     from mmsearch.encoders.openvino import openvino_core
     from mmsearch.encoders.precision import INT8_IMAGE
+    from mmsearch.encoders.telemetry import without_telemetry
+
+    with without_telemetry():
+        import nncf
+        import openvino as ov
 
     graph = openvino_core().read_model(folder / "image.xml")
     kinds = {op.get_type_name() for op in graph.get_ordered_ops()}

@@ -265,7 +265,7 @@ def _tag_files(source: ModelSource) -> list[Path] | None:
         if found:
             return [found]
     url = known.get("url", "")
-    beside = Path("~/.cache/clip").expanduser() / os.path.basename(url)
+    beside = Path(os.path.expanduser("~/.cache/clip")) / os.path.basename(url)
     return [beside] if url and not repository and beside.is_file() else None
 
 

@@ -404,14 +404,12 @@ def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], 
 def _converted(
     prefix: Prefix, example: torch.Tensor
 ) -> Callable[[torch.Tensor], np.ndarray] | None:
-    import openvino as ov
-
-    from mmsearch.encoders.openvino import compile_graph
+    from mmsearch.encoders.openvino import compile_graph, convert_graph
 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
-            graph = ov.convert_model(
+            graph = convert_graph(
                 prefix, example_input=torch.stack([example, example]), input=[-1, *example.shape]
             )
         compiled = compile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"})

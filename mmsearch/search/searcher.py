@@ -17,8 +17,6 @@ from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Answer, Evidence, Store
 from mmsearch.types import (
-    COMPOSES,
-    FUSIONS,
     Compose,
     Filter,
     Fusion,
@@ -81,12 +79,9 @@ class Searcher:
         """The hits, best first; at most `query.k`.
 
         Raises:
-            UsageError: a query without terms, terms that cancel each other out, or an example
-                that is not a usable image.
+            UsageError: terms that cancel each other out, or an example that is not a usable image.
             SpaceError: the index's space is not the encoder's.
         """
-        if query.k < 1:
-            raise UsageError(f"k is a whole number from 1, not {query.k}")
         how = self.fusion_of(query)
         vector = self.embed(query.terms, self.compose_of(query, how))
         if query.rerank:
@@ -103,8 +98,6 @@ class Searcher:
             UsageError: a fusion that does not go with the query.
         """
         how = query.fusion
-        if how not in FUSIONS:
-            raise UsageError(f"no such fusion: '{how}'; there are {', '.join(FUSIONS)}")
         if query.to == "caption" and how not in ("auto", "image"):
             raise UsageError("fusion ranks images by their captions too: it goes with --to image")
         if how == "auto":
@@ -227,8 +220,6 @@ class Searcher:
         Raises:
             UsageError: a query that cannot be re-ranked, or nothing was learned to do it with.
         """
-        if query.rerank < 0:
-            raise UsageError(f"rerank is a whole number from 0, not {query.rerank}")
         by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
         if query.to != "image" or not by_text:
             raise UsageError("--rerank is for texts that look for images: it matches their words")
@@ -290,8 +281,6 @@ class Searcher:
         Raises:
             UsageError: "early" for other terms, or where it was not learned.
         """
-        if query.compose not in COMPOSES:
-            raise UsageError(f"--compose is {', '.join(COMPOSES)}, not '{query.compose}'")
         is_pair = sorted(term.text is None for term in query.terms) == [False, True]
         is_pair = is_pair and all(term.weight == 1 for term in query.terms)
         if query.compose == "early":
@@ -315,11 +304,8 @@ class Searcher:
             compose: "late" for their weighted sum, or "early" for one picture and one text.
 
         Raises:
-            UsageError: no terms, nothing that is left of them, or an example that is not a
-                usable image.
+            UsageError: nothing that is left of them, or an example that is not a usable image.
         """
-        if not terms:
-            raise UsageError("nothing to search for: give a text or --image FILE")
         texts = [term.text for term in terms if term.text is not None]
         text_rows = self._encoder.encode_texts(texts) if texts else np.empty((0, 0), np.float32)
         if compose == "early":
@@ -340,9 +326,8 @@ class Searcher:
         return unit
 
     def _embed_image(self, term: Term) -> Vectors:
-        if term.image is None:
-            raise UsageError("a term is a text or an image")
-        path = os.path.expanduser(term.image)
+        assert term.image is not None, "it has no text"
+        path = os.fspath(term.image)
         if not os.path.isfile(path):
             raise UsageError(f"{path}: no such image file")
         assert self._decoders is not None, "it is needed where a query has a picture"

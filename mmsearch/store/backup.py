@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmsearch.errors import DamageError, FormatError, UnreadableError, UsageError
 from mmsearch.store import catalog, lookups
+from mmsearch.store.catalog import is_no_database
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
 from mmsearch.store.paths import join, relative
@@ -144,13 +145,13 @@ def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
         (version,) = copy.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
-        if "not a database" in str(error):
+        if is_no_database(error):
             raise UsageError(f"{path}: not a backup of mmsearch") from error
         raise DamageError(f"{path}: damaged, so that nothing was made of it: {error}") from error
     if application != APPLICATION_ID or "kept_file" not in tables:
         raise UsageError(f"{path}: not a backup of mmsearch")
     if version > FORMAT_VERSION:
-        raise FormatError(f"{path}: made by a newer mmsearch; update this one")
+        raise FormatError(f"{path}: made by a newer mmsearch; update this one", is_newer=True)
 
 
 def _places(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> dict[int, bytes]:

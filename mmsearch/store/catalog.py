@@ -8,7 +8,6 @@ ranges) stays in this module, in lookups.py, filters.py, migrations.py and chang
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from mmsearch.errors import (
     DamageError,
     FormatError,
     IndexInUse,
-    MmsearchError,
+    IndexNotFound,
     StoreError,
     UnreadableError,
 )
@@ -30,7 +29,6 @@ from mmsearch.store.migrations import (
     APPLICATION_ID,
     FORMAT_VERSION,
     format_version,
-    is_newer,
     migrate,
 )
 
@@ -39,8 +37,22 @@ if TYPE_CHECKING:
 
 FILE_NAME = "catalog.sqlite3"
 _BUSY_SECONDS = 10.0
-#: SQLite calls these errors of whoever asks, but what we ask for is always there.
-_IS_DAMAGE = re.compile("UTF-8|already exists|duplicate column|no such (table|column)|malformed")
+#: What a system may do to a sound file: these are no damage.
+_REFUSED = frozenset(
+    (
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOLFS,
+        sqlite3.SQLITE_AUTH,
+    )
+)
+_IN_USE = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class Catalog:
@@ -64,8 +76,8 @@ class Catalog:
             with self.read() as connection:
                 version = format_version(connection)
         except FormatError as error:
-            if (path.parent / MARKER).is_file() and not is_newer(error):
-                raise _is_damaged(path, "it does not begin as one") from error
+            if (path.parent / MARKER).is_file() and not error.is_newer:
+                raise DamageError.of_catalog("it does not begin as one", path) from error
             raise
         except UnreadableError:
             # Where it may write nothing, SQLite cannot share a log with others. If there is no log,
@@ -110,6 +122,8 @@ class Catalog:
     def _follow(self) -> None:
         """Lets go of a file that another has taken the place of."""
         now = _identity(self.path)
+        if now is None and not self.path.parent.is_dir():
+            raise IndexNotFound(f"{self.path.parent}: the index is gone")
         if now not in (None, self.identity):
             self.close()
             self.identity = now
@@ -151,15 +165,7 @@ class Catalog:
             self._connection() as connection,
             _begun(connection, "BEGIN"),
         ):
-            try:
-                yield connection
-            except (MmsearchError, sqlite3.Error, OSError):
-                raise
-            except Exception as error:
-                # Rows from a damaged page are none of ours, and whatever reads them stumbles.
-                if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
-                    raise _is_damaged(self.path, str(error)) from error
-                raise
+            yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -176,6 +182,11 @@ class Catalog:
             if not isinstance(error.orig, sqlite3.DatabaseError):
                 raise
             raise explained(error.orig, self.path) from error
+        if _identity(self.path) != self.identity:  # what was written is in a file without a name
+            raise IndexNotFound(
+                f"{self.path.parent}: the index was deleted or replaced while it was written to; "
+                "index again"
+            )
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -307,10 +318,12 @@ def _migrate(path: Path) -> None:
 def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.DatabaseError as error:
         raise explained(error, path) from error
     except UnicodeDecodeError as error:  # a message of SQLite's that names what is damaged
-        raise _is_damaged(path, str(error)) from error
+        raise DamageError.of_catalog(str(error), path) from error
     except MemoryError as error:  # a damaged row may claim any size
         raise UnreadableError(
             f"{path}: too little memory to read it (a damaged row may claim any size: "
@@ -336,15 +349,22 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:
-    reason = str(error)
-    if isinstance(error, sqlite3.OperationalError) and not _IS_DAMAGE.search(reason):
-        if "locked" in reason:
-            return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
-        return UnreadableError(f"{path}: the catalog cannot be used: {reason}")
-    if "not a database" in reason and not (path.parent / MARKER).is_file():
+    """What an error of SQLite's means. What is asked for is always there in a sound catalog."""
+    code = _code_of(error)
+    if code in _IN_USE:
+        return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
+    if code in _REFUSED:
+        return UnreadableError(f"{path}: the catalog cannot be used: {error}")
+    if is_no_database(error) and not (path.parent / MARKER).is_file():
         return FormatError(f"{path} is not a catalog of mmsearch; name another folder")
-    return _is_damaged(path, reason)
+    return DamageError.of_catalog(str(error), path)
 
 
-def _is_damaged(path: Path, reason: str) -> DamageError:
-    return DamageError(f"{path}: the catalog is damaged: {reason}; run 'mmsearch repair'")
+def is_no_database(error: sqlite3.DatabaseError) -> bool:
+    return _code_of(error) == sqlite3.SQLITE_NOTADB
+
+
+def _code_of(error: sqlite3.DatabaseError) -> int | None:
+    """SQLite's primary code; None where the error is Python's own, of text that is none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF

@@ -308,7 +308,8 @@ def read_index(path: Path, flags: int) -> Any:
         DamageError: the file is not what was saved.
     """
     try:
-        return faiss.read_index(str(path), flags)
+        with _named_in_text(path, "rb") as name:
+            return faiss.read_index(name, flags)
     except (RuntimeError, MemoryError) as error:
         if not path.is_file():
             raise FileNotFoundError(path) from error
@@ -322,7 +323,20 @@ def write_index(index: Any, path: Path) -> None:
         OSError: there is no room, or no permission.
     """
     try:
-        faiss.write_index(index, str(path))
+        with _named_in_text(path, "wb") as name:
+            faiss.write_index(index, name)
     except RuntimeError as error:  # how FAISS says it
         # It names its own source first, and what the system said last.
         raise OSError(str(error).strip().splitlines()[-1].rpartition(": ")[2]) from error
+
+
+@contextmanager
+def _named_in_text(path: Path, mode: str) -> Iterator[str]:
+    """A name that FAISS can open a file by: it takes no path that is not text in UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open(mode) as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)

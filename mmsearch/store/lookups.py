@@ -9,6 +9,7 @@ import sqlite3
 import unicodedata
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -94,6 +95,19 @@ def _row_type(columns: tuple[str, ...]) -> Any:
     return namedtuple("Row", columns)  # noqa: PYI024 - the columns are not known before
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Around code that takes rows apart: what stumbles over one has met a damaged row.
+
+    Raises:
+        DamageError: instead of what Python raises.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+        raise DamageError.of_catalog(f"a row is not as it was written ({error})") from error
+
+
 def _rows(connection: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> list[Row]:
     cursor = connection.execute(query, values)
     make = _row_type(tuple(column[0] for column in cursor.description))._make
@@ -115,23 +129,27 @@ def _rows_in(
     return found
 
 
+@decoding()
 def revision_of(connection: sqlite3.Connection) -> int:
     (number,) = connection.execute("SELECT number FROM revision").fetchone()
     return int(number)
 
 
+@decoding()
 def active_space(connection: sqlite3.Connection) -> SpaceRow | None:
     """The space that searches use; None in an index that nothing was added to yet."""
     found = _spaces(connection, ACTIVE)
     return found[0] if found else None
 
 
+@decoding()
 def coming_space(connection: sqlite3.Connection) -> SpaceRow | None:
     """The space that is embedded beside the active one, to take its place; None for none."""
     found = _spaces(connection, COMING)
     return found[0] if found else None
 
 
+@decoding()
 def retired_spaces(connection: sqlite3.Connection) -> list[SpaceRow]:
     """Spaces that nothing uses any more and whose rows are to be deleted."""
     return _spaces(connection, RETIRED)
@@ -145,13 +163,14 @@ def _spaces(connection: sqlite3.Connection, state: int) -> list[SpaceRow]:
             for row in rows
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamageError(
-            f"the catalog is damaged: the description of its model ({error}); run 'mmsearch repair'"
-        ) from error
+        raise DamageError.of_catalog(f"the description of its model ({error})") from error
 
 
+@decoding()
 def roots(connection: sqlite3.Connection) -> list[RootRow]:
-    rows = connection.execute("SELECT id, path, walked, exclude FROM root ORDER BY path")
+    rows = connection.execute("SELECT id, path, walked, exclude FROM root ORDER BY path").fetchall()
+    if not all(isinstance(path, bytes) for _, path, _, _ in rows):
+        raise DamageError.of_catalog("the path of a folder")
     return [
         RootRow(number, path, bool(walked), globs_of(exclude))
         for number, path, walked, exclude in rows
@@ -169,9 +188,7 @@ def globs_of(exclude: str) -> tuple[str, ...]:
         if not isinstance(found, list) or not all(isinstance(glob, str) for glob in found):
             raise ValueError("no list of texts")
     except (ValueError, TypeError) as error:
-        raise DamageError(
-            f"the catalog is damaged: what a folder leaves out ({error}); run 'mmsearch repair'"
-        ) from error
+        raise DamageError.of_catalog(f"what a folder leaves out ({error})") from error
     return tuple(found)
 
 
@@ -185,6 +202,7 @@ def under(prefix: bytes) -> tuple[str, tuple[bytes, ...]]:
     return condition, (prefix, prefix + b"0", prefix, prefix + b"/")
 
 
+@decoding()
 def media_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> list[Row]:
     """What tells whether files changed, of the media at or below a path."""
     condition, values = under(prefix)
@@ -193,12 +211,14 @@ def media_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> 
     return _rows(connection, query, (root_id, *values))
 
 
+@decoding()
 def folders_of(connection: sqlite3.Connection, root_id: int) -> list[bytes]:
     """The folders that hold media, relative to their root, each after those above it."""
     rows = connection.execute("SELECT path FROM media WHERE root_id = ?", (root_id,))
     return sorted({os.path.dirname(path) for (path,) in rows})
 
 
+@decoding()
 def is_empty(connection: sqlite3.Connection, root: RootRow) -> bool:
     """Whether a root holds neither media nor entries of the ledger."""
     return not any(
@@ -209,11 +229,13 @@ def is_empty(connection: sqlite3.Connection, root: RootRow) -> bool:
     )
 
 
+@decoding()
 def has_content(connection: sqlite3.Connection, content_hash: bytes) -> bool:
     query = "SELECT id FROM media WHERE content_hash = ? LIMIT 1"
     return connection.execute(query, (content_hash,)).fetchone() is not None
 
 
+@decoding()
 def embedded_contents(
     connection: sqlite3.Connection, space: SpaceRow, hashes: Iterable[bytes]
 ) -> dict[bytes, tuple[Row, bytes]]:
@@ -238,6 +260,7 @@ def embedded_contents(
     return found
 
 
+@decoding()
 def media_with_content(
     connection: sqlite3.Connection, content_hash: bytes
 ) -> list[tuple[int, int]]:
@@ -246,6 +269,7 @@ def media_with_content(
     return connection.execute(query, (content_hash,)).fetchall()
 
 
+@decoding()
 def captions_of(connection: sqlite3.Connection, media_ids: Sequence[int]) -> dict[int, list[Row]]:
     """The captions of some media, in the order in which they were added."""
     rows = _rows_in(connection, "SELECT * FROM caption WHERE media_id IN", media_ids)
@@ -255,17 +279,20 @@ def captions_of(connection: sqlite3.Connection, media_ids: Sequence[int]) -> dic
     return found
 
 
+@decoding()
 def media_with_captions_of(connection: sqlite3.Connection, source: str) -> set[int]:
     """The media that have captions of a source."""
     query = "SELECT DISTINCT media_id FROM caption WHERE source = ?"
     return {number for (number,) in connection.execute(query, (source,))}
 
 
+@decoding()
 def has_captions(connection: sqlite3.Connection, least: int) -> bool:
     """Whether there are so many captions, without counting all of them."""
     return len(connection.execute("SELECT id FROM caption LIMIT ?", (least,)).fetchall()) >= least
 
 
+@decoding()
 def caption_owners(
     connection: sqlite3.Connection, *, captions: Sequence[int] = (), media: Sequence[int] = ()
 ) -> dict[int, int]:
@@ -273,10 +300,12 @@ def caption_owners(
     found: dict[int, int] = {}
     for column, ids in (("id", captions), ("media_id", media)):
         query = f"SELECT id, media_id FROM caption WHERE {column} IN"
-        found.update(_rows_in(connection, query, map(int, ids)))
+        for number, owner in _rows_in(connection, query, map(int, ids)):
+            found[int(number)] = int(owner)
     return found
 
 
+@decoding()
 def media_with_words(
     connection: sqlite3.Connection, text: str, limit: int, among: Iterable[int] | None = None
 ) -> dict[int, float]:
@@ -302,6 +331,7 @@ def media_with_words(
     return dict(connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit)))
 
 
+@decoding()
 def remake_words(connection: sqlite3.Connection) -> None:
     """Writes the words of all captions anew."""
     connection.execute("DELETE FROM words")
@@ -319,12 +349,14 @@ def _any_word_of(text: str) -> str:
     return " OR ".join(f'"{word}"' for word in telling[:_QUERY_WORDS])
 
 
+@decoding()
 def failures_under(connection: sqlite3.Connection, root_id: int, prefix: bytes) -> list[Row]:
     condition, values = under(prefix)
     query = f"SELECT * FROM failure WHERE root_id = ? AND {condition}"
     return _rows(connection, query, (root_id, *values))
 
 
+@decoding()
 def failures(connection: sqlite3.Connection) -> list[Failure]:
     rows = connection.execute(
         "SELECT root.path, failure.path, reason, failed_at FROM failure "
@@ -333,6 +365,7 @@ def failures(connection: sqlite3.Connection) -> list[Failure]:
     return [Failure(to_path(join(top, path)), reason, at) for top, path, reason, at in rows]
 
 
+@decoding()
 def count_looks(connection: sqlite3.Connection, space: SpaceRow) -> int:
     query = "SELECT count(*) FROM look WHERE space_id = ?"
     (number,) = connection.execute(query, (space.id,)).fetchone()
@@ -342,11 +375,13 @@ def count_looks(connection: sqlite3.Connection, space: SpaceRow) -> int:
 Table = Literal["media", "caption", "failure"]
 
 
+@decoding()
 def count(connection: sqlite3.Connection, table: Table) -> int:
     (number,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     return int(number)
 
 
+@decoding()
 def items(
     connection: sqlite3.Connection, modality: Modality, ids: Sequence[int]
 ) -> dict[int, Item]:
@@ -365,21 +400,24 @@ def items(
         query = of_media if modality == "image" else of_captions
         rows = connection.execute(f"{query} ({', '.join('?' * len(chunk))})", chunk)
         for item_id, media_id, top, path, text in rows:
-            found[item_id] = Item(media_id, join(top, path), text)
+            found[int(item_id)] = Item(int(media_id), join(top, path), text)
     return found
 
 
+@decoding()
 def facts_of(connection: sqlite3.Connection) -> dict[int, MediaFacts]:
     """The facts of all media, by id."""
     rows = connection.execute("SELECT id, width, height, captured, captured_from FROM media")
     return {number: MediaFacts(*facts) for number, *facts in rows}
 
 
+@decoding()
 def caption_sources(connection: sqlite3.Connection) -> dict[int, str]:
     """Where each caption came from, by its id."""
     return dict(connection.execute("SELECT id, source FROM caption"))
 
 
+@decoding()
 def looks_of(
     connection: sqlite3.Connection, space: SpaceRow, ids: Sequence[int]
 ) -> dict[int, bytes]:
@@ -394,12 +432,14 @@ _WITHOUT_LOOK = (
 )
 
 
+@decoding()
 def lacks_looks(connection: sqlite3.Connection, space: SpaceRow) -> bool:
     """Whether there is a media file without a second look."""
     query = f"SELECT 1 {_WITHOUT_LOOK} LIMIT 1"
     return connection.execute(query, (space.id,)).fetchone() is not None
 
 
+@decoding()
 def without_look(connection: sqlite3.Connection, space: SpaceRow) -> list[tuple[int, bytes, bytes]]:
     """Id, absolute path and content hash of the media without a second look, by id."""
     rows = connection.execute(
@@ -429,6 +469,7 @@ _WITHOUT_VECTOR = (
 )
 
 
+@decoding()
 def count_without_vector(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality
 ) -> int:
@@ -439,6 +480,7 @@ def count_without_vector(
     return int(number)
 
 
+@decoding()
 def media_without_vector(
     connection: sqlite3.Connection, space: SpaceRow, after: int, limit: int
 ) -> list[Lacking]:
@@ -456,6 +498,7 @@ def media_without_vector(
     ]
 
 
+@decoding()
 def captions_without_vector(
     connection: sqlite3.Connection, space: SpaceRow, after: int, limit: int
 ) -> list[tuple[int, str]]:
@@ -467,10 +510,12 @@ def captions_without_vector(
     return connection.execute(query, (space.id, "caption", after, limit)).fetchall()
 
 
+@decoding()
 def has_media(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT id FROM media LIMIT 1").fetchone() is not None
 
 
+@decoding()
 def has_looks(connection: sqlite3.Connection, space: SpaceRow | None = None) -> bool:
     """Whether there are second looks, in one space or in any."""
     which = ("", ()) if space is None else ("WHERE space_id = ?", (space.id,))
@@ -478,6 +523,7 @@ def has_looks(connection: sqlite3.Connection, space: SpaceRow | None = None) -> 
     return connection.execute(query, which[1]).fetchone() is not None
 
 
+@decoding()
 def some_paths(connection: sqlite3.Connection, count: int) -> list[bytes]:
     """The absolute paths of up to so many media, evenly spaced in the order of their ids."""
     rows = connection.execute("SELECT id FROM media ORDER BY id")
@@ -486,6 +532,7 @@ def some_paths(connection: sqlite3.Connection, count: int) -> list[bytes]:
     return [item.path for item in items(connection, "image", ids[places].tolist()).values()]
 
 
+@decoding()
 def snapshot_of(
     connection: sqlite3.Connection, space_id: int, modality: Modality
 ) -> SnapshotRow | None:
@@ -497,9 +544,7 @@ def snapshot_of(
     if row is None:
         return None
     if not is_snapshot_name(row[1]):  # files are deleted by it: it may lead nowhere else
-        raise DamageError(
-            f"the catalog is damaged: {row[1]!r} is no name of a vector file; run 'mmsearch repair'"
-        )
+        raise DamageError.of_catalog(f"{row[1]!r} is no name of a vector file")
     return SnapshotRow(*row)
 
 
@@ -525,14 +570,16 @@ def embeddings_after(
         (space.id, modality, after),
     )
     while rows := cursor.fetchmany(batch):
-        for _, item, vector, checksum in rows:
-            if not is_sound(space, item, vector, checksum):
-                raise _damaged(modality, item)
-        ids = np.fromiter((row[1] for row in rows), dtype=np.int64, count=len(rows))
-        vectors = vectors_from(b"".join(row[2] for row in rows), space.spec.dim)
+        with decoding():
+            for _, item, vector, checksum in rows:
+                if not is_sound(space, item, vector, checksum):
+                    raise _damaged(modality, item)
+            ids = np.fromiter((row[1] for row in rows), dtype=np.int64, count=len(rows))
+            vectors = vectors_from(b"".join(row[2] for row in rows), space.spec.dim)
         yield rows[-1][0], ids, vectors
 
 
+@decoding()
 def some_vectors(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality, count: int
 ) -> Vectors:
@@ -547,6 +594,7 @@ def some_vectors(
     return vectors_from(b"".join(row.vector for row in found), space.spec.dim)
 
 
+@decoding()
 def vectors_of(
     connection: sqlite3.Connection, space: SpaceRow, modality: Modality, ids: Sequence[int]
 ) -> dict[int, bytes]:
@@ -567,6 +615,7 @@ def vectors_of(
     return found
 
 
+@decoding()
 def without_checksum(
     connection: sqlite3.Connection, after: int, limit: int
 ) -> list[tuple[int, int, bytes]]:
@@ -585,12 +634,10 @@ def is_sound(space: SpaceRow, item_id: int, vector: bytes, checksum: int | None)
 
 
 def _damaged(modality: Modality, item_id: int) -> DamageError:
-    return DamageError(
-        f"the catalog is damaged: the vector of {modality} {item_id} is not what was written; "
-        "run 'mmsearch repair'"
-    )
+    return DamageError.of_catalog(f"the vector of {modality} {item_id} is not what was written")
 
 
+@decoding()
 def tombstones(connection: sqlite3.Connection, space_id: int, modality: Modality) -> Ids:
     rows = connection.execute(
         "SELECT item_id FROM tombstone WHERE space_id = ? AND modality = ?", (space_id, modality)
@@ -598,6 +645,7 @@ def tombstones(connection: sqlite3.Connection, space_id: int, modality: Modality
     return np.fromiter((item for (item,) in rows), dtype=np.int64)
 
 
+@decoding()
 def count_waiting(
     connection: sqlite3.Connection, space_id: int, modality: Modality, after: int
 ) -> int:

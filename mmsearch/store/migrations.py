@@ -152,11 +152,6 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _words, 
 FORMAT_VERSION = len(MIGRATIONS)
 
 
-def is_newer(error: FormatError) -> bool:
-    """Whether a newer program made what could not be opened."""
-    return "update mmsearch" in str(error)
-
-
 def format_version(connection: sqlite3.Connection) -> int:
     """The version a catalog says it has.
 
@@ -168,11 +163,12 @@ def format_version(connection: sqlite3.Connection) -> int:
     if application != APPLICATION_ID:
         raise FormatError("catalog.sqlite3 is not a catalog of mmsearch; name another folder")
     if version < 0:
-        raise DamageError("the catalog is damaged: it has no format; run 'mmsearch repair'")
+        raise DamageError.of_catalog("it has no format")
     if version > FORMAT_VERSION:
         raise FormatError(
             f"the index has format {version}, this program knows up to {FORMAT_VERSION}; "
-            "update mmsearch"
+            "update mmsearch",
+            is_newer=True,
         )
     return int(version)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +36,6 @@ _LOCK = "writer.lock"
 #: A repaired catalog, whole, on its way to its place.
 REPAIRED = "catalog.repaired.sqlite3"
 
-_LACKS = "the catalog is damaged: {}; run 'mmsearch repair'"
 #: Captions that all say the same are spread over nothing: their cosines are compared with this.
 _LEAST_DEVIATION = 0.02
 
@@ -255,7 +255,7 @@ class Store:
             best: dict[int, float] = {}
             owners = lookups.caption_owners(connection, captions=list(near["caption"]))
             for caption, cosine in near["caption"].items():  # the best ones first
-                best.setdefault(owners[caption], cosine)
+                best.setdefault(_row(owners, caption), cosine)
             media = sorted({*near["image"], *best, *by_words})
             if len(by_words) == depth:  # there may be more
                 by_words = lookups.media_with_words(connection, text, len(media), media)
@@ -272,12 +272,10 @@ class Store:
             items = lookups.items(connection, "image", media)
             for number in media:
                 if number not in near["image"]:
-                    raise DamageError(_LACKS.format(f"image {number} has no vector"))
-                if number not in items:
-                    raise DamageError(_LACKS.format(f"there is a vector of nothing ({number})"))
+                    raise DamageError.of_catalog(f"image {number} has no vector")
         return Evidence(
             media=np.array(media, np.int64),
-            items=[items[number] for number in media],
+            items=[_row(items, number) for number in media],
             image=np.array([near["image"][number] for number in media]),
             caption=np.array([best.get(number, np.nan) for number in media]),
             words=np.array(
@@ -364,12 +362,12 @@ class Store:
         return Contents(
             image_ids,
             images,
-            tuple(shown[number].path for number in image_ids.tolist()),
-            tuple(facts[number] for number in image_ids.tolist()),
+            tuple(_row(shown, number).path for number in image_ids.tolist()),
+            tuple(_row(facts, number) for number in image_ids.tolist()),
             caption_ids,
             captions,
-            tuple(texts[number].caption or "" for number in caption_ids.tolist()),
-            tuple(sources[number] for number in caption_ids.tolist()),
+            tuple(_row(texts, number).caption or "" for number in caption_ids.tolist()),
+            tuple(_row(sources, number) for number in caption_ids.tolist()),
             np.array([texts[number].media_id for number in caption_ids.tolist()], dtype=np.int64),
         )
 
@@ -495,15 +493,25 @@ def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
 
 def _answer(found: Found, known: dict[int, Item]) -> Answer:
     scores, ids = found
-    for number in ids.tolist():
-        if number not in known:
-            raise DamageError(_LACKS.format(f"there is a vector of nothing ({number})"))
-    return Answer(
-        [float(score) for score in scores],
-        [int(number) for number in ids],
-        [known[int(number)] for number in ids],
-    )
+    items = [_row(known, number) for number in ids.tolist()]
+    return Answer([float(score) for score in scores], [int(number) for number in ids], items)
+
+
+def _row(rows: Mapping[int, T], number: int) -> T:
+    """The row of an item that has a vector.
+
+    Raises:
+        DamageError: there is none.
+    """
+    if number not in rows:
+        raise DamageError.of_catalog(f"there is a vector of nothing ({number})")
+    return rows[number]
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a writer may put another in its place
+                total += os.stat(os.path.join(top, name)).st_size
+    return total

@@ -51,7 +51,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
             with closing(Store(folder)) as store:
                 found, seen, now = _look(store, deep=deep)
         except DamageError as error:
-            found, seen, now = Verified(0, 0, deep, (_catalog(str(error)),)), 0, 0
+            found, seen, now = Verified(0, 0, deep, (_catalog(error.reason),)), 0, 0
         files = any(damage.kind in ("snapshot", "cells") for damage in found.damages)
         if not files or seen == now:
             break  # else a writer may have taken away what the transaction still knew of
@@ -78,28 +78,27 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
         with store.catalog.read() as connection:
             now = lookups.revision_of(connection)
     except DamageError as error:  # counting was too much for it
-        damages.append(_catalog(str(error)))
+        damages.append(_catalog(error.reason))
     return Verified(counts[0], counts[1], deep, tuple(dict.fromkeys(damages))), seen, now
 
 
 def _found_by(check: Check, path: Path) -> list[Damage]:
     found: list[Damage] = []
     try:
-        found.extend(check())
+        with lookups.decoding():
+            found.extend(check())
     except DamageError as error:
-        found.append(_catalog(str(error)))
+        found.append(_catalog(error.reason))
     except sqlite3.DatabaseError as error:
         reason = catalog.explained(error, path)
         if not isinstance(reason, DamageError):
             raise reason from error  # a disk that is full or busy is no damage
-        found.append(_catalog(str(reason)))
+        found.append(_catalog(reason.reason))
     return found
 
 
-def _catalog(what: str) -> Damage:
-    """Damage to the catalog, from a message that tells to come here."""
-    reason = what.partition("the catalog is damaged: ")[2] or what
-    return Damage("catalog", f"the catalog is damaged: {reason.partition('; run ')[0]}")
+def _catalog(reason: str) -> Damage:
+    return Damage("catalog", f"the catalog is damaged: {reason}")
 
 
 class _Look:

@@ -432,7 +432,7 @@ def test_output_that_cannot_be_written_is_one_line(index):
         (["index", "GALLERY", "--index", "GALLERY", "--model", "tiny"], 2, "not empty"),
         (["index", "GALLERY", "--model", "base", "--index", "INDEX"], 3, "cannot be reached"),
         (["search", "--index", "INDEX"], 2, "nothing to search for"),
-        (["search", "x", "--to", "video", "--index", "INDEX"], 2, "image or caption"),
+        (["search", "x", "--to", "video", "--index", "INDEX"], 2, "--to is one of image, caption"),
         (["search", "x", "--after", "soon", "--index", "INDEX"], 2, "is no date"),
         (["search", "x", "--json", "--paths", "--index", "INDEX"], 2, "exclude each other"),
         (["search", "--image", "/no.png", "--index", "INDEX"], 2, "no such image"),

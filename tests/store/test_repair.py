@@ -428,7 +428,9 @@ def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
 
 def test_a_disk_that_is_busy_or_full_is_no_damage(damaged, monkeypatch):
     def fails(self):
-        raise sqlite3.OperationalError("disk I/O error")
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise error
 
     monkeypatch.setattr(verify._Look, "_lacking", fails)
     with pytest.raises(UnreadableError, match="disk I/O error"):
