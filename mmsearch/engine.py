@@ -27,6 +27,7 @@ from mmsearch.store import catalog, lookups
 from mmsearch.store.store import REPAIRED, Store
 from mmsearch.types import (
     Compose,
+    EncoderSpec,
     Failure,
     Filter,
     Fusion,
@@ -238,7 +239,7 @@ class Engine:
 
             existing = self.store if self.has_index() else None
             space = existing.active_space() if existing else None
-            if space is not None and not self.may_use(space.spec.model):
+            if space is not None and not self.may_use(space.spec):
                 self._notify(
                     f"the index is in '{space.spec.model}': all of it would be embedded with "
                     f"'{self._asked_model}' too, which would then take its place"
@@ -318,7 +319,7 @@ class Engine:
     def _search(self, query: Query) -> list[Hit]:
         if any(term.image is not None for term in query.terms):
             self.decoders.start()  # it is ready when the model is
-        encoder = self._encoder_of_index()
+        encoder = self.encoder_of_index()
         for modality in {"caption" if term.text is not None else "image" for term in query.terms}:
             # Beside what else is to be read and imported, the tokenizer and FAISS above all.
             encoder.warm_up(modality, wait=False)
@@ -335,7 +336,7 @@ class Engine:
         from mmsearch.search.fusion import read_weights
         from mmsearch.search.searcher import Learned, Searcher
 
-        encoder = self._encoder_of_index()
+        encoder = self.encoder_of_index()
         space = encoder.spec.space
 
         def read() -> Reranker | None:
@@ -637,22 +638,28 @@ class Engine:
 
     # -- which model -----------------------------------------------------------------------
 
-    def _encoder_of_index(self) -> Encoder:
+    def encoder_of_index(self) -> Encoder:
+        """The model that answers searches.
+
+        Raises:
+            IndexNotFound: the index is empty, or there is none.
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
         space = self.store.active_space()
         if space is None:
             raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
         # One text is encoded sooner than a GPU is woken.
-        device = "cpu" if self.settings.device == "auto" else self.settings.device
+        device = "cpu" if self.settings.device == "auto" else pick_device(self.settings.device)
         return self._models.for_space(space.spec, device)
 
-    def may_use(self, model: str) -> bool:
+    def may_use(self, spec: EncoderSpec) -> bool:
         """Whether a model is the one that was asked for, where one was."""
         asked = self._asked_model
-        return asked in (None, "auto") or self._models.source(asked).name == model
+        return asked in (None, "auto") or self._models.is_of(asked, spec)
 
     def local_encoder(self) -> LocalEncoder:
         """What gives the patches of images and the tokens of texts, in this index's space."""
-        return self._models.local_of(self._encoder_of_index().spec)
+        return self._models.local_of(self.encoder_of_index().spec)
 
     def encoder_for_writing(self, suggested: str | None = None) -> Encoder:
         """What vectors are added with: as `index`, but never another model than the index's own.

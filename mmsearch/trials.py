@@ -101,8 +101,16 @@ def bench(engine: Engine, labels: Labels, on_progress: OnProgress) -> BenchRepor
     """`Engine.bench`."""
     if labels.dataset is None:
         return _measure(Trial(engine, _name_of(engine), ""), on_progress)
-    with _indexed(engine, labels, on_progress) as trial:
+    with _indexed(engine, labels, on_progress, _own_model(engine)) as trial:
         return _measure(trial, on_progress)
+
+
+def _own_model(engine: Engine) -> str | None:
+    """The model of an engine's index, where there is one and no other was asked for."""
+    space = engine.store.active_space() if engine.has_index() else None
+    if space is None or engine.names_model():
+        return None
+    return engine.encoder_of_index().spec.model
 
 
 def _measure(trial: Trial, on_progress: OnProgress) -> BenchReport:
@@ -139,32 +147,31 @@ def compare_fusions(
     if hold_out < 0 or rerank < 0 or not 0 <= captioned <= 1:
         raise UsageError("hold_out and rerank are whole numbers from 0, captioned is from 0 to 1")
     own = engine.store.active_space() if engine.has_index() else None
-    if own is not None and not engine.may_use(own.spec.model):
+    if own is not None and not engine.may_use(own.spec):
         own = None  # what was learned for the index's model is of no use for the one asked for
-    learned, model = Learned(), None
+    learned, model = Learned(), _own_model(engine)
     if own is not None and ("learned" in fusions or rerank):
         space = own.spec.space
         learned = Learned(
             weights=lambda: read_weights(engine.folder, space),
             reranker=lambda: read_reranker(engine.folder, space),
         )
-        model = own.spec.model
     if "learned" in fusions and learned.weights() is None:
         raise UsageError(NOT_LEARNED)
     if rerank and (useless := {"caption", "words"} & set(fusions)):
         raise UsageError(f"--rerank looks at images, and --fusion {min(useless)} does not")
-    if rerank and model is not None and learned.reranker() is None:
+    if rerank and own is not None and learned.reranker() is None:
         raise UsageError(NOTHING_TO_RERANK_WITH)
     settings = [(how, depth) for how in fusions for depth in dict.fromkeys((0, rerank))]
     with _scratch(engine, labels, on_progress, model, patches=rerank > 0) as trial:
         status = trial.engine.status()
-        if model is not None and own is not None and status.space != own.spec.space:
+        if own is not None and status.space != own.spec.space:
             raise UsageError(
                 "what was learned is for the model as it was when the index was made; its weights "
                 "have changed since"
             )
         asked = comparison.hold_out(trial.engine.store, hold_out, captioned=captioned)
-        searcher = trial.engine.searcher(learned if model is not None else None)
+        searcher = trial.engine.searcher(learned if own is not None else None)
         status = trial.engine.status()
         rows = comparison.compare(searcher, asked, settings, status.images, on_progress)
         return FusionReport(
@@ -185,7 +192,7 @@ def train_fusion(
     from mmsearch.learning.fusion import learn_fusion
 
     own = _space_of(engine)
-    with _scratch(engine, labels, on_progress, own.spec.model) as trial:
+    with _scratch(engine, labels, on_progress, engine.encoder_of_index().spec.model) as trial:
         asked = comparison.hold_out(trial.engine.store, hold_out)
         if len(asked) > _QUERIES:
             rows = np.random.default_rng(seed).permutation(len(asked))[:_QUERIES]
@@ -292,7 +299,7 @@ def candidates_of(
     """
     from mmsearch.learning.rerank import Candidates
 
-    model = _space_of(engine).spec.model
+    model = engine.encoder_of_index().spec.model
     found = []
     with (
         tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch,
@@ -370,6 +377,11 @@ def _indexed(
     ):
         some = LabelledSet(labelled.name, tuple(chosen))
         missing = _index_listed(other, folder, some, on_progress, patches=patches)
+        if model is not None and _space_of(other).spec.space != _space_of(engine).spec.space:
+            raise UsageError(
+                f"the weights of '{model}' are not those that {engine.folder} was made with: name "
+                "the model to measure with --model, or put those back"
+            )
         yield Trial(other, labelled.name, split, missing)
 
 

@@ -129,16 +129,29 @@ class ModelChoice:
 
     def _open_space(self, spec: EncoderSpec, device: str) -> Encoder:
         if device == "cpu":
-            encoder = open_space(spec.space, self.cache, self._precision, self._notify)
+            name = self.cache.name_of(spec.space, spec.model)
+            encoder = open_space(spec.space, name, self.cache, self._precision, self._notify)
             if encoder is not None:
                 return encoder
-        encoder = self._load(parse_model(spec.model), device)
-        if encoder.spec.space != spec.space:
-            raise ModelNotFound(
-                f"the weights of '{spec.model}' are not those that the index was made with; put "
-                "those back, or index into another folder"
-            )
-        return encoder
+        reason = None
+        for name in self.cache.names_of(spec.space, spec.model):
+            try:
+                found = self._load(parse_model(name), device)
+            except ModelNotFound as error:
+                reason = reason or error
+                continue
+            if found.spec.space == spec.space:
+                return found
+        raise reason or ModelNotFound(
+            f"the weights of '{spec.model}' are not those that the index was made with; put "
+            "those back, or index into another folder"
+        )
+
+    def is_of(self, name: str, spec: EncoderSpec) -> bool:
+        """Whether a name is one of a space's model, as far as is known without loading it."""
+        source = self.source(name)
+        entry = self.cache.find(source)
+        return source.name == spec.model or (entry is not None and entry["space"] == spec.space)
 
     def _load(self, source: ModelSource, device: str) -> Encoder:
         return open_encoder(

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,23 @@ class ModelCache:
         files = _stamps(source)
         entries = self._read().get(source.name, ())
         return next((entry for entry in entries if entry["files"] == files), None)
+
+    def names_of(self, space: str, first: str) -> list[str]:
+        """The names under which a space's model may be had: `first`, then others seen here."""
+        seen = [
+            name for name, entries in self._read().items()
+            if any(entry["space"] == space for entry in entries)
+        ]  # fmt: skip
+        return list(dict.fromkeys((first, *seen)))
+
+    def name_of(self, space: str, first: str) -> str:
+        """A name whose files are here and give that space; `first` where there is none."""
+        for name in self.names_of(space, first):
+            with suppress(MmsearchError):
+                entry = self.find(parse_model(name))
+                if entry is not None and entry["space"] == space:
+                    return name
+        return first
 
     def remember(self, source: ModelSource, space: str, runtime: str) -> None:
         known, files = self._read(), _stamps(source)
@@ -154,18 +172,21 @@ def _stamps(source: ModelSource) -> list[list[Any]]:
 
 
 def open_space(
-    space: str, cache: ModelCache, precision: str, notify: Notify = log.info
+    space: str, name: str, cache: ModelCache, precision: str, notify: Notify = log.info
 ) -> Encoder | None:
     """The converted model of a space, without looking at its weights; None if there is none.
 
     A precision that was asked for is obeyed, with a word where it does not agree with torch.
+
+    Args:
+        name: what the model is called here: a conversion serves all names of its space.
     """
     from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
 
     folder = cache.folder_of(space)
     if not is_exported(folder):
         return None
-    encoder = OpenVinoEncoder(folder, precision)
+    encoder = OpenVinoEncoder(folder, precision, name=name)
     if encoder.doubt is not None:
         notify(encoder.doubt)
     return encoder
@@ -193,7 +214,7 @@ def open_encoder(
     entry = cache.find(source)
     if entry and entry["runtime"] == "torch":
         return _open_torch(source, "cpu", "fp32")
-    if entry and (encoder := open_space(entry["space"], cache, precision, notify)):
+    if entry and (encoder := open_space(entry["space"], source.name, cache, precision, notify)):
         return encoder
     return _convert(source, cache, precision, notify)
 
@@ -201,6 +222,11 @@ def open_encoder(
 def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
     from mmsearch.encoders.open_clip import TorchEncoder, load_model
 
+    if precision == "int8":
+        raise UsageError(
+            f"int8 is for OpenVINO on the CPU; '{source.name}' runs with torch on '{device}', in "
+            "fp32 or bf16"
+        )
     if precision == "auto":
         precision = "fp32"
     try:
@@ -229,7 +255,7 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
             cache.remember(source, model.spec.space, "torch")
             return TorchEncoder(model)
         cache.remember(source, model.spec.space, "openvino")
-    encoder = open_space(model.spec.space, cache, precision, notify)
+    encoder = open_space(model.spec.space, source.name, cache, precision, notify)
     assert encoder is not None, "it was just converted"
     return encoder
 
@@ -301,13 +327,15 @@ def with_checked_precision(
     with cache.lock():
         if is_due():  # else another process has been at it
             check_precisions(folder, sample(), notify)
-    found = open_space(encoder.spec.space, cache, asked, notify)
+    found = open_space(encoder.spec.space, model, cache, asked, notify)
     assert found is not None, "its folder was just used"
     return found
 
 
 def pick_device(asked: str) -> str:
     """The device to embed a corpus on: "auto" is a CUDA card where torch sees one."""
+    if asked.partition(":")[0] == "cpu":  # torch's cpu:0 is the CPU like any other
+        return "cpu"
     if asked != "auto":
         return asked
     if not Path("/dev/nvidiactl").exists():  # spares most machines torch's import

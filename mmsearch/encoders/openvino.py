@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -96,14 +97,17 @@ class OpenVinoEncoder:
     #: Small batches stay in a core's cache: `tiny` takes a quarter less time than with 64.
     batch = 4
 
-    def __init__(self, folder: Path, precision: str = "auto", callers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, precision: str = "auto", callers: int = 1, *, name: str = ""
+    ) -> None:
         """Takes a converted model's folder.
 
         Args:
             callers: how many threads encode at once. For one, all cores work at what it gives.
+            name: what the model is called; the folder knows its space alone.
         """
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        self.spec = EncoderSpec.from_json(manifest["spec"])
+        self.spec = replace(EncoderSpec.from_json(manifest["spec"]), model=name or folder.name)
         agreement, verdicts = manifest["agreement"], read_verdicts(folder)
         about = self.spec.model, agreement, verdicts
         self.precision = choose_precision(precision, *about, capabilities())
@@ -121,7 +125,7 @@ class OpenVinoEncoder:
         self._tokenizer: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
 
     def bulk(self, callers: int) -> OpenVinoEncoder:
-        return OpenVinoEncoder(self.folder, self.precision, callers)
+        return OpenVinoEncoder(self.folder, self.precision, callers, name=self.spec.model)
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         tower = "image" if modality == "image" else "text"
@@ -304,7 +308,7 @@ def _write_manifest(model: LoadedModel, folder: Path, agreement: dict[str, float
 
     manifest = {
         "version": EXPORT_VERSION,
-        "spec": model.spec.to_json(),
+        "spec": {**model.spec.to_json(), "model": ""},  # names are looked up from the space
         "cuts_texts": CausalTextTower.fits(model),
         "agreement": agreement,
     }

@@ -108,6 +108,14 @@ def decoding() -> Iterator[None]:
         raise DamageError.of_catalog(f"a row is not as it was written ({error})") from error
 
 
+def _id(value: Any) -> int:
+    """An id of the catalog's: they count from 1."""
+    number = int(value)
+    if number < 1:
+        raise ValueError(f"{number} is no id")
+    return number
+
+
 def _rows(connection: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> list[Row]:
     cursor = connection.execute(query, values)
     make = _row_type(tuple(column[0] for column in cursor.description))._make
@@ -301,7 +309,7 @@ def caption_owners(
     for column, ids in (("id", captions), ("media_id", media)):
         query = f"SELECT id, media_id FROM caption WHERE {column} IN"
         for number, owner in _rows_in(connection, query, map(int, ids)):
-            found[int(number)] = int(owner)
+            found[_id(number)] = _id(owner)
     return found
 
 
@@ -328,7 +336,8 @@ def media_with_words(
         # "+", or FTS5 would search once for every one of them.
         query += " AND +rowid IN (SELECT value FROM json_each(?))"
         values += (json.dumps([int(number) for number in among]),)
-    return dict(connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit)))
+    rows = connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit))
+    return {_id(number): score for number, score in rows}
 
 
 @decoding()
@@ -400,7 +409,7 @@ def items(
         query = of_media if modality == "image" else of_captions
         rows = connection.execute(f"{query} ({', '.join('?' * len(chunk))})", chunk)
         for item_id, media_id, top, path, text in rows:
-            found[int(item_id)] = Item(int(media_id), join(top, path), text)
+            found[_id(item_id)] = Item(_id(media_id), join(top, path), text)
     return found
 
 

@@ -69,7 +69,7 @@ def test_tiny_is_what_open_clip_makes_of_the_same_folder(tiny, pictures):
 
 
 def test_bf16_is_close_on_real_photos(tiny, data):
-    encoder = open_space(tiny.spec.space, ModelCache(load_settings().cache), "bf16")
+    encoder = open_space(tiny.spec.space, "tiny", ModelCache(load_settings().cache), "bf16")
     files = sorted((data / "photos").glob("*.jpg"))[:40]
     how = tiny.spec.preprocess
     pixels = np.stack([fit(decode(file.read_bytes()).image, how) for file in files])
@@ -204,12 +204,12 @@ def test_a_precision_that_does_not_agree_is_obeyed_with_a_word(tiny, tmp_path):
     shutil.copytree(ModelCache(load_settings().cache).folder_of(tiny.spec.space), copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["agreement"]["bf16"] = 0.9
-    manifest["spec"]["model"] = "another/one"  # tiny's own precisions were measured
     (copy / "manifest.json").write_text(json.dumps(manifest))
     said = []
-    assert open_space(tiny.spec.space, cache, "bf16", said.append).precision == "bf16"
+    name = "another/one"  # tiny's own precisions were measured
+    assert open_space(tiny.spec.space, name, cache, "bf16", said.append).precision == "bf16"
     assert "differs from torch (cosine down to 0.900)" in said[0]
-    assert open_space(tiny.spec.space, cache, "auto", said.append).precision == "fp32"
+    assert open_space(tiny.spec.space, name, cache, "auto", said.append).precision == "fp32"
     assert len(said) == 1
 
 
