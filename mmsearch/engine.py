@@ -620,7 +620,10 @@ class Engine:
         spec = self.encoder_for_writing(suggested=model_of(where)).spec
         images = read_embeddings(where, spec)
         with self.made_store().writer() as writer:
-            return import_embeddings(writer, spec, images, on_progress)
+            return import_embeddings(
+                writer, spec, images, self.decoders, workers=self.settings.workers,
+                on_progress=on_progress,
+            )  # fmt: skip
 
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""

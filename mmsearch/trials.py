@@ -173,7 +173,7 @@ def compare_fusions(
         asked = comparison.hold_out(trial.engine.store, hold_out, captioned=captioned)
         searcher = trial.engine.searcher(learned if own is not None else None)
         status = trial.engine.status()
-        rows = comparison.compare(searcher, asked, settings, status.images, on_progress)
+        rows = comparison.compare(searcher, asked, settings, on_progress)
         return FusionReport(
             trial.name, trial.split, status.model, status.images, status.captions, rows
         )
@@ -199,7 +199,7 @@ def train_fusion(
             asked = [asked[row] for row in rows]
         found_for = comparison.evidence_of(trial.engine.searcher(), asked, on_progress)
         evidences = [replace(evidence, items=()) for _, _, evidence in found_for]
-        found = learn_fusion(evidences, asked, trial.engine.status().images, seed)
+        found = learn_fusion(evidences, asked, seed)
     is_kept = keep or found.overall.is_gain
     if is_kept:
         with _keeping(engine, own):

@@ -14,6 +14,7 @@ import numpy as np
 from mmsearch.errors import UsageError
 from mmsearch.evaluation.ranking import (
     CUTOFFS,
+    NOT_FOUND,
     Difference,
     Metrics,
     metrics_of,
@@ -23,14 +24,15 @@ from mmsearch.evaluation.ranking import (
 from mmsearch.evaluation.report import text_of
 from mmsearch.search.fusion import Scores
 from mmsearch.search.page import Table
-from mmsearch.search.searcher import Searcher
+from mmsearch.search.searcher import DEPTH, Searcher
 from mmsearch.store.store import Evidence, Store
 from mmsearch.types import Fusion, Progress, Query, Term, Vectors
 
 DEFINITION = (
     "Each query is a caption that is not in the index; what is sought is its image. Recall@K in "
-    "percent, of the images that the search itself ranks; ties count against the true answer. In "
-    "brackets: 95% bootstrap interval over images, for the gain a paired one."
+    "percent, of the images that the search itself ranks; ties count against the true answer. "
+    f"Ranks are followed to {DEPTH}: what lies beyond is not found. In brackets: 95% bootstrap "
+    "interval over images, for the gain a paired one."
 )
 BARE = " Bare: the queries whose image has no caption left in the index."
 
@@ -129,27 +131,29 @@ def evidence_of(
         on_progress(Progress("queries", place, len(asked)))
 
 
-def rank_in(evidence: Evidence, scores: Scores, media: int, images: int) -> int:
-    """The rank of the true image; that of the last where it is not found."""
+def rank_in(evidence: Evidence, scores: Scores, media: int, depth: int = DEPTH) -> int:
+    """The rank of the true image; NOT_FOUND where it is not among the first `depth`.
+
+    Further down, images are missing that only another source would have brought up.
+    """
     true = evidence.media == media
     if not true.any() or not np.isfinite(scores[true]).all():
-        return images
+        return NOT_FOUND
     filled = np.where(np.isfinite(scores), scores, -np.inf)
-    return int(rank_of_best(filled[None], true[None])[0])
+    rank = int(rank_of_best(filled[None], true[None])[0])
+    return rank if rank <= depth else NOT_FOUND
 
 
 def compare(
     searcher: Searcher,
     asked: Sequence[HeldOut],
     settings: Sequence[tuple[Fusion, int]],
-    images: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> tuple[Compared, ...]:
     """Each setting on the same queries, and how it differs from the first.
 
     Args:
         settings: fusions, and how many images each re-ranks.
-        images: how many the index holds.
 
     Raises:
         UsageError: a setting that needs what was not learned.
@@ -163,7 +167,7 @@ def compare(
             if depth:
                 searcher.reranker_of(set_so, how)
             scores, _ = searcher.scores(set_so, vector, evidence, how)
-            ranks[how, depth].append(rank_in(evidence, scores, one.media, images))
+            ranks[how, depth].append(rank_in(evidence, scores, one.media))
     clusters = np.array([one.media for one in asked])
     is_bare = np.array([one.is_bare for one in asked], bool)
     found = []
@@ -187,7 +191,7 @@ def table_of(report: FusionReport) -> Table:
     """The figures for people."""
     first = report.rows[0].name
     has_bare = report.rows[0].bare is not None
-    head = ["setting", *(f"R@{k}" for k in CUTOFFS), "median rank", "MRR",
+    head = ["setting", *(f"R@{k}" for k in CUTOFFS), "median rank", f"MRR@{DEPTH}",
             *(["bare R@1/5/10"] if has_bare else []),
             *([f"R@1 over {first}", ""] if len(report.rows) > 1 else [])]  # fmt: skip
     rows = []
@@ -196,7 +200,9 @@ def table_of(report: FusionReport) -> Table:
             f"{row.metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
             for k, (low, high) in row.metrics.intervals.items()
         ]
-        line = [row.name, *cells, f"{row.metrics.median_rank:g}", f"{row.metrics.mrr:.3f}"]
+        median = row.metrics.median_rank
+        shown = f"{median:g}" if np.isfinite(median) else f"> {DEPTH}"
+        line = [row.name, *cells, shown, f"{row.metrics.mrr:.3f}"]
         if row.bare is not None:
             line.append(" / ".join(f"{row.bare[k]:.1f}" for k in CUTOFFS))
         if len(report.rows) > 1:
@@ -245,8 +251,9 @@ def to_json(report: FusionReport) -> dict[str, Any]:
                 figures[f"R@{k}_gain"] = [round(v, 2) for v in (gain.mean, gain.low, gain.high)]
         if row.bare is not None:
             figures["bare"] = {f"R@{k}": round(row.bare[k], 4) for k in CUTOFFS}
-        figures["median_rank"] = row.metrics.median_rank
-        figures["MRR"] = round(row.metrics.mrr, 6)
+        median = row.metrics.median_rank
+        figures["median_rank"] = median if np.isfinite(median) else None
+        figures[f"MRR@{DEPTH}"] = round(row.metrics.mrr, 6)
         rows.append(figures)
     return {"dataset": report.dataset, "split": report.split, "model": report.model,
             "images": report.images, "captions": report.captions, "rows": rows}  # fmt: skip

@@ -18,6 +18,8 @@ CUTOFFS = (1, 5, 10)
 
 Ranks = NDArray[np.int64]
 """The rank of each query's best true item, from 1."""
+#: The rank of an item that a search did not bring up, as far as it was followed.
+NOT_FOUND = int(np.iinfo(np.int64).max)
 
 
 def rank_of_best(scores: NDArray[np.floating], true: NDArray[np.bool_]) -> Ranks:
@@ -139,7 +141,9 @@ class Metrics:
     recall: dict[int, float]
     intervals: dict[int, tuple[float, float]]
     median_rank: float
+    """Infinite where half of the queries' items were not found."""
     mrr: float
+    """What was not found counts nothing."""
     queries: int
 
 
@@ -149,6 +153,6 @@ def metrics_of(
     """Every figure of a direction from the ranks of its queries' best true items."""
     recall = {k: recall_at(ranks, k) for k in cutoffs}
     intervals = {k: bootstrap_interval(100.0 * (ranks <= k), clusters) for k in cutoffs}
-    return Metrics(
-        recall, intervals, float(np.median(ranks)), mean_reciprocal_rank(ranks), len(ranks)
-    )
+    median = float(np.median(ranks))
+    median = median if median < NOT_FOUND / 4 else np.inf
+    return Metrics(recall, intervals, median, mean_reciprocal_rank(ranks), len(ranks))

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mmsearch.evaluation.ranking import CUTOFFS
+from mmsearch.evaluation.ranking import CUTOFFS, Metrics
 from mmsearch.evaluation.retrieval import Corpus, Direction, RetrievalResult
 from mmsearch.search.page import Section, Table, Tile, render_page
 
+ONE_ANSWER = "  equal captions as one"
 NAMES = {"t2i": "text -> image", "i2t": "image -> text"}
 DEFINITION = (
     "Recall@K is the share of queries with a true answer among the first K (Success@k, hit rate). "
@@ -50,6 +51,7 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         "precision": report.precision,
         "images": len(report.corpus.images),
         "captions": len(report.corpus.captions),
+        "repeated_captions": report.corpus.repeated,
         "missing": len(report.missing),
     }
     for direction in report.directions:
@@ -61,6 +63,12 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         figures["MRR"] = round(metrics.mrr, 6)
         figures["queries"] = metrics.queries
         figures["index_loss"] = {f"R@{k}": round(direction.loss[k], 4) for k in CUTOFFS}
+        if (merged := direction.one_answer) is not None:
+            figures["equal_captions_one_answer"] = {
+                **{f"R@{k}": round(merged.recall[k], 4) for k in CUTOFFS},
+                "median_rank": merged.median_rank,
+                "MRR": round(merged.mrr, 6),
+            }
         document[direction.name] = figures
     return document
 
@@ -77,23 +85,26 @@ def table_of(report: BenchReport) -> Table:
     ]
     rows = []
     for direction in report.directions:
-        metrics = direction.metrics
-        cells = [
-            f"{metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
-            for k, (low, high) in metrics.intervals.items()
-        ]
         worst = max(direction.loss.values())
-        rows.append(
-            [
-                NAMES[direction.name],
-                *cells,
-                f"{metrics.median_rank:g}",
-                f"{metrics.mrr:.3f}",
-                str(metrics.queries),
-                f"{worst:.2f}",
-            ]
+        rows.append([NAMES[direction.name], *_cells(direction.metrics), f"{worst:.2f}"])
+        if direction.one_answer is not None:
+            rows.append([ONE_ANSWER, *_cells(direction.one_answer), ""])
+    note = DEFINITION
+    if report.corpus.repeated:
+        note += (
+            f" {report.corpus.repeated} of {len(report.corpus.texts)} captions are also those of "
+            "another image, which counts as a wrong answer above, as in the CLIP papers; below it, "
+            "equal captions are one answer."
         )
-    return Table(head, rows, DEFINITION)
+    return Table(head, rows, note)
+
+
+def _cells(metrics: Metrics) -> list[str]:
+    recall = [
+        f"{metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
+        for k, (low, high) in metrics.intervals.items()
+    ]
+    return [*recall, f"{metrics.median_rank:g}", f"{metrics.mrr:.3f}", str(metrics.queries)]
 
 
 def summary_of(report: BenchReport) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from mmsearch.errors import UsageError
 from mmsearch.evaluation.ranking import (
     CUTOFFS,
+    NOT_FOUND,
     TIE,
     Metrics,
     Ranks,
@@ -44,6 +46,31 @@ class Corpus:
     owner: NDArray[np.int64]
     """For each caption, the row of its image."""
 
+    @cached_property
+    def text_ids(self) -> NDArray[np.int64]:
+        """A number for each caption, the same for equal texts."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(text, len(numbers)) for text in self.texts], np.int64)
+
+    @cached_property
+    def repeated(self) -> int:
+        """How many captions say what a caption of another image says, as class names do."""
+        pairs = np.unique(np.stack([self.text_ids, self.owner]), axis=1)
+        images = np.bincount(pairs[0], minlength=int(self.text_ids.max(initial=-1)) + 1)
+        return int((images[self.text_ids] > 1).sum())
+
+    def says(self, images: NDArray[np.int64], texts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether images (n,) have a caption that is one of some numbered texts (t,), (n, t)."""
+        place = np.full(int(self.text_ids.max(initial=-1)) + 1, -1)
+        place[texts] = np.arange(len(texts))
+        row = np.full(len(self.images), -1)
+        row[images] = np.arange(len(images))
+        found = np.zeros((len(images), len(texts)), bool)
+        rows, places = row[self.owner], place[self.text_ids]
+        there = (rows >= 0) & (places >= 0)
+        found[rows[there], places[there]] = True
+        return found
+
     @classmethod
     def of(cls, held: Contents) -> Corpus:
         """All that an index holds."""
@@ -69,6 +96,8 @@ class Direction:
 
     name: str
     metrics: Metrics
+    one_answer: Metrics | None
+    """The same where equal captions are one answer; None where no two images share one."""
     loss: dict[int, float]
     """Percentage points of Recall@K that the index loses against exact ranking."""
     ranks: Ranks
@@ -103,15 +132,28 @@ def evaluate(
         raise UsageError("no image here has a caption: there is nothing to measure")
     has_caption = np.unique(corpus.owner)
     everything = np.arange(len(corpus.captions))
+    # What asks and what is found is once each text; images that say the same are one answer to it.
+    texts, once = np.unique(corpus.text_ids, return_index=True)
+    all_images = np.arange(len(corpus.images))
+
+    def images_that_say(block: NDArray[np.int64]) -> NDArray[np.bool_]:
+        numbers, which = np.unique(corpus.text_ids[block], return_inverse=True)
+        return corpus.says(all_images, numbers).T[which]
+
+    def texts_that_say(block: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return corpus.says(has_caption[block], texts)
+
     t2i = _direction(
         _Task("t2i", "image", everything, corpus.owner, corpus.captions),
-        (corpus.images, corpus.image_ids, np.arange(len(corpus.images))),
+        (corpus.images, corpus.image_ids, all_images),
+        _OneAnswer(all_images, images_that_say) if corpus.repeated else None,
         rank,
         on_progress,
     )
     i2t = _direction(
         _Task("i2t", "caption", has_caption, has_caption, corpus.images[has_caption]),
         (corpus.captions, corpus.caption_ids, corpus.owner),
+        _OneAnswer(once, texts_that_say) if corpus.repeated else None,
         rank,
         on_progress,
     )
@@ -129,15 +171,25 @@ class _Task:
     vectors: Vectors
 
 
+@dataclass(frozen=True)
+class _OneAnswer:
+    """The gallery where equal captions are one: which of its rows, and what is true among them."""
+
+    rows: NDArray[np.int64]
+    true: Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+    """For a block of queries, (q, rows)."""
+
+
 def _direction(
     task: _Task,
     gallery: tuple[Vectors, Ids, NDArray[np.int64]],
+    one_answer: _OneAnswer | None,
     rank: Rank,
     on_progress: Callable[[Progress], None],
 ) -> Direction:
     """One direction; the gallery is its vectors, their ids and the image each belongs to."""
     vectors, ids, image = gallery
-    exact, served = [], []
+    exact, served, once = [], [], []
     top_rows: list[NDArray[np.int64]] = []
     top_scores: list[NDArray[np.float64]] = []
     by_id = np.argsort(ids)
@@ -146,19 +198,24 @@ def _direction(
         scores = (queries @ vectors.T).astype(np.float64)
         true = task.image[block, None] == image[None, :]
         exact.append(rank_of_best(scores, true))
+        if one_answer is not None:
+            once.append(rank_of_best(scores[:, one_answer.rows], one_answer.true(block)))
         for own, ok, found in zip(scores, true, rank(queries, task.to, DEPTH), strict=True):
             places = by_id[np.searchsorted(ids, found, sorter=by_id)]
             # A tie is counted against us: within it, the false item comes first.
             places = places[np.lexsort((~ok[places], -(own[places] + TIE * ~ok[places])))]
             hit = np.flatnonzero(ok[places])
-            served.append(hit[0] + 1 if len(hit) else np.iinfo(np.int64).max)
+            served.append(hit[0] + 1 if len(hit) else NOT_FOUND)
             top_rows.append(places)
             top_scores.append(own[places])
         on_progress(Progress(task.name, int(block[-1]) + 1, len(task.rows)))
     ranks, from_index = np.concatenate(exact), np.array(served)
     metrics = metrics_of(ranks, task.image)
     loss = {k: metrics.recall[k] - recall_at(from_index, k) for k in CUTOFFS}
-    return Direction(task.name, metrics, loss, ranks, tuple(top_rows), tuple(top_scores), task.rows)
+    merged = metrics_of(np.concatenate(once), task.image) if once else None
+    return Direction(
+        task.name, metrics, merged, loss, ranks, tuple(top_rows), tuple(top_scores), task.rows
+    )
 
 
 def _blocks(count: int) -> Iterator[NDArray[np.int64]]:

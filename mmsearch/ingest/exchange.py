@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,22 @@ from numpy.typing import NDArray
 
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
-from mmsearch.media.fingerprint import content_hash
+from mmsearch.ingest.labels import FILE
+from mmsearch.media.discover import is_image_name
+from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
+from mmsearch.media.isolated import Decoders
 from mmsearch.store.changes import NewCaption, NewMedia
-from mmsearch.store.filters import local_time
+from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.lookups import MediaFacts, RootRow
 from mmsearch.store.paths import canonical, relative
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import EncoderSpec, Progress, Vectors
+from mmsearch.types import MOST, EncoderSpec, Progress, Vectors
 
 _SPACE_KEY = b"mmsearch.space"
 _MODEL_KEY = b"mmsearch.model"
 _BATCH = 1024
+_SOURCE = re.compile(r"sidecar|file(:[0-9a-f]{16})?")
 
 
 def export_embeddings(store: Store, folder: Path) -> int:
@@ -101,6 +106,9 @@ def import_embeddings(
     writer: Writer,
     spec: EncoderSpec,
     images: dict[bytes, Incoming],
+    decoders: Decoders,
+    *,
+    workers: int,
     on_progress: Callable[[Progress], None],
 ) -> int:
     """Adds images with ready-made vectors; images that the index has already stay as they are."""
@@ -109,32 +117,37 @@ def import_embeddings(
     space = writer.space_of(spec, "imported")
     roots, known = writer.place(list(images))
     waiting = [one for path, one in images.items() if path not in known]
-    for start in range(0, len(waiting), _BATCH):
-        with writer.change() as change:
-            for one in waiting[start : start + _BATCH]:
-                change.add_media(_new_media(one, roots[one.path]), space)
-        on_progress(Progress("import", min(start + _BATCH, len(waiting)), len(waiting)))
+    with decoders.threads(workers) as pool:
+        for start in range(0, len(waiting), _BATCH):
+            some = waiting[start : start + _BATCH]
+            # Files are read before the transaction: whatever they are, nobody waits for them there.
+            files = list(pool.map(lambda one: _file(one.path, decoders), some))
+            with writer.change() as change:
+                for one, (stamp, digest) in zip(some, files, strict=True):
+                    change.add_media(_new_media(one, roots[one.path], stamp, digest), space)
+            on_progress(Progress("import", start + len(some), len(waiting)))
     writer.compact(only_if="short")
     return len(waiting)
 
 
-def _new_media(one: Incoming, root: RootRow) -> NewMedia:
-    """With the file's stamp and hash where it is at hand, so that a rescan knows it."""
-    size, mtime_ns, digest = -1, 0, content_hash(b"imported " + one.path)
-    try:
-        with open(one.path, "rb") as file:
-            status = os.fstat(file.fileno())
-            size, mtime_ns, digest = status.st_size, status.st_mtime_ns, content_hash(file.read())
-    except OSError:
-        pass
+def _file(path: bytes, decoders: Decoders) -> tuple[Stamp, bytes]:
+    """A file's stamp and hash where it is an image here, so that a rescan knows it."""
+    if is_image_name(path):
+        with decoders.open(path) as file:
+            if not file.reason:
+                return file.stamp, file.digest
+    return NEVER, content_hash(b"imported " + path)
+
+
+def _new_media(one: Incoming, root: RootRow, stamp: Stamp, digest: bytes) -> NewMedia:
     path = relative(one.path, canonical(root.path))
     assert path is not None, "its root is above it by construction"
-    facts = one.facts or MediaFacts(0, 0, local_time(mtime_ns), "mtime")
+    facts = one.facts or MediaFacts(0, 0, local_time(stamp.mtime_ns), "mtime")
     return NewMedia(
         root_id=root.id,
         path=path,
-        size=size,
-        mtime_ns=mtime_ns,
+        size=stamp.size,
+        mtime_ns=stamp.mtime_ns,
         content_hash=digest,
         width=facts.width,
         height=facts.height,
@@ -167,22 +180,35 @@ def read_embeddings(folder: Path, spec: EncoderSpec) -> dict[bytes, Incoming]:
     for images, texts, table in _parts(folder):
         _check_part(images, texts, table, spec, folder)
         for row, values in enumerate(table.to_pylist()):
-            name = values.get("path_bytes") or os.fsencode(str(values["image_path"]))
-            path = os.path.abspath(os.path.join(os.fsencode(folder), name))
+            path = _path(values, folder, row)
             one = found.setdefault(path, Incoming(path, _unit(images[row]), [], _facts(values)))
             cleaned = clean_captions([str(values.get("caption") or "")])
             if texts is not None and cleaned and np.any(texts[row]):
-                origin = str(values.get("caption_source") or "file")
+                origin = str(values.get("caption_source"))
+                origin = origin if _SOURCE.fullmatch(origin) else FILE
                 one.captions.append(NewCaption(cleaned[0], origin, _unit(texts[row])))
     return found
 
 
+def _path(values: dict[str, Any], folder: Path, row: int) -> bytes:
+    """Where a row's image lies: absolute, without symbolic links in its folders."""
+    name = values.get("path_bytes") or values["image_path"]
+    name = os.fsencode(name) if isinstance(name, str) else name
+    if not isinstance(name, bytes) or not name or b"\0" in name:
+        raise LabelsError(f"{folder}: row {row} of the metadata names no image")
+    return canonical(os.path.abspath(os.path.join(os.fsencode(folder), name)))
+
+
 def _facts(values: dict[str, Any]) -> MediaFacts | None:
-    if not values.get("captured"):
+    """What our own exports say of an image; None for those of others, and for nonsense."""
+    try:
+        width, height = int(values["width"]), int(values["height"])
+        captured = stored_time(datetime.fromisoformat(values["captured"]))
+        source = {"exif": "exif", "mtime": "mtime"}[values["captured_from"]]
+    except (KeyError, TypeError, ValueError):
         return None
-    return MediaFacts(
-        int(values["width"]), int(values["height"]), values["captured"], values["captured_from"]
-    )
+    is_size = min(width, height) >= 0 and max(width, height) <= MOST
+    return MediaFacts(width, height, captured, source) if is_size else None
 
 
 def _parts(folder: Path) -> Iterator[tuple[Vectors, Vectors | None, pa.Table]]:
@@ -190,7 +216,7 @@ def _parts(folder: Path) -> Iterator[tuple[Vectors, Vectors | None, pa.Table]]:
     if not files:
         raise LabelsError(f"{folder}: no img_emb/img_emb_0.npy there; name the folder above it")
     for path in files:
-        number = _number(path)
+        number = path.stem.removeprefix("img_emb_")  # as it is written: "0" or "00"
         texts = folder / f"text_emb/text_emb_{number}.npy"
         metadata = folder / f"metadata/metadata_{number}.parquet"
         try:

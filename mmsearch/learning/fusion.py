@@ -37,7 +37,7 @@ class FusionLearned:
 
 
 def learn_fusion(
-    evidences: Sequence[Evidence], asked: Sequence[HeldOut], images: int, seed: int = 0
+    evidences: Sequence[Evidence], asked: Sequence[HeldOut], seed: int = 0
 ) -> FusionLearned:
     """Weights by the cross-entropy of the true image among those that were found.
 
@@ -47,7 +47,6 @@ def learn_fusion(
 
     Args:
         evidences: what the index holds for each of `asked`.
-        images: how many the index holds.
 
     Raises:
         UsageError: too few queries, or images with captions in the index.
@@ -78,9 +77,7 @@ def learn_fusion(
     old, new = (
         np.array(
             [
-                rank_in(
-                    evidences[row], fuse(evidences[row], how, weights), asked[row].media, images
-                )
+                rank_in(evidences[row], fuse(evidences[row], how, weights), asked[row].media)
                 for row in measure
             ]
         )

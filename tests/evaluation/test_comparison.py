@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison as measuring
-from mmsearch.evaluation.ranking import Difference
+from mmsearch.evaluation.ranking import NOT_FOUND, Difference, metrics_of
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.learning.fusion import learn_fusion
@@ -79,7 +79,7 @@ def test_only_a_share_of_the_images_keeps_its_captions(store):
     assert len(asked) == COUNT
     kept = set(store.contents().caption_media.tolist())
     assert all(one.is_bare == (one.media not in kept) for one in asked)
-    rows = measuring.compare(Searcher(store, FakeEncoder()), asked, [("words", 0)], COUNT)
+    rows = measuring.compare(Searcher(store, FakeEncoder()), asked, [("words", 0)])
     assert rows[0].bare == {1: 0, 5: 0, 10: 0}  # words find no image without captions
     assert 0.2 < len(set(store.contents().caption_media.tolist())) / COUNT <= 0.25
 
@@ -93,9 +93,7 @@ def test_an_index_without_captions_cannot_be_measured(store):
 def test_the_figures_are_those_of_ranking_everything(store):
     searcher = Searcher(store, FakeEncoder())
     asked = measuring.hold_out(store, 1)
-    rows = measuring.compare(
-        searcher, asked, [(how, 0) for how in ("image", "words", "sum")], COUNT
-    )
+    rows = measuring.compare(searcher, asked, [(how, 0) for how in ("image", "words", "sum")])
     held = store.contents()
     queries = FakeEncoder().encode_texts([one.text for one in asked])
     scores = queries @ held.image_vectors.T
@@ -107,15 +105,41 @@ def test_the_figures_are_those_of_ranking_everything(store):
         assert image.metrics.recall[k] == pytest.approx(100 * np.mean(ranks <= k))
     # A word of its own leads to every image but the one whose other captions are gone.
     assert words.metrics.recall[1] == pytest.approx(100 * (COUNT - 1) / COUNT)
+    assert image.metrics.median_rank == np.median(ranks)  # also what plain `bench` gives
+    assert image.metrics.mrr == pytest.approx(np.mean(1 / ranks))
     assert image.gains is None
     assert words.gains[1].mean == pytest.approx(words.metrics.recall[1] - image.metrics.recall[1])
     assert both.metrics.recall[10] > image.metrics.recall[10]
 
 
+def test_a_rank_beyond_what_a_search_follows_is_not_found(store):
+    """An image that its caption brought up has a rank by its picture, but among too few others."""
+    evidence = Searcher(store, FakeEncoder()).evidence(Query(Term(text="thing3")))
+    scores = fuse(evidence, "image", None)
+    order = np.argsort(-scores)
+    for place in (0, 6, 7, 30):
+        media = int(evidence.media[order[place]])
+        expected = place + 1 if place < 7 else NOT_FOUND
+        assert measuring.rank_in(evidence, scores, media, depth=7) == expected
+    assert measuring.rank_in(evidence, scores, 10**6) == NOT_FOUND
+
+
+def test_a_median_that_is_not_known_is_not_a_number():
+    ranks = np.array([1, NOT_FOUND, NOT_FOUND])
+    metrics = metrics_of(ranks, np.arange(3))
+    assert metrics.median_rank == np.inf
+    assert metrics.mrr == pytest.approx(1 / 3)
+    row = measuring.Compared("image", 0, metrics, None, None)
+    report = measuring.FusionReport("x", "", "fake", 9, 9, (row,))
+    assert "> 200" in measuring.to_text(report)
+    figures = measuring.to_json(report)["rows"][0]
+    assert (figures["median_rank"], figures["MRR@200"]) == (None, 0.333333)
+
+
 def test_a_report_says_whether_a_difference_is_real(store):
     searcher = Searcher(store, FakeEncoder())
     asked = measuring.hold_out(store, 1)
-    rows = measuring.compare(searcher, asked, [("image", 0), ("words", 0)], COUNT)
+    rows = measuring.compare(searcher, asked, [("image", 0), ("words", 0)])
     report = measuring.FusionReport("toys", "", "fake", COUNT, 9, rows)
     text = measuring.to_text(report)
     assert text.splitlines()[1].split()[:2] == ["setting", "R@1"]
@@ -140,7 +164,7 @@ def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
     local = FakeLocal()
     learned = Learned(reranker=lambda: reranker)
     searcher = Searcher(store, FakeEncoder(), learned, lambda: local, lambda: DECODERS)
-    plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)], COUNT)
+    plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)])
     assert (plain.name, again.name) == ("image", "image, rerank 7")
     assert plain.bare is None  # all of them are
     ranks = []
@@ -157,7 +181,7 @@ def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
     assert "image, rerank 7" in measuring.to_text(report)
     assert measuring.to_json(report)["rows"][1]["rerank"] == 7
     with pytest.raises(UsageError, match="--fusion words does not"):
-        measuring.compare(searcher, asked, [("words", 7)], COUNT)
+        measuring.compare(searcher, asked, [("words", 7)])
 
 
 def test_weights_are_learned_for_what_tells_images_apart(store):
@@ -165,13 +189,13 @@ def test_weights_are_learned_for_what_tells_images_apart(store):
     asked = measuring.hold_out(store, 1)
     searcher = Searcher(store, FakeEncoder())
     evidences = [found for _, _, found in measuring.evidence_of(searcher, asked)]
-    found = learn_fusion(evidences, asked, COUNT)
+    found = learn_fusion(evidences, asked)
     assert found.weights.words > 0.5
     assert sum(vars(found.weights).values()) == pytest.approx(1)
     assert found.learned_from + found.measured_on == COUNT
-    assert learn_fusion(evidences, asked, COUNT).weights == found.weights
+    assert learn_fusion(evidences, asked).weights == found.weights
     ranks = [
-        measuring.rank_in(one, fuse(one, "learned", found.weights), held.media, COUNT)
+        measuring.rank_in(one, fuse(one, "learned", found.weights), held.media)
         for one, held in zip(evidences, asked, strict=True)
     ]
     assert np.mean(np.array(ranks) == 1) > 0.9
@@ -182,4 +206,4 @@ def test_too_few_captions_teach_nothing(store):
     found = measuring.evidence_of(Searcher(store, FakeEncoder()), asked)
     evidences = [evidence for _, _, evidence in found]
     with pytest.raises(UsageError, match="at least 10 are needed"):
-        learn_fusion(evidences, asked, COUNT)
+        learn_fusion(evidences, asked)

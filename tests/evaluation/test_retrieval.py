@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import ir_measures
 import numpy as np
@@ -92,6 +93,53 @@ def test_images_without_captions_ask_nothing_but_are_in_the_way():
     )  # fmt: skip
     result = evaluate(lonely, exact(lonely))
     assert (result.t2i.metrics.queries, result.i2t.metrics.queries) == (2, 2)
+
+
+def named():
+    """Twelve images of three names; the vector of a name lies nearest to its own four images,
+    but for image 0, which looks like the second name."""
+    names = unit_vectors(np.random.default_rng(1), 3)
+    which = np.repeat(np.arange(3), 4)
+    images = names[[1, *which[1:]]]
+    return Corpus(
+        image_ids=np.arange(12), images=images,
+        image_names=tuple(f"/p/{i}.jpg" for i in range(12)), caption_ids=np.arange(12),
+        captions=names[which], texts=tuple(("cat", "dog", "cow")[i] for i in which),
+        owner=np.arange(12),
+    )  # fmt: skip
+
+
+def test_equal_captions_are_one_answer_beside_the_papers_figure():
+    held = named()
+    assert held.repeated == 12
+    result = evaluate(held, exact(held))
+    # By the papers, the same name of another image is a wrong answer that scores as much.
+    assert result.i2t.metrics.recall[1] == 0
+    assert result.t2i.metrics.recall[1] == 0
+    # As one answer: 11 of 12 images find their name first, image 0 finds it second or third.
+    assert result.i2t.one_answer.recall[1] == pytest.approx(100 * 11 / 12)
+    assert result.i2t.one_answer.recall[5] == 100
+    # "cat" finds images 1 to 3 first, and each is true; so do the other names, but that "dog" is
+    # met by image 0, which scores as much as its own: a tie, which counts against.
+    assert result.t2i.one_answer.recall[1] == pytest.approx(100 * 8 / 12)
+    assert result.t2i.one_answer.recall[5] == 100
+    report = report_of(held)
+    text = to_text(report)
+    assert text.count("equal captions as one") == 2
+    assert "12 of 12 captions are also those of another image" in text
+    document = to_json(report)
+    assert document["repeated_captions"] == 12
+    assert document["i2t"]["equal_captions_one_answer"]["R@1"] == pytest.approx(91.6667)
+
+
+def test_captions_of_their_own_have_one_figure():
+    held = corpus()
+    twice = replace(held, texts=("again", "again", *held.texts[2:]))  # both of image 0
+    for one in (held, twice):
+        report = report_of(one)
+        assert one.repeated == 0
+        assert [direction.one_answer for direction in report.directions] == [None, None]
+        assert "equal captions" not in to_text(report)
 
 
 def test_no_captions_no_benchmark():
