@@ -27,7 +27,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +50,9 @@ from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
 
 with without_telemetry():
     import openvino as ov
+    import openvino.opset13 as opset
+
+__all__ = ["Graph", "OpenVinoEncoder", "opset", "ov"]
 
 if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
@@ -89,6 +92,33 @@ def compile_graph(graph: Any, options: dict[str, Any]) -> Any:
     """
     with _compiling:
         return openvino_core().compile_model(graph, "CPU", options)
+
+
+class Graph:
+    """A small graph, compiled for the share of the cores that this process may use.
+
+    Threads may share it: each has a request of its own.
+    """
+
+    def __init__(self, model: ov.Model) -> None:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": available_cores(),
+        }
+        self._compiled = compile_graph(model, options)
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            found = request.infer([np.ascontiguousarray(one) for one in inputs])
+            return np.array(found[0], np.float32)
+        finally:
+            self._idle.put(request)
 
 
 class OpenVinoEncoder:

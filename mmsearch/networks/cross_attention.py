@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.cross = Attention(width, heads, dropout)
         self.feed = nn.Sequential(
             nn.Linear(width, 3 * width),
-            nn.GELU(approximate="tanh"),  # NumPy has no erf
+            nn.GELU(approximate="tanh"),  # as the weights that are shipped were learned
             nn.Dropout(dropout),
             nn.Linear(3 * width, width),
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,12 @@ from mmsearch.encoders.local import LocalEncoder, Looks, Tokens
 from mmsearch.errors import DamageError, DecodeError
 from mmsearch.media.isolated import Decoders
 from mmsearch.search.learned import Arrays, read_learned, write_learned
-from mmsearch.search.matchers import Floats, Kind, Matcher, matcher_of
+from mmsearch.search.matchers import Floats, Kind, Matcher, matcher_of, popularity_of
 from mmsearch.store.lookups import Item
 from mmsearch.store.patches import pack_looks, unpack_looks
 from mmsearch.store.paths import to_path
 from mmsearch.store.store import Store
+from mmsearch.store.vector_index import dot_products
 from mmsearch.types import Ids, Pixels, Term, Vectors
 
 FILE_NAME = "rerank.safetensors"
@@ -84,6 +86,10 @@ class Reranker:
     def dim(self) -> int:
         return int(self.captions.shape[1])
 
+    @cached_property
+    def _popularity(self) -> Callable[[Floats], Floats]:
+        return popularity_of(self.captions, TEMPERATURE)
+
     def parts(
         self, query: Vectors, texts: Sequence[tuple[float, Floats]], own: Vectors, looks: Looks
     ) -> Parts:
@@ -97,15 +103,14 @@ class Reranker:
         """
         seen: Floats = own + looks.vectors
         seen = seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6)
-        near = np.exp(np.float32(TEMPERATURE) * (seen @ self.captions.T)).mean(axis=1)
-        popularity = np.log(near) / np.float32(TEMPERATURE)
+        popularity = self._popularity(seen)
         low, high = self.familiar
         at = (nearness(query[None], self.captions)[0] - low) / max(high - low, 1e-6)
         total = sum(weight for weight, _ in texts)
         match = np.zeros(len(own), np.float32)
         for weight, rows in texts:
             match += np.float32(weight / total) * self.matcher(rows, looks.patches)
-        return Parts(seen @ query, popularity * np.float32(np.clip(at, 0, 1)), match)
+        return Parts(dot_products(query, seen), popularity * np.float32(np.clip(at, 0, 1)), match)
 
     def rescored(self, cosines: Floats, parts: Parts) -> Floats:
         """New scores, (n,), whose mean is that of the images' own cosines.
@@ -124,7 +129,8 @@ def nearness(queries: Vectors, captions: Vectors) -> Floats:
     be pushed down for nothing.
     """
     count = min(_NEAREST, len(captions))
-    nearest = np.partition(queries @ captions.T, -count, axis=1)[:, -count:]
+    near = dot_products(queries[0], captions)[None] if len(queries) == 1 else queries @ captions.T
+    nearest = np.partition(near, -count, axis=1)[:, -count:]
     found: Floats = nearest.mean(axis=1)
     return found
 

@@ -29,7 +29,7 @@ from mmsearch.store.faiss_index import (
     selector_of,
     write_index,
 )
-from mmsearch.store.vector_index import Found, best
+from mmsearch.store.vector_index import Found, best, dot_products
 from mmsearch.types import Ids, Vectors
 
 #: So many may be looked up one by one in a filtered search.
@@ -185,7 +185,7 @@ class ApproximateIndex:
         return found
 
     def _best(self, query: Vectors, rows: NDArray[np.int64], k: int) -> Found:
-        scores = self._exact.vectors_at(rows) @ query
+        scores = dot_products(query, self._exact.vectors_at(rows))
         return best(scores, self._exact.ids[rows], k)
 
 

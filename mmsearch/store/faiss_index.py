@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError, UnreadableError
 from mmsearch.store.checksum import of_file, of_parts, of_vector
-from mmsearch.store.vector_index import Found, best
+from mmsearch.store.vector_index import ExactIndex, Found, best
 from mmsearch.types import Ids, Vectors
 
 Rows = NDArray[np.int64]
@@ -142,7 +142,7 @@ class FaissIndex:
                 among = np.setdiff1d(among, without, assume_unique=True)
             rows = self.rows_of(among)
             vectors, ids = self.vectors_at(rows), self.ids[rows]
-            return [best(scores, ids, k) for scores in queries @ vectors.T]
+            return ExactIndex(ids, vectors).search(queries, k)
         self.check()
         parameters = None
         if among is not None or (without is not None and len(without)):

@@ -24,7 +24,7 @@ from mmsearch.store.files import draft_of, make_folder, sync_folder, write_durab
 from mmsearch.store.lookups import Item, MediaFacts, SpaceRow
 from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import to_path
-from mmsearch.store.vector_index import Found
+from mmsearch.store.vector_index import Found, dot_products
 from mmsearch.store.vectors import VectorView
 from mmsearch.store.writer import Writer
 from mmsearch.types import MODALITIES, Filter, Ids, Modality, Status, Vectors
@@ -281,8 +281,8 @@ class Store:
             words=np.array(
                 [by_words.get(number, 0.0 if number in best else np.nan) for number in media]
             ),
-            usual_image=Usual.of(views["image"].sample @ query),
-            usual_caption=Usual.of(views["caption"].sample @ query),
+            usual_image=Usual.of(dot_products(query, views["image"].sample)),
+            usual_caption=Usual.of(dot_products(query, views["caption"].sample)),
             best_words=best_words,
         )
 

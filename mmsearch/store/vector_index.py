@@ -62,6 +62,8 @@ class ExactIndex:
             if without is not None:
                 keep &= ~np.isin(ids, without)
             ids, vectors = ids[keep], vectors[keep]
+        if len(queries) == 1:
+            return [best(dot_products(queries[0], vectors), ids, k)]
         return [best(scores, ids, k) for scores in queries @ vectors.T]
 
     @property
@@ -77,6 +79,15 @@ class ExactIndex:
         return ExactIndex(
             np.concatenate([self._ids, ids]), np.concatenate([self._vectors, vectors])
         )
+
+
+def dot_products(query: Vectors, vectors: Vectors) -> Vectors:
+    """The products of a query (d,) with vectors (n, d), by this thread alone.
+
+    A query is too little for BLAS's threads, and they take the cores from the runtime's.
+    """
+    found: Vectors = np.vecdot(vectors, query)
+    return found
 
 
 def best(scores: Vectors, ids: Ids, k: int) -> Found:
