@@ -1,4 +1,4 @@
-# make demo | make test | make check: each sets up everything it needs in .venv first.
+# make demo | make test | make quick | make check: each sets up everything it needs in .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PHOTOS ?=
 DATA ?=
+MARKERS ?= not mount
 
-.PHONY: demo test check format docs tiny clean
+.PHONY: demo test quick check format docs tiny clean
 
 demo: $(STAMP)
 	@echo "== mmsearch demo: draws a gallery, indexes it, searches it, measures it (into build/)"
@@ -15,7 +16,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "== tests"
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "$(MARKERS)"
+
+# What a person about to commit runs: two minutes.
+quick: $(STAMP)
+	@echo "== quick tests"
+	$(BIN)/python -m pytest -q -m "not slow and not mount"
 
 check: $(STAMP)
 	@echo "== format, lint, types, import contract, generated docs, tests"
@@ -24,7 +30,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/cli_docs.py --check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "$(MARKERS)"
 
 format: $(STAMP)
 	$(BIN)/ruff format .

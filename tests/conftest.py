@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,6 @@ from fakes import FakeEncoder, paint
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
-_DEFAULT_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,8 +39,8 @@ def _isolated(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real photos and labelled sets."""
-    folder = Path(os.environ.get("MMSEARCH_DATA", _DEFAULT_DATA))
-    if not folder.is_dir():
+    folder = Path(os.environ.get("MMSEARCH_DATA", "."))
+    if "MMSEARCH_DATA" not in os.environ or not folder.is_dir():
         pytest.skip("no data sets here: set MMSEARCH_DATA (docs/datasets.md)")
     return folder
 
@@ -74,6 +75,40 @@ def photos(tmp_path) -> Path:
     }.items():
         paint(folder / name, colour)
     return folder
+
+
+@dataclass
+class Hanging:
+    """A program whose decoder never ends with files that hold "hang" and nothing else."""
+
+    flag: Path
+    environment: dict[str, str]
+
+    def wait(self):
+        """Returns when a decoder has begun with such a file."""
+        deadline = time.monotonic() + 100
+        while not self.flag.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def hanging(tmp_path_factory):
+    """Makes decoders of a process of its own hang: in its environment lies what does it."""
+    top = tmp_path_factory.mktemp("hanging")
+    (top / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'mmsearch.media.isolated' in sys.orig_argv:\n"
+        "    from mmsearch.media import image\n"
+        "    real = image.decode\n"
+        "    def decode(content, **options):\n"
+        "        if content == b'hang':\n"
+        f"            open({str(top / 'hangs')!r}, 'w')\n"
+        "            while True: pass\n"
+        "        return real(content, **options)\n"
+        "    image.decode = decode\n"
+    )
+    return Hanging(top / "hangs", {"PYTHONPATH": str(top)})
 
 
 @pytest.fixture

@@ -196,27 +196,12 @@ def test_an_interrupt_that_is_ignored_stays_so(index):
     assert ended(process)[0] == 0
 
 
-def test_an_interrupt_while_a_decoder_hangs_ends_at_once(tmp_path, tiny):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'mmsearch.media.isolated' in sys.orig_argv:\n"
-        "    from mmsearch.media import image\n"
-        "    real = image.decode\n"
-        "    def decode(content, **options):\n"
-        "        if content == b'hang':\n"
-        f"            open({str(tmp_path / 'hangs')!r}, 'w')\n"
-        "            while True: pass\n"
-        "        return real(content, **options)\n"
-        "    image.decode = decode\n"
-    )
+def test_an_interrupt_while_a_decoder_hangs_ends_at_once(tmp_path, tiny, hanging):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.png").write_bytes(b"hang")
     process = start("index", tmp_path / "p", "--index", tmp_path / "i", "--model", "tiny",
-                    environment={"PYTHONPATH": str(tmp_path / "site")})  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "hangs").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+                    environment=hanging.environment)  # fmt: skip
+    hanging.wait()
     process.send_signal(signal.SIGINT)
     code, _, lines = ended(process, seconds=30)  # of the 60 that the decoder had left
     assert code == 130

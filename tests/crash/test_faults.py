@@ -157,6 +157,7 @@ def test_a_disk_that_fills_up_is_told_of_and_the_run_goes_on_when_there_is_room(
         faults.assert_same(faults.state_of(index), bench.undisturbed(scenarios["new"]))
 
 
+@pytest.mark.mount
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_for_real(scenarios, bench, tmp_path):
     disk = tmp_path / "disk"
@@ -180,6 +181,7 @@ def test_a_full_disk_for_real(scenarios, bench, tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.mount
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk read-only")
 def test_a_disk_that_may_only_be_read(scenarios, tmp_path):
     """Searches go on; whatever writes is refused in one line."""

@@ -550,7 +550,8 @@ def test_the_evidence_is_what_comparing_everything_gives(store):
         assert media == sorted(media)
         nearest = sorted(image, key=image.get, reverse=True)[:depth]
         assert set(nearest) <= set(media)
-        assert set(scores) <= set(media) or depth == 3
+        if depth == 100:  # as many as there are: words bring up all that hold them
+            assert set(scores) <= set(media)
         np.testing.assert_allclose(found.image, [image[n] for n in media], atol=1e-6)
         np.testing.assert_allclose(found.caption, [best.get(n, np.nan) for n in media], atol=1e-6)
         expected = [scores.get(n, 0.0 if n in best else np.nan) for n in media]
