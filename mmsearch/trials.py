@@ -376,7 +376,9 @@ def _indexed(
         engine.beside(Path(scratch) / "index", model) as other,
     ):
         some = LabelledSet(labelled.name, tuple(chosen))
-        missing = _index_listed(other, folder, some, on_progress, patches=patches)
+        missing = _index_listed(
+            other, folder, some, on_progress, patches=patches, among=labelled.images
+        )
         if model is not None and _space_of(other).spec.space != _space_of(engine).spec.space:
             raise UsageError(
                 f"the weights of '{model}' are not those that {engine.folder} was made with: name "
@@ -392,12 +394,13 @@ def _index_listed(
     on_progress: OnProgress,
     *,
     patches: bool = False,
+    among: Sequence[LabelledImage] | None = None,
 ) -> tuple[str, ...]:
     """Indexes just the images of a set with their captions; returns those that failed."""
     encoder = engine.encoder_for_writing()
     Store.create(engine.folder).close()
     with engine.store.writer() as writer:
-        plan = plan_of_files(writer, os.fsencode(folder), labelled)
+        plan = plan_of_files(writer, os.fsencode(folder), labelled, among)
         workers = engine.settings.workers
         with Decoders() as decoders:
             Pipeline(

@@ -103,7 +103,9 @@ class Term:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
             raise UsageError("a term is a text or an image: give one of them")
-        if self.text is not None and (not isinstance(self.text, str) or not self.text.strip()):
+        if self.text is not None and not isinstance(self.text, str):
+            raise UsageError(f"a text to search for is a str, not {self.text!r}")
+        if self.text is not None and not self.text.strip():
             raise UsageError("an empty text cannot be searched for")
         if self.image is not None:
             object.__setattr__(self, "image", expanded(self.image))
@@ -138,7 +140,10 @@ class Filter:
             if not isinstance(moment, datetime):
                 raise UsageError(f"{name} is a datetime, not {moment!r}")
             if moment.tzinfo is not None:
-                local = moment.astimezone().replace(tzinfo=None)
+                try:
+                    local = moment.astimezone().replace(tzinfo=None)
+                except (OverflowError, ValueError, OSError) as error:
+                    raise UsageError(f"{name}: no local time is {moment}") from error
                 object.__setattr__(self, name, local)
 
     def __bool__(self) -> bool:
@@ -172,7 +177,7 @@ class Query:
     (`mmsearch.store.approximate`)."""
 
     def __post_init__(self) -> None:
-        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(self.terms)
+        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(several(self.terms))
         object.__setattr__(self, "terms", terms)
         if not terms:
             raise UsageError("nothing to search for: give a text or an image")
@@ -189,6 +194,8 @@ class Query:
                 raise UsageError(f"{name} is a whole number, not {value!r}")
             if not least <= value <= MOST:
                 raise UsageError(f"{name} is a whole number from {least} to {MOST}, not {value}")
+        if not isinstance(self.filter, Filter) or not isinstance(self.exact, bool):
+            raise UsageError("filter is a `Filter`, and exact is True or False")
         if self.min_score is not None and not _is_number(self.min_score):
             raise UsageError(f"min_score is a number, not {self.min_score!r}")
 
@@ -215,8 +222,17 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def several(values: str | os.PathLike[str] | Iterable[Any]) -> list[Any]:
-    """One value, or any number of them: a text is one, not its letters."""
-    return [values] if isinstance(values, str | os.PathLike) else list(values)
+    """One value, or any number of them: a text is one, not its letters.
+
+    Raises:
+        UsageError: neither.
+    """
+    if isinstance(values, str | bytes | os.PathLike):
+        return [values]
+    try:
+        return list(values)
+    except TypeError as error:
+        raise UsageError(f"neither one value nor several: {values!r}") from error
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:
         with writer.change() as change:
             change.remove_media([item.id for item in going])
         for item in going:
-            given = sum(row.source.startswith("file") for row in captions.get(item.id, ()))
+            given = sum(lookups.is_from_file(row.source) for row in captions.get(item.id, ()))
             found.append(os.fsdecode(item.absolute) + (f" ({given} captions)" if given else ""))
 
 

@@ -23,7 +23,7 @@ RED = Term(text="red")
         ({"text": "a", "image": "a.png"}, "give one of them"),
         ({"text": ""}, "empty text"),
         ({"text": " \n"}, "empty text"),
-        ({"text": b"bytes"}, "empty text"),
+        ({"text": b"bytes"}, "is a str"),
         ({"image": 7}, "a path is a text"),
         ({"text": "a", "weight": 1e48}, "a weight is a number"),
         ({"text": "a", "weight": float("nan")}, "a weight is a number"),
@@ -80,6 +80,9 @@ def test_a_moment_with_a_zone_is_that_moment_in_local_time(monkeypatch):
         assert Filter(before=datetime(2024, 5, 1, 12, tzinfo=there)).before == datetime(
             2024, 5, 1, 10
         )
+        for far in (datetime(1, 1, 1, tzinfo=there), datetime(9999, 12, 31, 23, tzinfo=UTC)):
+            with pytest.raises(UsageError, match="no local time is"):
+                Filter(after=far)
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -93,7 +93,10 @@ def bench(
     precision: PrecisionOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure Recall@1/5/10, text to image and image to text, on a labelled set."""
+    """Measure Recall@1/5/10, text to image and image to text, on a labelled set.
+
+    The model is that of the index, where there is one, unless --model names another.
+    """
     from mmsearch.evaluation import report as out
 
     if dataset is None and (images or split or limit or model):

@@ -39,8 +39,12 @@ def read(document: Any, path: Path) -> LabelledSet:
             remarks.append(f"{path}: image {place} has no 'id' or no 'file_name'")
             continue
         names[name, number] = None  # an image may be listed for each of its captions
-    lost = set(captions) - {number for _, number in names}
-    remarks += [f"{path}: captions of image_id {number}, which is no image" for number in lost]
+    known = {number for _, number in names}
+    remarks += [
+        f"{path}: captions of image_id {number}, which is no image"
+        for number in captions
+        if number not in known
+    ]
     images = (LabelledImage(name, tuple(captions.get(number, ()))) for name, number in names)
     return LabelledSet.gathered(path.stem, images, remarks, path)
 
@@ -53,4 +57,5 @@ def _id(value: Any) -> str | None:
     """An id as text: 1 and "1" are the same image, whichever a program wrote."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip() if isinstance(value, int | str) else None
+    is_id = isinstance(value, int | str) and not isinstance(value, bool)
+    return str(value).strip() if is_id else None

@@ -45,8 +45,9 @@ def read_labelled(path: Path) -> LabelledSet:
         text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise LabelsError(
-            f"{path}: not a text file in UTF-8 (byte {error.start}); if it is text in another "
-            "encoding, convert it: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+            f"{path}: not a text file in UTF-8 (byte {error.start}: {error.reason}); mend that "
+            "byte, or if all of it is in another encoding, convert it: iconv -f WINDOWS-1252 -t "
+            "UTF-8 FILE > NEW"
         ) from error
     except OSError as error:
         raise LabelsError(f"{path}: cannot be read: {error.strerror}") from error
@@ -114,7 +115,8 @@ def _read_sidecars(folder: Path, others: list[str]) -> LabelledSet | None:
                     remarks.append(f"{os.fsdecode(sidecar_path(image))}: {NOT_TEXT}")
     if not images and not remarks:
         return None
-    return LabelledSet.gathered(folder.resolve().name, images, others + remarks, folder)
+    found = LabelledSet.gathered(folder.resolve().name, images, others + remarks, folder)
+    return replace(found, source="sidecar")  # as `index` has them without being told
 
 
 def _with(labelled: LabelledSet, remarks: list[str]) -> LabelledSet:

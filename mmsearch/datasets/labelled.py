@@ -33,7 +33,8 @@ class LabelledSet:
     remarks: tuple[str, ...] = ()
     """What of the file could not be used, a line each."""
     source: str = ""
-    """The path of the file that it was read from, without symbolic links; "" for none."""
+    """The path of the file that it was read from, without symbolic links; "" for none, "sidecar"
+    for files beside the images."""
 
     @classmethod
     def gathered(
@@ -46,25 +47,29 @@ class LabelledSet:
             source: the file that they are read from.
 
         Raises:
-            LabelsError: nothing could be used.
+            LabelsError: there is nothing, or nothing that can be used.
         """
-        found: dict[str, LabelledImage] = {}
+        captions: dict[str, list[str]] = {}
+        splits: dict[str, str] = {}
         for entry in entries:
-            if not entry.file.strip():
+            if not _is_name(entry.file):
                 remarks.append(f"{source}: a caption without the name of a picture")
                 continue
             file, split = _plain(entry.file), entry.split.strip().lower()
-            known = found.get(file, LabelledImage(file, (), split))
-            if known.split != split:
+            if splits.setdefault(file, split) != split:
                 remarks.append(
-                    f"{source}: {file} is in two splits, '{known.split}' and '{split}'; the first "
+                    f"{source}: {file} is in two splits, '{splits[file]}' and '{split}'; the first "
                     "counts"
                 )
-            found[file] = LabelledImage(file, known.captions + entry.captions, known.split)
-        if remarks and not found:
+            captions.setdefault(file, []).extend(entry.captions)
+        if not any(captions.values()):
             more = f", and {len(remarks) - 1} more like it" if len(remarks) > 1 else ""
-            raise LabelsError(f"{remarks[0]}{more}: nothing in it can be used")
-        return cls(name, tuple(found.values()), tuple(remarks), os.path.realpath(source))
+            what = f"{remarks[0]}{more}: nothing in it can be used" if remarks else ""
+            raise LabelsError(what or f"{source}: holds no captions")
+        images = (
+            LabelledImage(file, tuple(texts), splits[file]) for file, texts in captions.items()
+        )
+        return cls(name, tuple(images), tuple(remarks), os.path.realpath(source))
 
     def splits(self) -> list[str]:
         """The names of the splits that occur, in order of appearance."""
@@ -94,6 +99,15 @@ class LabelledSet:
             return ""
         more = f" (and {len(self.remarks) - 1} more)" if len(self.remarks) > 1 else ""
         return f"not all of the captions could be used: {self.remarks[0]}{more}"
+
+
+def _is_name(file: str) -> bool:
+    """Whether a file could have that name."""
+    try:
+        os.fsencode(file)
+    except UnicodeEncodeError:
+        return False
+    return bool(file.strip()) and "\0" not in file
 
 
 def _plain(file: str) -> str:

@@ -29,15 +29,21 @@ class Files(Generic[Key]):
             self._relative.setdefault(composed(path), []).append(key)
             self._name.setdefault(composed(os.path.basename(path)), []).append(key)
 
-    def of(self, images: Sequence[LabelledImage], bases: Sequence[bytes]) -> list[Key | None]:
+    def of(
+        self,
+        images: Sequence[LabelledImage],
+        bases: Sequence[bytes],
+        among: Sequence[LabelledImage] | None = None,
+    ) -> list[Key | None]:
         """For each image its file, by its path, then by its name if that is unique; else None.
 
         Args:
             bases: the folders that paths in the labels may be relative to, the likeliest first.
                 After them comes each file's own root, where only one root has such a file.
+            among: all images of the labels, where these are some of them.
         """
-        paths = [composed(os.path.normpath(os.fsencode(image.file))) for image in images]
-        names = Counter(map(os.path.basename, paths))
+        paths = [_path_of(image) for image in images]
+        names = Counter(os.path.basename(_path_of(image)) for image in among or images)
         tops = [composed(base) for base in bases]
         return [self._file(path, tops, names) for path in paths]
 
@@ -54,6 +60,10 @@ class Files(Generic[Key]):
             if len(known) == 1:
                 return known[0]
         return None
+
+
+def _path_of(image: LabelledImage) -> bytes:
+    return composed(os.path.normpath(os.fsencode(image.file)))
 
 
 def composed(path: bytes) -> bytes:

@@ -29,10 +29,10 @@ def decode_text(content: bytes) -> str:
         UnicodeDecodeError: it is neither. Guessing would give captions of other letters.
     """
     named = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
-    text = content.decode(named)
-    if "\0" in text:
-        raise UnicodeDecodeError(named, content, 0, 1, "it holds NULs, as UTF-16 does")
-    return text
+    halves = content[::2].count(0), content[1::2].count(0)
+    if named == "utf-8" and max(halves) > len(content) // 4:
+        raise UnicodeDecodeError(named, content, 0, 1, "every other byte is 0, as in UTF-16")
+    return content.decode(named)
 
 
 def clean_captions(texts: Iterable[str]) -> tuple[str, ...]:

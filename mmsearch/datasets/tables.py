@@ -17,12 +17,7 @@ _TOKEN_LINE = re.compile(r"^(?P<file>.+)#\d+\t(?P<caption>.*)$")
 _FILE_COLUMNS = ("file_name", "image", "image_name", "filename", "file", "path", "filepath")
 _CAPTION_COLUMNS = ("caption", "text", "captions", "comment", "caption_text", "description")
 _SPLIT_COLUMNS = ("split",)
-#: A line of CSV whose quotes are all closed, and one whose last field is quoted and goes on.
-_QUOTED = r'"(?:[^"]|"")*+'
-_FIELD = rf'(?:{_QUOTED}"|[^",][^,]*+|)'
-_ONE_FIELD = re.compile(_FIELD)
-_CLOSED = re.compile(rf"{_FIELD}(?:,{_FIELD})*+")
-_OPEN = re.compile(rf"(?:{_FIELD},)*+{_QUOTED}")
+_DELIMITERS = "\t|,;"
 #: No caption goes over more lines.
 _MOST_LINES = 1000
 
@@ -54,22 +49,22 @@ def read_tokens(text: str, path: Path) -> LabelledSet:
 
 
 def read_csv(text: str, path: Path) -> LabelledSet:
-    """A table with an image column and a caption column, separated by commas, tabs or bars.
+    """A table with an image and a caption column, separated by commas, semicolons, tabs or bars.
 
     Where the first line is no header but begins with a picture's name, the first column names
     pictures and the next one (but for a caption's number) is the caption. Captions with commas may
     be quoted; where they are not, and the caption column is the last, what is left of the line is
-    the caption. Between tabs and bars a quote is a character like any other, unless quotes enclose
-    a whole field.
+    the caption. A quote that encloses no whole field is a character like any other.
 
     Raises:
         LabelsError: no such columns, no row that can be used, or a quote that is never closed.
     """
-    first = next((line for line in lines_of(text) if line.strip()), None)
+    lines = lines_of(text)
+    first = next((line for line in lines if line.strip()), None)
     if first is None:
         raise LabelsError(f"{path}: the file is empty")
-    delimiter = max("\t|,", key=first.count)
-    rows = _csv_rows(lines_of(text), path) if delimiter == "," else _plain_rows(text, delimiter)
+    delimiter = _delimiter_of(first)
+    rows = _rows(lines, delimiter, path)
     _, head = next(rows)
     names = [name.strip().lower() for name in head]
     file_at, caption_at = _column(names, _FILE_COLUMNS), _column(names, _CAPTION_COLUMNS)
@@ -108,67 +103,106 @@ def read_csv(text: str, path: Path) -> LabelledSet:
     return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
 
 
-def _plain_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table without quoting, with the numbers of their lines."""
-    for number, line in enumerate(lines_of(text), 1):
-        if line.strip():
-            yield number, [_unquoted(cell) for cell in line.split(delimiter)]
+def _delimiter_of(first: str) -> str:
+    """What separates the columns: what makes sense of the first line, else what it has most of."""
+
+    def sense(delimiter: str) -> tuple[bool, int]:
+        cells = [cell.strip(' "').lower() for cell in first.split(delimiter)]
+        is_head = _column(cells, _FILE_COLUMNS) is not None
+        is_row = len(cells) > 1 and is_image_name(os.fsencode(cells[0]))
+        return (is_head and _column(cells, _CAPTION_COLUMNS) is not None) or is_row, len(cells)
+
+    return max(_DELIMITERS, key=sense)
 
 
-def _unquoted(cell: str) -> str:
-    """A field without quotes around all of it, as spreadsheets put them between tabs too."""
-    inner = cell.strip()
-    if len(inner) >= 2 and inner[0] == inner[-1] == '"':
-        return inner[1:-1].replace('""', '"')
-    return cell
+class _Quoting:
+    """How fields between a delimiter are quoted, by lines: none is looked at twice."""
+
+    def __init__(self, delimiter: str) -> None:
+        mark = re.escape(delimiter)
+        quoted = r'"(?:[^"]|"")*+'
+        blank = "" if delimiter == "\t" else r"[ ]*+"
+        whole, bare = rf'{blank}{quoted}"{blank}(?={mark}|\Z)', rf'[^"{mark}][^{mark}]*+'
+        field = f"(?:{whole}|{bare}|)"
+        self.field = re.compile(f"({whole})|{bare}|")
+        self.closed = re.compile(rf"{field}(?:{mark}{field})*+")
+        """A line whose quotes are all closed."""
+        self.open = re.compile(rf"(?:{field}{mark})*+{blank}{quoted}")
+        """A line whose last field begins with a quote and goes on."""
+        rest = rf'(?:[^"]|"")*+"{blank}(?=mark|\Z)'.replace("mark", mark)
+        self.inner = re.compile(r'(?:[^"]|"")*+')
+        """A line within such a field."""
+        self.end = re.compile(rf"{rest}(?:{mark}{field})*+")
+        """The line in which it ends."""
+        self.next = re.compile(rf"{rest}{mark}(?:{field}{mark})*+{blank}{quoted}")
+        """The same, and another begins."""
 
 
-def _csv_rows(lines: Sequence[str], path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV, with the numbers of their first lines.
+def _rows(lines: Sequence[str], delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, with the numbers of their first lines.
 
-    A line whose quotes stand where CSV has none is taken as it is written.
+    A line whose quotes stand where the format has none is taken as it is written.
 
     Raises:
-        LabelsError: a quoted field never ends. Where the next row begins is not to be known then.
+        LabelsError: a quoted field of a CSV never ends. Where the next row begins is not to be
+            known then. (Between tabs and bars a lone quote is a character like any other.)
     """
+    quoting = _Quoting(delimiter)
     place = 0
     while place < len(lines):
         number, line = place + 1, lines[place]
         place += 1
-        if '"' not in line or not (_CLOSED.fullmatch(line) or _OPEN.fullmatch(line)):
-            if line.strip():
-                yield number, line.split(",")
+        if not line.strip():
             continue
-        whole = line
-        while not _CLOSED.fullmatch(whole):
-            is_over = place >= len(lines) or place - number > _MOST_LINES
-            if is_over or _begins_a_row(lines[place]) or not _OPEN.fullmatch(whole):
+        if '"' in line and quoting.open.fullmatch(line) and not quoting.closed.fullmatch(line):
+            more = _rest_of_field(lines, place, quoting, delimiter)
+            if more is not None:
+                yield number, _cells("\n".join([line, *more]), delimiter, quoting)
+                place += len(more)
+                continue
+            if delimiter in ",;":
                 raise LabelsError(
                     f"{path}:{number}: a field begins with a quote that is never closed; close it, "
                     'or write the quote twice within quotes ("")'
                 )
-            whole = f"{whole}\n{lines[place]}"
-            place += 1
-        yield number, _cells(whole)
+        if '"' in line and quoting.closed.fullmatch(line):
+            yield number, _cells(line, delimiter, quoting)
+        else:
+            yield number, line.split(delimiter)
 
 
-def _cells(row: str) -> list[str]:
+def _rest_of_field(
+    lines: Sequence[str], place: int, quoting: _Quoting, delimiter: str
+) -> list[str] | None:
+    """The lines that a row goes on over; None where its quoted field never ends."""
+    found: list[str] = []
+    for line in lines[place : place + _MOST_LINES]:
+        if _begins_a_row(line, delimiter):
+            return None
+        found.append(line)
+        if quoting.end.fullmatch(line):
+            return found
+        if not (quoting.inner.fullmatch(line) or quoting.next.fullmatch(line)):
+            return None
+    return None
+
+
+def _begins_a_row(line: str, delimiter: str) -> bool:
+    """Whether a line looks like a row of its own rather than the rest of a caption."""
+    first, mark, _ = line.partition(delimiter)
+    return bool(mark) and is_image_name(os.fsencode(first.strip(' "')))
+
+
+def _cells(row: str, delimiter: str, quoting: _Quoting) -> list[str]:
     """The fields of a row whose quotes are closed; Python's own reader limits their length."""
     found: list[str] = []
     place = 0
     while place <= len(row):
-        match = _ONE_FIELD.match(row, place)
+        match = quoting.field.match(row, place)
         assert match is not None, "a field may be empty"
-        cell = match[0]
-        found.append(cell[1:-1].replace('""', '"') if cell.startswith('"') else cell)
-        place = match.end() + 1
+        found.append(match[1].strip(" ")[1:-1].replace('""', '"') if match[1] else match[0])
+        place = match.end() + len(delimiter)
     return found
-
-
-def _begins_a_row(line: str) -> bool:
-    """Whether a line looks like a row of its own rather than the rest of a caption."""
-    first, comma, _ = line.partition(",")
-    return bool(comma) and is_image_name(os.fsencode(first.strip(' "')))
 
 
 def read_jsonl(text: str, path: Path) -> LabelledSet:
@@ -202,6 +236,8 @@ def read_jsonl(text: str, path: Path) -> LabelledSet:
 
 def lines_of(text: str) -> list[str]:
     """The lines between newlines alone: `str.splitlines` also splits where captions may not be."""
+    if "\n" not in text:  # as old Macs end lines
+        text = text.replace("\r", "\n")
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 

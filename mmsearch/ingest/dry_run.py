@@ -25,8 +25,8 @@ def dry_run(
 ) -> IngestReport:
     """Plans on a copy of the catalog, so that the index itself stays untouched.
 
-    No file is opened: a new file with the size and time of one that is gone counts as moved, a
-    damaged one as added.
+    No file is opened, also not with `reread`: a new file with the size and time of one that is gone
+    counts as moved, a damaged one as added.
 
     Args:
         store: the index, or None where there is none yet.
@@ -43,13 +43,15 @@ def dry_run(
         finally:
             copy.close()
     new = [candidate for candidate in plan.read if candidate.old is None]
+    # Read again on demand: whether their content differs is not known before.
+    again = [one for one in plan.read if one.old is not None and plan.is_same(one)]
     gone = Counter(Stamp(row.size, row.mtime_ns) for row in plan.gone.values())
     moved = (gone & Counter(candidate.file.stamp for candidate in new)).total()
     return IngestReport(
         added=len(new) - moved,
         moved=moved,
-        updated=len(plan.read) - len(new),
-        unchanged=len(plan.same),
+        updated=len(plan.read) - len(new) - len(again),
+        unchanged=len(plan.same) + len(again),
         removed=len(plan.gone) - moved if plan.prune else 0,
         failed=len(plan.unreadable),
         known_bad=plan.known_bad,

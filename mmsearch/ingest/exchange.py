@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ from numpy.typing import NDArray
 
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
-from mmsearch.ingest.labels import FILE
 from mmsearch.media.discover import is_image_name
 from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
 from mmsearch.media.isolated import Decoders
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.filters import local_time, stored_time
-from mmsearch.store.lookups import MediaFacts, RootRow
+from mmsearch.store.lookups import FILE, MediaFacts, RootRow
 from mmsearch.store.paths import canonical, relative
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
@@ -177,10 +177,12 @@ def read_embeddings(folder: Path, spec: EncoderSpec) -> dict[bytes, Incoming]:
         SpaceError: the vectors come from another model.
     """
     found: dict[bytes, Incoming] = {}
+    real = cache(os.path.realpath)  # once a folder, not once a row
     for images, texts, table in _parts(folder):
         _check_part(images, texts, table, spec, folder)
         for row, values in enumerate(table.to_pylist()):
-            path = _path(values, folder, row)
+            place, name = os.path.split(_path(values, folder, row))
+            path = os.path.join(real(place), name)
             one = found.setdefault(path, Incoming(path, _unit(images[row]), [], _facts(values)))
             cleaned = clean_captions([str(values.get("caption") or "")])
             if texts is not None and cleaned and np.any(texts[row]):
@@ -191,12 +193,12 @@ def read_embeddings(folder: Path, spec: EncoderSpec) -> dict[bytes, Incoming]:
 
 
 def _path(values: dict[str, Any], folder: Path, row: int) -> bytes:
-    """Where a row's image lies: absolute, without symbolic links in its folders."""
+    """Where a row's image lies: its absolute path."""
     name = values.get("path_bytes") or values["image_path"]
     name = os.fsencode(name) if isinstance(name, str) else name
     if not isinstance(name, bytes) or not name or b"\0" in name:
         raise LabelsError(f"{folder}: row {row} of the metadata names no image")
-    return canonical(os.path.abspath(os.path.join(os.fsencode(folder), name)))
+    return os.path.abspath(os.path.join(os.fsencode(folder), name))
 
 
 def _facts(values: dict[str, Any]) -> MediaFacts | None:

@@ -6,14 +6,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import Files
 from mmsearch.datasets.sidecar import clean_captions
+from mmsearch.store.lookups import FILE, SIDECAR, is_from_file
 
-#: The source of captions that came from a captions file; behind it stands which file it was.
-FILE = "file"
 FileKey = tuple[int, bytes]
 """A root's id and a path relative to it."""
 
@@ -37,7 +36,10 @@ class Labels:
 
 
 def match_labels(
-    labelled: LabelledSet, files: Iterable[tuple[FileKey, bytes]], bases: Sequence[bytes]
+    labelled: LabelledSet,
+    files: Iterable[tuple[FileKey, bytes]],
+    bases: Sequence[bytes],
+    among: Sequence[LabelledImage] | None = None,
 ) -> Labels:
     """Finds each labelled image among the files: by its path, then by its name if that is unique.
 
@@ -45,11 +47,12 @@ def match_labels(
         labelled: what the captions file says.
         files: each file's key and absolute path.
         bases: the folders that paths in the captions file may be relative to.
+        among: all images of the file, where the set has some of them: a name must be unique there.
     """
     known = Files((key, key[1], absolute) for key, absolute in files)
     found: dict[FileKey, tuple[str, ...]] = {}
     unmatched = []
-    for image, match in zip(labelled.images, known.of(labelled.images, bases), strict=True):
+    for image, match in zip(labelled.images, known.of(labelled.images, bases, among), strict=True):
         if match is None:
             unmatched.append(image.file)
         else:
@@ -59,15 +62,10 @@ def match_labels(
 
 def source_of(labelled: LabelledSet) -> str:
     """The source of a set's captions: the same for the same file, wherever it is named from."""
-    if not labelled.source:
-        return FILE
+    if labelled.source in ("", SIDECAR):
+        return labelled.source or FILE
     digest = hashlib.blake2b(os.fsencode(labelled.source), digest_size=8).hexdigest()
     return f"{FILE}:{digest}"
-
-
-def is_from_file(source: str) -> bool:
-    """Whether captions of a source came from a captions file."""
-    return source.partition(":")[0] == FILE
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,8 @@ class CaptionChange:
     add: tuple[tuple[str, str], ...] = ()
     """Texts and their sources."""
     remove: tuple[int, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.add or self.remove)
+    keep: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Captions that are of another captions file from now on, by their new source."""
 
 
 def caption_change(
@@ -93,20 +90,26 @@ def caption_change(
             texts of a captions file take the place of those of another.
     """
     remove, add = [], []
+    keep: dict[str, tuple[int, ...]] = {}
     for source, texts in wanted.items():
         missing = Counter(texts)
-        is_given = bool(texts) and is_from_file(source)
+        others = []
         for number, text, origin in present:
             if origin != source:
-                if is_given and is_from_file(origin):
-                    remove.append(number)
-                continue
+                if texts and is_from_file(source) and is_from_file(origin):
+                    others.append((number, text))
+            elif missing[text] > 0:
+                missing[text] -= 1
+            else:
+                remove.append(number)
+        for number, text in others:
             if missing[text] > 0:
                 missing[text] -= 1
+                keep[source] = (*keep.get(source, ()), number)
             else:
                 remove.append(number)
         for text in texts:
             if missing[text] > 0:
                 missing[text] -= 1
                 add.append((text, source))
-    return CaptionChange(tuple(add), tuple(remove))
+    return CaptionChange(tuple(add), tuple(remove), keep)

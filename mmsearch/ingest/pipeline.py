@@ -193,6 +193,8 @@ class Pipeline:
     ) -> None:
         change.remove_captions(captions.remove)
         self._counts["captions_removed"] += len(captions.remove)
+        for source, numbers in captions.keep.items():
+            change.set_source(numbers, source)
         new = [NewCaption(text, source, vectors[text]) for text, source in captions.add]
         change.add_captions(media_id, new, self._space)
         self._counts["captions"] += len(new)
@@ -402,14 +404,14 @@ class Pipeline:
         them.
         """
         old = reading.candidate.old
-        if reading.candidate.key in self._plan.labels.captions:
+        wanted = self._plan.labels.wanted(reading.candidate.key)
+        if any(wanted.values()):
             return []
         if reading.digest in self._changing:
             found = self._captions_left_behind(change, reading.digest)
         else:
             found = change.given_captions(old.id, self._space) if old is not None else []
-        is_dropped = reading.candidate.key in self._plan.labels.dropped
-        return [one for one in found if not (is_dropped and one.source == self._plan.labels.source)]
+        return [one for one in found if one.source not in wanted]
 
     def _captions_left_behind(self, change: Change, digest: bytes) -> list[NewCaption]:
         """What the files that had a content before this run, and are read anew, had of captions."""

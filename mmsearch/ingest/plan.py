@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+from mmsearch.datasets.matching import composed
 from mmsearch.errors import UsageError
 from mmsearch.ingest.labels import FileKey, Labels, match_labels
 from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
@@ -73,6 +74,12 @@ class Plan:
     known_bad: int = 0
     kept_roots: list[Path] = field(default_factory=list)
     labels: Labels = field(default_factory=lambda: Labels({}, ()))
+
+    @staticmethod
+    def is_same(candidate: Candidate) -> bool:
+        """Whether size and time of a file are as they were."""
+        old = candidate.old
+        return old is not None and candidate.file.stamp == (old.size, old.mtime_ns)
 
     def may_differ(self, candidate: Candidate) -> bool:
         """Whether a file's captions may be others than those that the catalog has."""
@@ -158,6 +165,11 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
             return Scope(_with_exclude(writer, root, exclude), prefix)
     if not folder:
         parent, name = os.path.split(real)
+        with store.catalog.read() as connection:  # a link within a root may lead there
+            known = places_of(connection, parent)
+        for root, prefix in known:
+            if root.walked:
+                return Scope(_with_exclude(writer, root, exclude), os.path.join(prefix, name))
         with writer.change() as change:
             return Scope(change.add_root(parent, walked=False), name)
     return Scope(_with_exclude(writer, _new_root(writer, real, roots), exclude), b"")
@@ -234,9 +246,29 @@ def make_plan(
         labels = match_labels(labelled[0], files, bases)
         with store.catalog.read() as connection:
             had = lookups.media_with_captions_of(connection, labels.source)
-        dropped = (item.key for item in candidates if item.old is not None and item.old.id in had)
-        plan.labels = replace(labels, dropped=frozenset(dropped) - frozenset(labels.captions))
+        plan.labels = replace(labels, dropped=_dropped(labelled[0], labels, candidates, had))
     return plan
+
+
+def _dropped(
+    labelled: LabelledSet, labels: Labels, candidates: Sequence[Candidate], had: set[int]
+) -> frozenset[FileKey]:
+    """The files whose captions their captions file no longer has.
+
+    Not where it could not be read in full, and not those that it may mean by a name that more than
+    one file has.
+    """
+    if labelled.remarks:
+        return frozenset()
+    unclear = {composed(os.path.basename(os.fsencode(name))) for name in labels.unmatched}
+    return frozenset(
+        item.key
+        for item in candidates
+        if item.old is not None
+        and item.old.id in had
+        and item.key not in labels.captions
+        and composed(os.path.basename(item.file.path)) not in unclear
+    )
 
 
 def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> None:
@@ -288,10 +320,10 @@ def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
 
 
 def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
-    stamp, old = candidate.file.stamp, candidate.old
+    stamp = candidate.file.stamp
     if plan.reread:
         plan.read.append(candidate)
-    elif old is not None and stamp == (old.size, old.mtime_ns):
+    elif plan.is_same(candidate):
         plan.same.append(candidate)
     elif failed is not None and stamp == (failed.size, failed.mtime_ns):
         plan.known_bad += 1
@@ -299,10 +331,18 @@ def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
         plan.read.append(candidate)
 
 
-def plan_of_files(writer: Writer, folder: bytes, labelled: LabelledSet) -> Plan:
+def plan_of_files(
+    writer: Writer,
+    folder: bytes,
+    labelled: LabelledSet,
+    among: Sequence[LabelledImage] | None = None,
+) -> Plan:
     """A plan for just the files that a labelled set names, below `folder`.
 
     They are found as `make_plan` finds them, so that both see the same set.
+
+    Args:
+        among: all images of the labels, where the set has some of them.
     """
     with writer.change() as change:
         root = change.add_root(folder, walked=False)
@@ -316,6 +356,6 @@ def plan_of_files(writer: Writer, folder: bytes, labelled: LabelledSet) -> Plan:
             if isinstance(one, FoundFile):
                 found.setdefault(one.path, FoundFile(one.path, one.stamp))
     files = [((root.id, path), os.path.join(folder, path)) for path in found]
-    labels = match_labels(labelled, files, [folder])
+    labels = match_labels(labelled, files, [folder], among)
     read = [Candidate(root, found[path]) for _, path in labels.captions]
     return Plan(read=read, labels=labels)

@@ -140,31 +140,47 @@ class Change:
         Of a file that both have, the root's own stays. The other root goes if it lies in there.
         """
         top = canonical(root.path)
-        places: dict[bytes, bytes | None] = {}
-
-        def place_in_root(path: bytes) -> bytes | None:
-            folder, name = os.path.split(join(other.path, path))
-            if folder not in places:
-                places[folder] = relative(os.path.realpath(folder), top)
-            within = places[folder]
-            return None if within is None else os.path.join(within, name)
-
-        own = {row.path for row in lookups.media_under(self._reading, root.id, b"")}
-        rows = lookups.media_under(self._reading, other.id, b"")
-        found = {row.id: place for row in rows if (place := place_in_root(row.path)) is not None}
-        self.remove_media([number for number, place in found.items() if place in own])
-        self._reading.executemany(
-            "UPDATE media SET root_id = ?, path = ? WHERE id = ?",
-            [(root.id, place, number) for number, place in found.items() if place not in own],
-        )
+        inner = relative(canonical(other.path), top)
         failed = lookups.failures_under(self._reading, other.id, b"")
-        there = [(row.path, place_in_root(row.path)) for row in failed]
+        folders = {*lookups.folders_of(self._reading, other.id)}
+        folders |= {os.path.dirname(row.path) for row in failed}
+        within: dict[bytes, bytes] = {}
+        for folder in folders:
+            place = _place_within(top, other.path, folder)
+            if place is not None:
+                within[folder] = place
+        if within:
+            self._move(other, root, within, failed)
+        if inner is not None:
+            self._connection.execute(delete(schema.root).where(schema.root.c.id == other.id))
+
+    def _move(
+        self, other: RootRow, root: RootRow, within: Mapping[bytes, bytes], failed: Sequence[Any]
+    ) -> None:
+        """Moves what lies in some folders of a root to the places that these have in another."""
+
+        def place_of(path: bytes) -> bytes | None:
+            folder, name = os.path.split(path)
+            if folder not in within:
+                return None
+            return os.path.join(within[folder], name) if name else within[folder]
+
+        taken = {row.path for row in lookups.media_under(self._reading, root.id, b"")}
+        moves, copies = [], []
+        for row in lookups.media_under(self._reading, other.id, b""):
+            place = place_of(row.path)
+            if place is not None and place not in taken:
+                moves.append((root.id, place, row.id))
+                taken.add(place)  # an older program may have it by two names
+            elif place is not None:
+                copies.append(row.id)
+        self.remove_media(copies)
+        self._reading.executemany("UPDATE media SET root_id = ?, path = ? WHERE id = ?", moves)
+        there = [(row.path, place_of(row.path)) for row in failed]
         self._reading.executemany(
             "UPDATE OR REPLACE failure SET root_id = ?, path = ? WHERE root_id = ? AND path = ?",
             [(root.id, place, other.id, path) for path, place in there if place is not None],
         )
-        if relative(canonical(other.path), top) is not None:
-            self._connection.execute(delete(schema.root).where(schema.root.c.id == other.id))
 
     # -- media -----------------------------------------------------------------------------
 
@@ -286,10 +302,17 @@ class Change:
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
         """The captions that a file has from a captions file, with their vectors."""
         rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
-        given = [row for row in rows if row.source.startswith("file")]
+        given = [row for row in rows if lookups.is_from_file(row.source)]
         ids = [row.id for row in given]
         vectors = lookups.vectors_of(self._reading, space, "caption", ids)
         return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
+
+    def set_source(self, ids: Sequence[int], source: str) -> None:
+        """Says where captions come from now; their texts and vectors are the same."""
+        for chunk in lookups.chunks(ids):
+            self._connection.execute(
+                update(schema.caption).where(schema.caption.c.id.in_(chunk)).values(source=source)
+            )
 
     def remove_captions(self, ids: Sequence[int]) -> None:
         for chunk in lookups.chunks(ids):
@@ -445,3 +468,14 @@ class Change:
         number = self._next[table]
         self._next[table] += 1
         return number
+
+
+def _place_within(top: bytes, root: bytes, folder: bytes) -> bytes | None:
+    """Where a folder of a root stands below `top`; None where it does not."""
+    rest = b""
+    while (place := relative(os.path.realpath(join(root, folder)), top)) is None:
+        if not folder:
+            return None
+        folder, name = os.path.split(folder)  # a link in there leads elsewhere
+        rest = os.path.join(name, rest) if rest else name
+    return os.path.join(place, rest) if rest else place

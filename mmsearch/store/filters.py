@@ -76,7 +76,9 @@ def places_of(connection: sqlite3.Connection, path: bytes) -> list[tuple[RootRow
             prefix = b"" if relative(top, name) is not None else relative(name, top)
             if prefix is not None and (root, prefix) not in found:
                 found.append((root, prefix))
-    return found or _through_links(connection, roots, real)
+    if any(root.walked for root, _ in found):  # its walk leaves out links that lead there
+        return found
+    return found + _through_links(connection, roots, real)
 
 
 def _through_links(

@@ -23,6 +23,9 @@ from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
 
 #: What a space is (`space.active`).
 ACTIVE, COMING, RETIRED = 1, 0, -1
+#: The source of captions that came from a captions file; behind it stands which file it was.
+FILE = "file"
+SIDECAR = "sidecar"
 _CHUNK = 500  # ids in one IN (...)
 _QUERY_WORDS = 64
 _SNAPSHOT_NAME = re.compile(r"\d+-(image|caption)-\d+\.faiss")
@@ -93,6 +96,11 @@ Row = Any
 @cache
 def _row_type(columns: tuple[str, ...]) -> Any:
     return namedtuple("Row", columns)  # noqa: PYI024 - the columns are not known before
+
+
+def is_from_file(source: str) -> bool:
+    """Whether captions of a source came from a captions file."""
+    return source.partition(":")[0] == FILE
 
 
 @contextmanager

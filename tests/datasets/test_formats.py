@@ -106,6 +106,9 @@ def test_sidecars_in_a_folder(tmp_path):
         ("x.csv", "", "empty"),
         ("x.csv", "a,b\n1,2\n", "no image column"),
         ("x.csv", "image,caption\na.jpg\n", "x.csv:2"),
+        ("x.csv", "image,caption\n", "holds no captions"),
+        ("x.json", {"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "holds no capt"),
+        ("x.json", {"images": [{"filename": "a", "sentences": []}]}, "holds no captions"),
         ("x.csv", 'image,caption\na.jpg,"one\nb.jpg,two\n', "x.csv:2: a field begins with a quote"),
         ("x.csv", 'image,caption\na.jpg,"one\n\nand no end\n', "x.csv:2: a field begins with"),
         ("x.jsonl", '{"file_name": "a.jpg"}\n', "x.jsonl:1"),
@@ -166,6 +169,13 @@ TWO = {"a.png": ("one",), "b.png": ("two",)}
         ("a.png|0|one\nb.png|1|two\n", TWO, []),
         ("image| n| comment\na.png| 3| one\nb.png| 4   x\nb.png| 5| two\n", TWO, ["x.csv:3: "]),
         ("image,caption\nsub\\a.png,one\n", {"sub/a.png": ("one",)}, []),
+        ('image;caption\na.png;one, too\nb.png;"two"\n', TWO | {"a.png": ("one, too",)}, []),
+        ('image\tcaption\na.png\t"1\n2"\nb.png\ttwo\n', TWO | {"a.png": ("1\n2",)}, []),
+        ('image,caption\na.png,"1"" and ""2"\n', {"a.png": ('1" and "2',)}, []),
+        ('image,caption\na.png, "Hi" and "bye"\n', {"a.png": ('"Hi" and "bye"',)}, []),
+        ('image, caption\n"a.png", "one"\nb.png , two\n', TWO, []),
+        ("a.png\tone, two, three\nb.png\ttwo\n", TWO | {"a.png": ("one, two, three",)}, []),
+        ("image,caption\ra.png,one\rb.png,two\r", TWO, []),
         ("a.png#0\tone\nrubbish\nb.png#0\ttwo\n", TWO, ["x.csv:2: not 'image.jpg#0"]),
     ],
 )
@@ -190,6 +200,28 @@ def test_a_very_long_caption_is_one(tmp_path):
     long = "x" * 300_000
     path = write(tmp_path / "x.csv", f'image,caption\na.png,"{long}"\nb.png,{long}\n')
     assert captions(read_labelled(path)) == {"a.png": (long,), "b.png": (long,)}
+
+
+@pytest.mark.parametrize("end", ['"', "", '" x', '"",'])
+@pytest.mark.parametrize("inner", ['""', 'a"', '""" ', ' " ', "x\n"])
+def test_no_field_is_gone_through_again_and_again(tmp_path, inner, end):
+    """Ten seconds would be 20 lines of such a table; it takes less than one."""
+    path = write(tmp_path / "x.csv", f'image,caption\na.png,"{inner * 100_000}{end}\nb.png,two\n')
+    try:
+        assert captions(read_labelled(path))["b.png"] == ("two",)
+    except LabelsError as error:
+        assert "never closed" in str(error)
+
+
+def test_names_that_no_file_can_have_are_told(tmp_path):
+    images = [
+        {"filename": "a\0.png", "sentences": [{"raw": "one"}]},
+        {"filename": "\ud800.png", "sentences": [{"raw": "two"}]},
+        {"filename": "c.png", "sentences": [{"raw": "three"}]},
+    ]
+    found = read_labelled(write(tmp_path / "dataset_x.json", {"images": images}))
+    assert captions(found) == {"c.png": ("three",)}
+    assert len(found.remarks) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

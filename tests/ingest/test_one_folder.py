@@ -98,6 +98,30 @@ def test_what_a_link_within_a_folder_leads_to_is_found_by_its_own_name(engine, l
     assert engine.remove([linked / "real"]) == 1
 
 
+def test_a_link_within_what_is_taken_over_is_taken_over_too(engine, linked):
+    paint(linked / "elsewhere" / "c.png", "red", mark=2)
+    (linked / "real" / "away").symlink_to(linked / "elsewhere")
+    paint(linked / "photos" / "b.png", "red", mark=1)
+    (linked / "photos" / "more").symlink_to(linked / "real")
+    engine.index([linked / "photos"])
+    assert names(engine) == ["a.png", "b.png", "c.png"]
+    for _ in range(2):
+        report = engine.index([linked / "real"])
+        assert (report.added, report.unchanged) == (0, 2)
+        assert engine.index().unchanged == 3
+        assert names(engine) == ["a.png", "b.png", "c.png"]
+    assert engine.verify(deep=True).damages == ()
+
+
+def test_a_single_file_behind_a_link_within_a_folder_is_the_same_file(engine, linked):
+    (linked / "photos").mkdir()
+    (linked / "photos" / "more").symlink_to(linked / "real")
+    engine.index([linked / "photos"])
+    for name in ("photos/more/sub/a.png", "real/sub/a.png", "link/sub/a.png"):
+        engine.index([linked / name])
+        assert names(engine) == ["a.png"]
+
+
 def test_what_failed_is_taken_over_too(engine, linked):
     (linked / "real" / "bad.png").write_bytes(b"nothing")
     (linked / "photos").mkdir()
@@ -134,7 +158,8 @@ def test_other_content_of_the_same_size_and_time_is_seen_when_asked_for(engine, 
     os.utime(file, (1e9, 1e9))
     assert len(red) == len(blue)
     assert engine.index([tmp_path / "p"]).unchanged == 1  # documented: size and time tell
-    assert engine.index(dry_run=True, reread=True).updated == 1
+    planned = engine.index(dry_run=True, reread=True)  # which opens no file
+    assert (planned.updated, planned.unchanged) == (0, 1)
     report = engine.index([tmp_path / "p"], reread=True)
     assert (report.updated, report.unchanged) == (1, 0)
     (hit,) = engine.search("blue", fusion="image")
@@ -178,6 +203,52 @@ def test_a_captions_file_for_a_part_of_the_index_leaves_the_rest_alone(engine, t
     assert captions(engine) == [("x.png", "one"), ("y.png", "two")]
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "a.png,one\nnothing\n",  # a row that is none: it may have been the other
+        "a.png,one\nb.png,two\n",  # a name that two files have by now
+    ],
+)
+def test_nothing_goes_that_a_captions_file_may_still_speak_of(engine, tmp_path, rest):
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / "p" / name, "red", mark=ord(name[0]))
+    table = tmp_path / "c.csv"
+    table.write_text("image,caption\na.png,one\nb.png,two\n")
+    engine.index([tmp_path / "p"], captions=table)
+    (tmp_path / "p" / "x").mkdir()
+    (tmp_path / "p" / "b.png").rename(tmp_path / "p" / "x" / "b.png")
+    paint(tmp_path / "p" / "y" / "b.png", "red", mark=9)
+    table.write_text("image,caption\n" + rest)
+    engine.index([tmp_path / "p"], captions=table)
+    assert captions(engine) == [("a.png", "one"), ("b.png", "two")]
+
+
+def test_the_same_captions_from_another_file_are_not_encoded_again(engine, encoder, tmp_path):
+    paint(tmp_path / "p" / "a.png", "red")
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("image,caption\na.png,a house\n")
+    engine.index([tmp_path / "p"], captions=tmp_path / "one.csv")
+    report = engine.index([tmp_path / "p"], captions=tmp_path / "two.csv")
+    assert (report.captions, report.captions_removed) == (0, 0)
+    (tmp_path / "one.csv").write_text("image,caption\nx.png,a house\n")
+    engine.index([tmp_path / "p"], captions=tmp_path / "one.csv")  # they are of the other now
+    assert captions(engine) == [("a.png", "a house")]
+    (tmp_path / "two.csv").write_text("image,caption\nx.png,a house\n")
+    engine.index([tmp_path / "p"], captions=tmp_path / "two.csv")
+    assert captions(engine) == []
+
+
+def test_a_picture_that_changed_keeps_what_a_file_said_that_is_not_named_now(engine, tmp_path):
+    paint(tmp_path / "p" / "a.png", "red")
+    (tmp_path / "one.csv").write_text("image,caption\na.png,a house\n")
+    (tmp_path / "two.csv").write_text("image,caption\nx.png,other\n")
+    engine.index([tmp_path / "p"], captions=tmp_path / "one.csv")
+    paint(tmp_path / "p" / "a.png", "blue", mark=3)
+    assert engine.index([tmp_path / "p"], captions=tmp_path / "two.csv").updated == 1
+    assert captions(engine) == [("a.png", "a house")]
+
+
 def test_accents_of_either_form_name_the_same_file(engine, tmp_path):
     composed = "caf\u00e9.png"
     paint(tmp_path / "p" / unicodedata.normalize("NFD", composed), "red")
@@ -203,6 +274,19 @@ def test_measuring_and_indexing_see_the_same_set(tmp_path, encoder):
     assert sorted(held.caption_texts) == ["one", "three", "two"]
     assert len(held.image_ids) == 3
     store.close()
+
+
+def test_a_name_is_unique_among_all_images_of_the_labels(tmp_path):
+    paint(tmp_path / "p" / "a.png", "red")
+    test, train = LabelledImage("one/a.png", ("one",)), LabelledImage("two/a.png", ("two",))
+    for among, unmatched in ((None, ()), ([test, train], ("one/a.png",))):
+        store = Store.create(tmp_path / f"index-{bool(among)}")
+        with store.writer() as writer:
+            plan = plan_of_files(
+                writer, os.fsencode(tmp_path / "p"), LabelledSet("x", (test,)), among
+            )
+        assert plan.labels.unmatched == unmatched
+        store.close()
 
 
 def test_what_of_the_captions_cannot_be_used_is_in_the_report(engine, tmp_path):
