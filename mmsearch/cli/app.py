@@ -128,12 +128,18 @@ for _name, _command in {
     app.command(_name)(_explaining(_command))  # type: ignore[arg-type] # of no one signature
 
 
+def _train() -> None:
+    """Before each of them: torch asks for the current folder, and fails darkly where it is gone."""
+    os.getcwd()
+
+
 _training = typer.Typer(
     help="Train an aligned space of your own, on your own captions.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_training.callback()(_explaining(_train))
 _training.command("align")(_explaining(train.align))
 _training.command("clip")(_explaining(train.clip))
 _training.command("compose")(_explaining(train.compose))

@@ -240,6 +240,7 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
     from mmsearch.encoders import openvino
 
     require_weights(source)
+    os.getcwd()  # torch asks for it as it is imported, and says nothing useful where it is gone
     with cache.lock():
         notify(f"preparing '{source.name}' for this machine (once)")
         from mmsearch.encoders.open_clip import TorchEncoder, load_model

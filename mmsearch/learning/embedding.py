@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, LabelsError, TrainingError
 from mmsearch.learning.checkpoint import State, load_weights, save_weights
-from mmsearch.learning.views import decode_picture, stamps
+from mmsearch.learning.views import decode_picture, decoders, stamps
 from mmsearch.media.fit import fit
 from mmsearch.types import Progress, Vectors
 
@@ -93,7 +93,7 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
         LabelsError: a picture that cannot be read.
     """
     found: set[int] = set()
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with decoders().threads(available_cores()) as pool:
 
         def look(part: Sequence[Path]) -> State:
             good = list(pool.map(lambda file: _decoded(file, 1) is not None, part))
@@ -155,7 +155,7 @@ def _embed(
 
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
     good: list[bool] = []
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with decoders().threads(available_cores()) as pool:
 
         def block(start: int) -> list[Future[NDArray[np.uint8] | None]]:
             return [pool.submit(opened, file) for file in files[start : start + _PICTURES]]

@@ -12,7 +12,6 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from mmsearch.encoders.local import LocalEncoder
 from mmsearch.errors import LabelsError, TrainingError
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference, rank_of_best
 from mmsearch.learning.embedding import embed_texts, portions, remembered
-from mmsearch.learning.views import open_picture, stamps
+from mmsearch.learning.views import decoders, open_picture, stamps
 from mmsearch.networks.cross_attention import CrossAttention
 from mmsearch.networks.late_interaction import LateInteraction
 from mmsearch.search.matchers import Kind
@@ -161,7 +160,7 @@ def _embed_view(
 
     def embed(part: Sequence[Path], start: int) -> dict[str, torch.Tensor]:
         found: list[bytes] = []
-        with ThreadPoolExecutor(available_cores()) as pool:
+        with decoders().threads(available_cores()) as pool:
             for first in range(0, len(part), _PICTURES):
                 images = list(pool.map(opened, part[first : first + _PICTURES]))
                 with torch.random.fork_rng(devices=[]):

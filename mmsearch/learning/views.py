@@ -152,13 +152,17 @@ def decode_picture(file: Path, side: int) -> Image.Image:
         DecodeError: it is damaged.
     """
     os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))  # raises what is wrong
-    with _decoders(os.getpid()).open(os.fsencode(file)) as opened:
+    with decoders().open(os.fsencode(file)) as opened:
         return Image.fromarray(opened.upright(2 * side).pixels)
 
 
+def decoders() -> Decoders:
+    """What reads pictures in this process, until it ends."""
+    return _decoders_of(os.getpid())  # those of a process that it was forked from are not its own
+
+
 @functools.cache
-def _decoders(_process: int) -> Decoders:
-    """A process's own: those of a process that it was forked from are not its to ask."""
+def _decoders_of(_process: int) -> Decoders:
     found = Decoders()
     atexit.register(found.close)
     return found

@@ -7,7 +7,8 @@ import os
 import stat
 from typing import NamedTuple
 
-_LEAST, _MOST = -(2**63), 2**63 - 1
+LEAST, MOST = -(2**63), 2**63 - 1
+HASH_BYTES = 16
 #: The largest file that is read into memory.
 MAX_FILE_BYTES = 512 * 1024 * 1024
 
@@ -22,13 +23,13 @@ class Stamp(NamedTuple):
     def of(cls, status: os.stat_result) -> Stamp:
         """What `stat` says, within what the catalog can hold: a time in 1677 to 2262."""
         return cls(
-            *(max(_LEAST, min(value, _MOST)) for value in (status.st_size, status.st_mtime_ns))
+            *(max(LEAST, min(value, MOST)) for value in (status.st_size, status.st_mtime_ns))
         )
 
 
 def content_hash(content: bytes) -> bytes:
     """BLAKE2b-128 over the whole content: two files with one hash share one embedding."""
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 #: The stamp of a file that could not even be read: no file has it, so it is tried again.

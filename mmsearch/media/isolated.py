@@ -20,20 +20,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import DecodeError, UnreadableError
-from mmsearch.media.fingerprint import NEVER, Stamp, content_hash, content_of
+from mmsearch.media.fingerprint import (
+    HASH_BYTES,
+    LEAST,
+    MOST,
+    NEVER,
+    Stamp,
+    content_hash,
+    content_of,
+)
 from mmsearch.types import Preprocess
 
 #: What one file may take, to be read, decoded and scaled.
@@ -57,6 +65,9 @@ class Picture:
     """Of the whole picture, as a viewer shows it."""
     height: int
     captured: datetime | None
+
+
+Answer = TypeVar("Answer")
 
 
 class _Stopped(Exception):
@@ -101,14 +112,12 @@ class OpenFile:
         if self.reason:
             raise DecodeError(self.reason)
         try:
-            reply, pixels = self._process.ask(message, self._deadline)
+            found = self._process.ask(message, self._deadline, _picture_of)
         except _Stopped as error:
             raise DecodeError(str(error)) from error
-        if reply["reason"]:
-            raise DecodeError(reply["reason"])
-        captured = datetime.fromisoformat(reply["captured"]) if reply["captured"] else None
-        shaped = np.frombuffer(pixels, np.uint8).reshape(*reply["shape"])
-        return Picture(shaped, reply["width"], reply["height"], captured)
+        if isinstance(found, str):
+            raise DecodeError(found)
+        return found
 
 
 class Decoders:
@@ -150,17 +159,22 @@ class Decoders:
         deadline = time.monotonic() + self._seconds
         try:
             absolute = path if os.path.isabs(path) else os.path.abspath(path)
-            reply, _ = process.ask({"path": os.fsdecode(absolute)}, deadline)
+            found = process.ask({"path": os.fsdecode(absolute)}, deadline, _content_of)
         except _Stopped as error:
             return OpenFile(process, deadline, NEVER, b"", f"cannot be read: {error}")
-        stamp = Stamp(*reply["stamp"])
-        return OpenFile(process, deadline, stamp, bytes.fromhex(reply["digest"]), reply["reason"])
+        return OpenFile(process, deadline, *found)
 
     def _take(self) -> _Process:
         with self._lock:
             if self._is_closed:
                 raise UnreadableError("no process to decode images in: all were closed")
-            process = self._idle.pop() if self._idle else _Process(self._seconds, self._memory)
+            while self._idle:
+                process = self._idle.pop()
+                if process.is_running():  # it may have been killed while nobody looked
+                    break
+                process.stop()
+            else:
+                process = _Process(self._seconds, self._memory)
             self._busy.add(process)
             return process
 
@@ -213,6 +227,8 @@ class Decoders:
 
 
 class _Process:
+    """One of them, and the parent's end of its socket."""
+
     def __init__(self, seconds: float, memory: int) -> None:
         own, theirs = socket.socketpair()
         self._socket = own
@@ -256,13 +272,22 @@ class _Process:
             return
         try:
             self._receive(time.monotonic() + _START_SECONDS)
-        except (_Stopped, OSError) as error:
+        except (OSError, ValueError) as error:
             self.stop()
-            raise UnreadableError(f"no process to decode images in: {error}") from error
+            why = str(error) or self._epitaph()
+            raise UnreadableError(f"no process to decode images in: {why}") from error
         self._is_ready = True
 
-    def ask(self, message: dict[str, Any], deadline: float) -> tuple[dict[str, Any], bytearray]:
-        """Sends a message and returns the reply and the pixels with it.
+    def is_running(self) -> bool:
+        return self.is_alive and self._child.poll() is None
+
+    def ask(
+        self,
+        message: dict[str, Any],
+        deadline: float,
+        understand: Callable[[dict[str, Any], bytearray], Answer],
+    ) -> Answer:
+        """Sends a message and returns what `understand` makes of the reply and its pixels.
 
         Raises:
             _Stopped: the process took too long, or is gone; it is gone in any case.
@@ -272,13 +297,16 @@ class _Process:
         try:
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
             _send(self._socket, message)
-            return self._receive(deadline)
+            return understand(*self._receive(deadline))
         except TimeoutError:
             self.stop()
             raise _Stopped(f"takes longer than {self._seconds:.0f} s") from None
-        except (OSError, ValueError, KeyError):
+        except OSError:
             self.stop()
             raise _Stopped(self._epitaph()) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            self.stop()  # whatever speaks there is our code no more
+            raise _Stopped("its decoder gave up") from None
         except BaseException:
             self.stop()  # an interrupt in the midst of a reply: nobody reads the rest
             raise
@@ -324,6 +352,34 @@ class _Process:
             self._child.wait(0.2 if self._child.poll() is None else 0)
         self._child.kill()
         self._child.wait()
+
+
+def _content_of(reply: dict[str, Any], _: bytearray) -> tuple[Stamp, bytes, str]:
+    """What a child says of a file: its stamp, the hash of its content, why it cannot be read."""
+    size, mtime_ns = (_integer(value, LEAST, MOST) for value in reply["stamp"])
+    digest, reason = bytes.fromhex(reply["digest"]), str(reply["reason"])
+    if len(digest) != (0 if reason else HASH_BYTES):
+        raise ValueError
+    return Stamp(size, mtime_ns), digest, reason
+
+
+def _picture_of(reply: dict[str, Any], pixels: bytearray) -> Picture | str:
+    """The picture that a child sent, or why there is none."""
+    if reply["reason"]:
+        return str(reply["reason"])
+    height, width = (_integer(value, 1, _MAX_REPLY) for value in reply["shape"][:2])
+    return Picture(
+        np.frombuffer(pixels, np.uint8).reshape(height, width, 3),
+        _integer(reply["width"], 1, MOST),
+        _integer(reply["height"], 1, MOST),
+        datetime.fromisoformat(reply["captured"]) if reply["captured"] else None,
+    )
+
+
+def _integer(value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ValueError
+    return value
 
 
 def _send(to: socket.socket, message: dict[str, Any], pixels: bytes = b"") -> None:

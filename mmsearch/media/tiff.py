@@ -46,9 +46,8 @@ def open_tiff(content: bytes, most_pixels: int) -> Image.Image:
         raise DecodeError(f"TIFF of a kind that is not read ({about}, {kind})")
     if axes != "YXS":
         samples = samples[..., None] if axes == "YX" else np.moveaxis(samples, 0, -1)
-    image = _assembled(samples, 3 if kind == "RGB" else 1, bool(extra))
-    if kind == "MINISWHITE":
-        image = image.point(lambda shade: 255 - shade)
+    shown = _in_8_bits(samples[..., : 3 if kind == "RGB" else 1])
+    image = _assembled(255 - shown if kind == "MINISWHITE" else shown, samples, bool(extra))
     if isinstance(profile, bytes):
         image.info["icc_profile"] = profile
     exif = Image.Exif()
@@ -57,9 +56,9 @@ def open_tiff(content: bytes, most_pixels: int) -> Image.Image:
     return image
 
 
-def _assembled(samples: NDArray[Any], colours: int, has_alpha: bool) -> Image.Image:
-    """Samples (height, width, n) of so many colours, and of alpha behind them where there is."""
-    shown = _in_8_bits(samples[..., :colours])
+def _assembled(shown: NDArray[np.uint8], samples: NDArray[Any], has_alpha: bool) -> Image.Image:
+    """Colours (height, width, 1 or 3), with the alpha that stands behind them in the samples."""
+    colours = shown.shape[-1]
     if has_alpha and samples.shape[-1] > colours:
         most = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max)
         alpha = scaled_to_8(samples[..., colours : colours + 1], 0.0, most)

@@ -138,6 +138,7 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
     assert "go with a DATASET" in run("train", "fusion", "--split", "x", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_path, monkeypatch):
     from mmsearch.learning import compose
     from mmsearch.search import learned
@@ -171,6 +172,7 @@ def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_pat
     run("train", "compose", "--index", tmp_path / "none", code=3)
 
 
+@pytest.mark.slow
 def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypatch):
     from mmsearch.learning import compose
 
@@ -198,6 +200,7 @@ def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypa
     assert run(*ask).stdout == run(*ask, "--compose", "late").stdout
 
 
+@pytest.mark.slow
 def test_patches_are_kept_and_dropped(gallery, tmp_path):
     own, photos = tmp_path / "index", tmp_path / "photos"
     shutil.copytree(gallery, photos)
@@ -215,6 +218,7 @@ def test_patches_are_kept_and_dropped(gallery, tmp_path):
     assert json.loads(run("index", "--index", own, "--json").stdout)["looks"] == 0
 
 
+@pytest.mark.slow
 def test_ranking_again_is_learned_searched_with_and_measured(gallery, index, tmp_path, monkeypatch):
     from mmsearch.learning import rerank
     from mmsearch.search import learned
@@ -631,6 +635,23 @@ def test_an_interrupt_keeps_what_is_done_and_says_so(tmp_path, tiny, hanging):
     assert b"everything committed so far is kept" in errors
     kept = json.loads(run("status", "--index", tmp_path / "i", "--json").stdout)["images"]
     assert 64 <= kept < 300
+
+
+def test_an_interrupt_of_a_training_waits_for_no_decoder(tmp_path, tiny, hanging):
+    for number in range(8):
+        paint(tmp_path / "p" / f"{number}.png", "red", mark=number + 1)
+        (tmp_path / "p" / f"{number}.txt").write_text(f"picture {number}")
+    (tmp_path / "p" / "7.png").write_bytes(b"hang")
+    command = [sys.executable, "-m", "mmsearch", "train", "align", str(tmp_path / "p"), "--base",
+               "tiny", "--out", str(tmp_path / "m")]  # fmt: skip
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, **hanging.environment})  # fmt: skip
+    hanging.wait()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)  # of the 60 that the decoder had left
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors
 
 
 def test_status_and_models(index, gallery):

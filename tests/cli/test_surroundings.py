@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from fakes import paint
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = [sys.executable, "-m", "mmsearch"]
 
 
@@ -94,6 +96,7 @@ def test_a_folder_that_was_deleted_under_the_program(index, tmp_path):
     for arguments, expected in (
         (("search", "red", "--index", index), 0), (("status", "--index", index), 0),
         (("search", "red", "--index", "relative"), 4), (("index", "here", "--index", index), 4),
+        (("train", "align", tmp_path / "p", "--out", tmp_path / "m"), 4),
     ):  # fmt: skip
         process = subprocess.Popen(  # not by -m, for which Python itself looks into that folder
             [Path(sys.executable).with_name("mmsearch"), *map(str, arguments)],
@@ -159,16 +162,21 @@ def test_an_index_in_a_folder_whose_name_is_no_text(tmp_path, index):
     assert (code, "a.png" in out) == (0, True)
 
 
-@pytest.mark.parametrize("megabytes", [250, 500, 600])
-def test_little_memory_is_one_line_and_no_traceback(index, megabytes):
-    def limit():
+def test_little_memory_is_one_line_and_no_traceback(index):
+    codes = []
+    for megabytes in (250, 500, 600):
         size = megabytes << 20
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-    code, _, lines = ended(start("search", "red", "--index", index, preexec_fn=limit))
-    if code != -signal.SIGSEGV:  # of a library's own threads, which nothing here can catch
-        assert code == 4
-        assert "memory" in lines[-1]
+        code, _, lines = ended(
+            start(
+                "search", "red", "--index", index,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size)),  # noqa: B023 - called at once
+            )
+        )  # fmt: skip
+        codes.append(code)
+        if code != -signal.SIGSEGV:  # of a library's own threads, which nothing here can catch
+            assert code == 4
+            assert "memory" in lines[-1]
+    assert 4 in codes
 
 
 def test_an_interrupt_while_the_program_starts_is_one_line(index):
@@ -182,10 +190,9 @@ def test_an_interrupt_while_the_program_starts_is_one_line(index):
         timer.start()
         _, err = process.communicate(timeout=60)
         timer.cancel()
-        if b"mmsearch/" not in err:  # else Python was not there yet
-            assert process.returncode in (0, 130, -signal.SIGINT, 1), err
-        if process.returncode == 130:
-            assert err == b"mmsearch: interrupted\n"
+        if b"Traceback" in err and b"mmsearch/" not in err:
+            continue  # Python itself was still starting
+        assert (process.returncode, err) in ((130, b"mmsearch: interrupted\n"), (0, b"")), err
 
 
 def test_an_interrupt_that_is_ignored_stays_so(index):

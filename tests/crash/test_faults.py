@@ -18,6 +18,8 @@ import pytest
 
 from mmsearch import Engine
 
+pytestmark = pytest.mark.slow
+
 KILLS, CUTS_EVERY, FAILURES = 25, 29, 24
 
 
@@ -202,16 +204,3 @@ def test_a_disk_that_may_only_be_read(scenarios, tmp_path):
             assert len(done.stderr.strip().splitlines()) == 1
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
-
-
-def test_an_index_that_vanishes_under_a_search_is_told_of(scenarios, tmp_path):
-    from mmsearch.errors import IndexNotFound
-
-    shutil.copytree(scenarios["compact"].before, tmp_path / "index")
-    with Engine.open(tmp_path / "index") as engine:
-        assert engine.search("a cat")
-        shutil.rmtree(tmp_path / "index")
-        assert engine.search("a cat")  # its files are open
-        engine.close()
-        with pytest.raises(IndexNotFound):
-            engine.search("a dog")

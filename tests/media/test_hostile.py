@@ -126,9 +126,7 @@ def test_names_and_captions_reach_no_terminal_as_they_are(tmp_path, tiny):
     for number, name in enumerate(hostile.NAMES):
         paint(folder / "x.png", "red", mark=number + 1)
         os.rename(os.fsencode(folder / "x.png"), os.path.join(os.fsencode(folder), name))
-    (folder / "~.txt").write_bytes(
-        b"a \x1b[31mred\x1b[0m \x00thing \xff\xed\xa0\x80 \xe2\x80\xae!\n"
-    )
+    (folder / "~.txt").write_bytes(b"a \x1b[31mred\x1b[0m \x00thing \xe2\x80\xae!\n")
     (folder / "bad\x1b[1m.png").write_bytes(b"\x89PNG\x1b[2J")
     (folder / "bad\x1b[1m.txt").write_bytes(b"x" * (3 << 20))
     where = ("--index", str(tmp_path / "index"))

@@ -205,11 +205,11 @@ def test_an_error_among_threads_does_not_wait_for_what_is_being_decoded(tmp_path
     (tmp_path / "site" / "sitecustomize.py").write_text(HOSTILE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     (tmp_path / "hang.png").write_bytes(b"hang")
-    begun = threading.Event()
+    begun = threading.Barrier(3)
 
     def hang(decoders):
         with decoders.open(os.fsencode(tmp_path / "hang.png")) as file:
-            begun.set()
+            begun.wait(60)
             with pytest.raises(DecodeError, match="killed"):
                 file.picture(HOW)
 
@@ -281,3 +281,55 @@ def test_a_large_picture_takes_no_more_memory_than_it_may(tmp_path):
             done.set()
             thread.join()
     assert 100 << 20 < max(peak) < isolated.LIMIT_BYTES
+
+
+def test_a_process_that_was_killed_while_it_was_idle_costs_no_file(tmp_path):
+    path = paint(tmp_path / "a.png", "red")
+    with Decoders() as decoders:
+        assert outcome(decoders, path) == ""
+        (process,) = decoders._idle
+        process._child.kill()
+        process._child.wait()
+        assert outcome(decoders, path) == ""
+
+
+#: Replies that no decoder of ours sends: a stranger's file might have taken over its process.
+REPLIES = {
+    "file": [
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"stamp": [1, 1e99], "digest": "", "reason": "x"}',
+        '{"stamp": [1, 2], "digest": "00", "reason": ""}',
+    ],
+    "picture": [
+        "7",
+        "{}",
+        '{"reason": "", "shape": [-1, 9, 3], "width": 9, "height": 9, "captured": null}',
+        '{"reason": "", "shape": [9, 9, 3], "width": 1e99, "height": 9, "captured": null}',
+        '{"reason": "", "shape": [9, 9, 3], "width": 9, "height": 9, "captured": "now"}',
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("which", "reply"), [(which, reply) for which, replies in REPLIES.items() for reply in replies]
+)
+def test_a_reply_that_makes_no_sense_is_the_files_fault(tmp_path, monkeypatch, which, reply):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import json\n"
+        "real = json.dumps\n"
+        f"key = {'digest' if which == 'file' else 'reason'!r}\n"
+        f"replied = {reply!r}\n"
+        f"is_picture = {which == 'picture'}\n"
+        "def dumps(value, **options):\n"
+        "    hit = key in value and ('digest' in value) != is_picture\n"
+        "    return replied if hit else real(value, **options)\n"
+        "json.dumps = dumps\n"
+    )
+    path = paint(tmp_path / "a.png", "red")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        with Decoders() as decoders:
+            assert "its decoder gave up" in outcome(decoders, path)

@@ -342,6 +342,10 @@ def test_dates_as_cameras_write_them(text, expected):
         (b"II*\0" + bytes(99), "TIFF that is damaged, or of a kind"),
         (tiff(np.zeros((4, 4, 2), "c8"), 1, 6), "TIFF of a kind|TIFF that is damaged, or of"),
         (bytes(500), "not an image, or damaged at its start"),
+        (b"<!---->" * 100 + b"<html>", "not an image: a web page"),
+        (b"<!--" * 20_000, "not an image: an XML document"),
+        (b"BMW is a car", "not an image, or damaged at its start"),
+        (b"p1 notes", "not an image, or damaged at its start"),
         (b"once upon a time", "not an image, or damaged at its start"),
     ],
 )
