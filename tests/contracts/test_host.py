@@ -12,6 +12,8 @@ from conftest import REPOSITORY
 
 from mmsearch.encoders.telemetry import without_telemetry
 
+pytestmark = pytest.mark.slow
+
 #: What a process has for all of its modules.
 STATE = """
 import csv, locale, logging, os, random, signal, sys, warnings

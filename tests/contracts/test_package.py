@@ -16,6 +16,8 @@ from conftest import REPOSITORY
 import mmsearch
 from mmsearch import errors
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_public_names_are_these():
     """A new one is a promise; a missing one is a breach."""

@@ -29,6 +29,8 @@ from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a dog runs over the grass", "Two people, one red car!", "", "x " * 300]
 #: A small architecture of open_clip's own, for weights that are random but shaped like real ones.
 ARCHITECTURE = "ViT-S-32-alt"

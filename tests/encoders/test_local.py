@@ -16,6 +16,8 @@ from mmsearch.encoders.open_clip import LoadedModel, TorchEncoder, load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import ModelNotFound, UsageError
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a dog :!(", "two people on a beach at sunset", ""]  # "!" is token 0
 ARCHITECTURE = "ViT-S-32-alt"
 

@@ -16,6 +16,8 @@ from mmsearch.encoders.loading import ModelCache, open_encoder, pick_device
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import ModelNotFound, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny):

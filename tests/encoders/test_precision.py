@@ -24,6 +24,8 @@ from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import UsageError
 from mmsearch.media.fit import fit
 
+pytestmark = pytest.mark.slow
+
 ALL = ("FP32", "BF16", "INT8")
 NAME = "ViT-B-32:/weights"
 

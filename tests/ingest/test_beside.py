@@ -12,6 +12,8 @@ from mmsearch.encoders.choice import ModelChoice
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 
 class OtherEncoder(FakeEncoder):
     """The same pictures at other places, and a switch that cuts it off.

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from fakes import WORDS, FakeEncoder, paint
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ from mmsearch.encoders.choice import ModelChoice
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
 from mmsearch.store.writer import Writer
+
+pytestmark = pytest.mark.slow
 
 FOLDERS = ("a", "b", "b/c")
 ENCODERS = {name: FakeEncoder(name) for name in ("one", "two")}

@@ -25,6 +25,8 @@ from mmsearch.learning.align import AlignSettings, align, compare, load_heads
 from mmsearch.learning.features import Features, embed_set, read_features
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments, code=0):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])

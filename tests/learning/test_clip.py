@@ -38,6 +38,8 @@ from mmsearch.learning.trainer import Trainer
 from mmsearch.learning.views import plain_transform, preprocess_of
 from mmsearch.learning.words import carry_meanings
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments, code=0):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])

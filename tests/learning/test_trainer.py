@@ -24,6 +24,8 @@ from mmsearch.learning.recipe import Schedule
 from mmsearch.learning.schedule import parameter_groups
 from mmsearch.learning.trainer import Setting
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -23,6 +23,8 @@ from mmsearch.learning.views import (
     training_transform,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def network():

@@ -10,6 +10,8 @@ from mmsearch.store import approximate
 from mmsearch.store.approximate import ApproximateIndex
 from mmsearch.store.faiss_index import FaissIndex
 
+pytestmark = pytest.mark.slow
+
 COUNT, DIM = 30_000, 32
 
 
