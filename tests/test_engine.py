@@ -120,6 +120,7 @@ def test_weights_that_changed_since_are_refused(tmp_path, photos, monkeypatch, t
         engine.search("red")
 
 
+@pytest.mark.slow
 def test_a_converted_model_that_was_deleted_is_made_again(tmp_path, photos, monkeypatch, tiny):
     monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "cache"))
     with Engine.open(tmp_path / "i", model="tiny", precision="fp32") as engine:

@@ -11,6 +11,8 @@ import pytest
 from mmsearch import Engine, Query, Term
 from mmsearch.evaluation.report import export_vectors, to_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def flickr(data, tiny):

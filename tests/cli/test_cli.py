@@ -97,6 +97,7 @@ def test_a_search_is_a_table(index):
     assert lines.stdout.splitlines()[0].split() == ["rank", "score", "path"]
 
 
+@pytest.mark.slow
 def test_fusions_are_measured_against_each_other(index):
     before = run("status", "--index", index, "--json").stdout
     told = run("bench", "--index", index, "--fusion", "image", "--fusion", "sum")
@@ -118,6 +119,7 @@ def test_fusions_are_measured_against_each_other(index):
         assert message in run("bench", "--index", index, *arguments, code=2).stderr
 
 
+@pytest.mark.slow
 def test_fusion_is_trained_for_an_index(index, tmp_path):
     own = tmp_path / "index"
     shutil.copytree(index, own)
@@ -385,6 +387,7 @@ def test_a_dry_run_tells_moves_from_removals(tmp_path, tiny):
     assert "0 added, 0 updated, 2 unchanged, 1 moved, 1 removed" in done
 
 
+@pytest.mark.slow
 def test_exclusions_are_shown_and_can_be_ended(gallery, tmp_path, tiny):
     where = ("--index", tmp_path / "i", "--model", "tiny")
     assert "10 added" in run("index", gallery, *where, "--exclude", "0*").stdout
@@ -465,6 +468,7 @@ def test_the_default_model_is_for_new_indexes_only(index, gallery):
     mmsearch("index", gallery, "--index", index, MMSEARCH_MODEL="base", check=0)
 
 
+@pytest.mark.slow
 def test_an_index_in_use_is_said_so(index, gallery):
     from mmsearch.store.store import Store
 
@@ -543,6 +547,7 @@ def test_no_url_is_fetched(index):
             server.accept()
 
 
+@pytest.mark.slow
 def test_failures_are_tried_again(gallery, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(gallery, folder)
@@ -562,6 +567,7 @@ def test_failures_are_tried_again(gallery, tmp_path):
     assert "no file has failed" in run("errors", "--retry", *where).stderr
 
 
+@pytest.mark.slow
 def test_auto_takes_tiny_without_a_network_and_says_what_base_would_give(gallery, tmp_path):
     done = mmsearch(
         "index", gallery, "--index", tmp_path / "i", "--yes", check=0,
@@ -601,6 +607,7 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_index_is_found_where_it_is_expected(gallery, tmp_path):
     (tmp_path / "index").mkdir()  # a stray folder of that name is not ours
     elsewhere = tmp_path / "elsewhere"
@@ -617,6 +624,7 @@ def test_the_index_is_found_where_it_is_expected(gallery, tmp_path):
     assert (other / "catalog.sqlite3").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_done_and_says_so(tmp_path, tiny, hanging):
     folder = tmp_path / "many"
     for number in range(300):
@@ -637,6 +645,7 @@ def test_an_interrupt_keeps_what_is_done_and_says_so(tmp_path, tiny, hanging):
     assert 64 <= kept < 300
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_a_training_waits_for_no_decoder(tmp_path, tiny, hanging):
     for number in range(8):
         paint(tmp_path / "p" / f"{number}.png", "red", mark=number + 1)
@@ -705,6 +714,7 @@ def test_benchmark_of_the_index_itself(index):
     assert report["t2i"]["R@10"] > 90
 
 
+@pytest.mark.slow
 def test_export_and_import_give_the_same_hits(index, gallery, tmp_path):
     run("export", tmp_path / "out", "--index", index)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -723,6 +733,7 @@ def test_export_and_import_give_the_same_hits(index, gallery, tmp_path):
     assert "20 unchanged" in run("index", gallery, *other).stdout
 
 
+@pytest.mark.slow
 def test_an_import_into_the_same_index_adds_nothing(gallery, tmp_path, tiny):
     where = ("--index", tmp_path / "i")
     for part in ("a", "b"):
@@ -753,6 +764,7 @@ def test_a_file_that_an_import_brought_is_not_taken_in_twice(gallery, tmp_path, 
     assert json.loads(run("status", *where, "--json").stdout)["images"] == 2
 
 
+@pytest.mark.slow
 def test_names_that_are_not_text_go_everywhere(gallery, tmp_path, tiny):
     folder = tmp_path / "odd"
     folder.mkdir()
@@ -793,6 +805,7 @@ def test_paths_of_nothing_are_refused(command, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_demo_runs_twice_without_harm(tmp_path, tiny):
     first = run("demo", "--out", tmp_path / "demo")
     again = run("demo", "--out", tmp_path / "demo", "--index", tmp_path / "demo" / "index")
@@ -803,6 +816,7 @@ def test_the_demo_runs_twice_without_harm(tmp_path, tiny):
     assert (tmp_path / "demo" / "contact-sheet.html").stat().st_size > 100_000
 
 
+@pytest.mark.slow
 def test_the_demo_on_a_folder_of_ones_own(tmp_path, gallery):
     result = run("demo", gallery, "--out", tmp_path / "demo")
     assert "R@1" not in result.stdout

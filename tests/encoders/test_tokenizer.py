@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from mmsearch.encoders.open_clip import VOCABULARY
 from mmsearch.encoders.tokenizer import ClipTokenizer, FewWords, build_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CLEANERS = ("lower", "whitespace", "canonicalize")
 THEIRS = {clean: open_clip.SimpleTokenizer(clean=clean) for clean in CLEANERS}
 BUILT = build_tokenizer(VOCABULARY)

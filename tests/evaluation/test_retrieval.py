@@ -155,6 +155,7 @@ def tied():
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [corpus(), tied(), corpus(images=150, spread=1.5)])
 def test_other_tools_find_the_same_figures_in_our_files(held, tmp_path):
     report = report_of(held)

@@ -668,6 +668,7 @@ def test_a_file_that_does_not_stay_as_the_walk_saw_it_costs_itself(
     assert store.status().images == report.added
 
 
+@pytest.mark.slow
 def test_captions_of_any_size_and_kind_are_captions(run, store, photos):
     (photos / "red.txt").write_bytes(b"a" * (2 << 20))
     (photos / "green.txt").write_bytes(b"\0\0a\0door\0\n\xed\xa0\x80\xff\n" + b"\r\n" * 5)

@@ -14,6 +14,8 @@ from mmsearch.learning.compose import Triplets
 from mmsearch.learning.features import Features
 from mmsearch.search.compose import Composer, late
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(5)
 
 

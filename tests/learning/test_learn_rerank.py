@@ -13,6 +13,8 @@ from mmsearch.learning.rerank import Candidates, Photos, Recipe
 from mmsearch.search.rerank import Mix, Parts
 from mmsearch.store.patches import pack_looks, unpack_looks
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(2)
 KINDS = pytest.mark.parametrize("kind", ["interaction", "attention"])
 

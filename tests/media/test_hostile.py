@@ -20,6 +20,8 @@ from mmsearch.cli.app import app
 from mmsearch.errors import DecodeError
 from mmsearch.media.isolated import Decoders
 
+pytestmark = pytest.mark.slow
+
 HOW = FakeEncoder().spec.preprocess
 FLIPS = 40
 

@@ -82,6 +82,7 @@ def test_what_a_decoder_does_is_the_reason_and_the_next_file_is_read(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"hang", b"spin"])
 def test_a_decoder_that_does_not_end_is_given_up_after_its_time(hostile, tmp_path, content):
     (tmp_path / "bad.png").write_bytes(content)
@@ -256,6 +257,7 @@ with isolated.Decoders() as decoders:
         os.kill(child, 0)
 
 
+@pytest.mark.slow
 def test_a_large_picture_takes_no_more_memory_than_it_may(tmp_path):
     out = io.BytesIO()
     Image.new("1", (13_000, 13_000)).save(out, "PNG")  # 169 megapixels in 20 KB

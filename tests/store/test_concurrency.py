@@ -15,6 +15,8 @@ from mmsearch.store import writer as writer_module
 from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 SPEC = FakeEncoder().spec
 
 

@@ -30,6 +30,8 @@ from mmsearch.store.checksum import of_vector
 from mmsearch.store.repair import _readable
 from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
 
+pytestmark = pytest.mark.slow
+
 COUNT = 48
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 

@@ -148,6 +148,7 @@ def test_a_reader_sees_whole_batches_only(store):
     assert seen == sorted(seen)
 
 
+@pytest.mark.slow
 def test_threads_share_a_store_while_another_commits(store):
     """A thread that began before a commit must not be given another thread's newer view."""
     vectors = unit_vectors(RNG, 400)
