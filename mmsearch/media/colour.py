@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +33,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     Raises:
         DecodeError: there are no pixels.
     """
-    if image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed(image):
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         colours, alpha = _from_deep_gray(image)
     else:
         colours, alpha = _parted(image)
@@ -45,16 +44,6 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     ground = Image.new("RGB", colours.size, "white")
     ground.paste(colours, mask=alpha)
     return ground
-
-
-def _is_signed(image: Image.Image) -> bool:
-    """Whether gray of 8 bits is signed, of which Pillow takes no notice."""
-    return image.mode == "L" and _tags_of(image).get(_SAMPLE_FORMAT) == (_SIGNED,)
-
-
-def _tags_of(image: Image.Image) -> Mapping[int, Any]:
-    found: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    return found
 
 
 def _parted(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -138,7 +127,7 @@ def _from_deep_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None
     values = np.asarray(image)
     if values.size == 0:
         raise DecodeError("an image without pixels")
-    tags = _tags_of(image)
+    tags = getattr(image, "tag_v2", {})
     clear = image.info.get("transparency")
     alpha = None
     if isinstance(clear, int):
@@ -146,9 +135,7 @@ def _from_deep_gray(image: Image.Image) -> tuple[Image.Image, Image.Image | None
     if image.mode.startswith("I;16"):
         gray = scaled_to_8(values, 0, 4095 if tags.get(_BITS) == (12,) else 65535)
     else:
-        if image.mode == "L":
-            values = values.view(np.int8)
-        elif image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
+        if image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
             values = values.view(np.uint32)
         gray = scaled_to_8(values, *shown_range(values))
     if tags.get(_PHOTOMETRIC) == 0:  # white is zero

@@ -67,8 +67,8 @@ def _assembled(shown: NDArray[np.uint8], samples: NDArray[Any], has_alpha: bool)
 
 
 def _in_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    if samples.dtype == np.uint8:
-        return np.ascontiguousarray(samples)
+    if samples.dtype in (np.uint8, np.int8):  # of those that are called signed, few are
+        return np.ascontiguousarray(samples).view(np.uint8)
     if samples.dtype.kind == "b":
         return samples.astype(np.uint8) * np.uint8(255)
     if samples.dtype == np.uint16:

