@@ -67,7 +67,7 @@ def _parted(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _converted(image: Image.Image, profile: bytes | None, info: dict[Any, Any]) -> Image.Image:
-    if image.mode not in ("L", "CMYK", "LAB"):
+    if image.mode not in ("RGB", "L", "CMYK", "LAB"):
         image = image.convert("RGB")
     if image.mode == "LAB":
         transform = _transform(None, "LAB")
