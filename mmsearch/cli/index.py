@@ -175,6 +175,6 @@ def _print(report: IngestReport) -> None:
         names = ", ".join(printable(name) for name in report.unmatched_captions[:_SHOWN_UNMATCHED])
         more = len(report.unmatched_captions) - _SHOWN_UNMATCHED
         say(
-            f"{len(report.unmatched_captions)} captioned images match no file here: {names}"
-            + (f" and {more} more" if more > 0 else "")
+            f"{len(report.unmatched_captions)} captioned images match no file here, or several of "
+            f"that name: {names}" + (f" and {more} more" if more > 0 else "")
         )

@@ -115,8 +115,7 @@ def _read_sidecars(folder: Path, others: list[str]) -> LabelledSet | None:
                     remarks.append(f"{os.fsdecode(sidecar_path(image))}: {NOT_TEXT}")
     if not images and not remarks:
         return None
-    found = LabelledSet.gathered(folder.resolve().name, images, others + remarks, folder)
-    return replace(found, source="sidecar")  # as `index` has them without being told
+    return LabelledSet.gathered(folder.resolve().name, images, others + remarks, folder)
 
 
 def _with(labelled: LabelledSet, remarks: list[str]) -> LabelledSet:

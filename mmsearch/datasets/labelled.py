@@ -33,8 +33,8 @@ class LabelledSet:
     remarks: tuple[str, ...] = ()
     """What of the file could not be used, a line each."""
     source: str = ""
-    """The path of the file that it was read from, without symbolic links; "" for none, "sidecar"
-    for files beside the images."""
+    """The path of the file, or of the folder with sidecars, that it was read from, without symbolic
+    links; "" for none."""
 
     @classmethod
     def gathered(

@@ -22,6 +22,10 @@ _MARKS = (
 )
 
 
+#: No text has many of them; UTF-16 without a byte order mark has, in most scripts.
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
+
+
 def decode_text(content: bytes) -> str:
     """A text file's characters: UTF-8, or whatever its byte order mark says.
 
@@ -29,9 +33,9 @@ def decode_text(content: bytes) -> str:
         UnicodeDecodeError: it is neither. Guessing would give captions of other letters.
     """
     named = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
-    halves = content[::2].count(0), content[1::2].count(0)
-    if named == "utf-8" and max(halves) > len(content) // 4:
-        raise UnicodeDecodeError(named, content, 0, 1, "every other byte is 0, as in UTF-16")
+    controls = len(content) - len(content.translate(None, _CONTROLS))
+    if named == "utf-8" and controls > len(content) // 4:
+        raise UnicodeDecodeError(named, content, 0, 1, "much of it is no text, as in UTF-16")
     return content.decode(named)
 
 

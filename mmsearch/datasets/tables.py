@@ -19,7 +19,7 @@ _CAPTION_COLUMNS = ("caption", "text", "captions", "comment", "caption_text", "d
 _SPLIT_COLUMNS = ("split",)
 _DELIMITERS = "\t|,;"
 #: No caption goes over more lines.
-_MOST_LINES = 1000
+_MOST_LINES = 100
 
 
 def is_token_file(text: str) -> bool:
@@ -64,8 +64,9 @@ def read_csv(text: str, path: Path) -> LabelledSet:
     if first is None:
         raise LabelsError(f"{path}: the file is empty")
     delimiter = _delimiter_of(first)
-    rows = _rows(lines, delimiter, path)
-    _, head = next(rows)
+    quoting = _Quoting(delimiter)
+    rows = _rows(lines, quoting, path)
+    head = quoting.cells(next(rows)[1])
     names = [name.strip().lower() for name in head]
     file_at, caption_at = _column(names, _FILE_COLUMNS), _column(names, _CAPTION_COLUMNS)
     split_at = _column(names, _SPLIT_COLUMNS)
@@ -79,15 +80,17 @@ def read_csv(text: str, path: Path) -> LabelledSet:
         has_head, split_at, file_at = False, None, 0
         caption_at = 2 if len(head) > 2 and head[1].strip().isdigit() else 1
     is_last = not has_head or caption_at == len(head) - 1
+    most = caption_at + 1 if is_last else None
     remarks: list[str] = []
 
     def entries() -> Iterator[LabelledImage]:
         if not has_head:
-            yield entry(head)
-        for place, row in rows:
+            yield entry(quoting.cells(first, most))
+        for place, line in rows:
+            row = quoting.cells(line, most)
             if len(row) <= max(file_at, caption_at):
                 remarks.append(f"{path}:{place}: fewer columns than the first line")
-            elif not is_last and any(cell.strip() for cell in row[len(head) :]):
+            elif most is None and any(cell.strip() for cell in row[len(head) :]):
                 remarks.append(
                     f"{path}:{place}: more columns than the first line (a caption with a "
                     f"'{delimiter}' has to be quoted)"
@@ -96,9 +99,8 @@ def read_csv(text: str, path: Path) -> LabelledSet:
                 yield entry(row)
 
     def entry(row: Sequence[str]) -> LabelledImage:
-        caption = delimiter.join(row[caption_at:]) if is_last else row[caption_at]
         split = row[split_at] if split_at is not None and split_at < len(row) else ""
-        return LabelledImage(row[file_at].strip(), (caption.strip(),), split)
+        return LabelledImage(row[file_at].strip(), (row[caption_at].strip(),), split)
 
     return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
 
@@ -119,9 +121,9 @@ class _Quoting:
     """How fields between a delimiter are quoted, by lines: none is looked at twice."""
 
     def __init__(self, delimiter: str) -> None:
-        mark = re.escape(delimiter)
+        self.delimiter = delimiter
+        mark, blank = re.escape(delimiter), r"[ ]*+"
         quoted = r'"(?:[^"]|"")*+'
-        blank = "" if delimiter == "\t" else r"[ ]*+"
         whole, bare = rf'{blank}{quoted}"{blank}(?={mark}|\Z)', rf'[^"{mark}][^{mark}]*+'
         field = f"(?:{whole}|{bare}|)"
         self.field = re.compile(f"({whole})|{bare}|")
@@ -137,17 +139,35 @@ class _Quoting:
         self.next = re.compile(rf"{rest}{mark}(?:{field}{mark})*+{blank}{quoted}")
         """The same, and another begins."""
 
+    def cells(self, row: str, most: int | None = None) -> list[str]:
+        """The fields of a row; Python's own reader limits their length.
 
-def _rows(lines: Sequence[str], delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+        Where there are more than `most`, the last of them is the rest of the row as it is written.
+        """
+        if not ('"' in row and self.closed.fullmatch(row)):
+            return row.split(self.delimiter, -1 if most is None else most - 1)
+        found: list[str] = []
+        starts: list[int] = []
+        place = 0
+        while place <= len(row):
+            match = self.field.match(row, place)
+            assert match is not None, "a field may be empty"
+            starts.append(place)
+            whole = match[1]
+            found.append(whole.strip(" ")[1:-1].replace('""', '"') if whole else match[0])
+            place = match.end() + len(self.delimiter)
+        if most is not None and any(found[most:]):
+            return [*found[: most - 1], row[starts[most - 1] :]]
+        return found
+
+
+def _rows(lines: Sequence[str], quoting: _Quoting, path: Path) -> Iterator[tuple[int, str]]:
     """The rows of a table, with the numbers of their first lines.
-
-    A line whose quotes stand where the format has none is taken as it is written.
 
     Raises:
         LabelsError: a quoted field of a CSV never ends. Where the next row begins is not to be
             known then. (Between tabs and bars a lone quote is a character like any other.)
     """
-    quoting = _Quoting(delimiter)
     place = 0
     while place < len(lines):
         number, line = place + 1, lines[place]
@@ -155,29 +175,24 @@ def _rows(lines: Sequence[str], delimiter: str, path: Path) -> Iterator[tuple[in
         if not line.strip():
             continue
         if '"' in line and quoting.open.fullmatch(line) and not quoting.closed.fullmatch(line):
-            more = _rest_of_field(lines, place, quoting, delimiter)
+            more = _rest_of_field(lines, place, quoting)
             if more is not None:
-                yield number, _cells("\n".join([line, *more]), delimiter, quoting)
+                yield number, "\n".join([line, *more])
                 place += len(more)
                 continue
-            if delimiter in ",;":
+            if quoting.delimiter in ",;":
                 raise LabelsError(
                     f"{path}:{number}: a field begins with a quote that is never closed; close it, "
                     'or write the quote twice within quotes ("")'
                 )
-        if '"' in line and quoting.closed.fullmatch(line):
-            yield number, _cells(line, delimiter, quoting)
-        else:
-            yield number, line.split(delimiter)
+        yield number, line
 
 
-def _rest_of_field(
-    lines: Sequence[str], place: int, quoting: _Quoting, delimiter: str
-) -> list[str] | None:
+def _rest_of_field(lines: Sequence[str], place: int, quoting: _Quoting) -> list[str] | None:
     """The lines that a row goes on over; None where its quoted field never ends."""
     found: list[str] = []
     for line in lines[place : place + _MOST_LINES]:
-        if _begins_a_row(line, delimiter):
+        if _is_a_row(line, quoting.delimiter):
             return None
         found.append(line)
         if quoting.end.fullmatch(line):
@@ -187,22 +202,11 @@ def _rest_of_field(
     return None
 
 
-def _begins_a_row(line: str, delimiter: str) -> bool:
+def _is_a_row(line: str, delimiter: str) -> bool:
     """Whether a line looks like a row of its own rather than the rest of a caption."""
-    first, mark, _ = line.partition(delimiter)
-    return bool(mark) and is_image_name(os.fsencode(first.strip(' "')))
-
-
-def _cells(row: str, delimiter: str, quoting: _Quoting) -> list[str]:
-    """The fields of a row whose quotes are closed; Python's own reader limits their length."""
-    found: list[str] = []
-    place = 0
-    while place <= len(row):
-        match = quoting.field.match(row, place)
-        assert match is not None, "a field may be empty"
-        found.append(match[1].strip(" ")[1:-1].replace('""', '"') if match[1] else match[0])
-        place = match.end() + len(delimiter)
-    return found
+    first, *others = line.split(delimiter)
+    cells = [first] if delimiter in ",;" else [first, *others]  # captions have few tabs and bars
+    return bool(others) and any(is_image_name(os.fsencode(cell.strip(' "'))) for cell in cells)
 
 
 def read_jsonl(text: str, path: Path) -> LabelledSet:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import Files
 from mmsearch.datasets.sidecar import clean_captions
-from mmsearch.store.lookups import FILE, SIDECAR, is_from_file
+from mmsearch.store.lookups import FILE, is_from_file
 
 FileKey = tuple[int, bytes]
 """A root's id and a path relative to it."""
@@ -62,8 +62,8 @@ def match_labels(
 
 def source_of(labelled: LabelledSet) -> str:
     """The source of a set's captions: the same for the same file, wherever it is named from."""
-    if labelled.source in ("", SIDECAR):
-        return labelled.source or FILE
+    if not labelled.source:
+        return FILE
     digest = hashlib.blake2b(os.fsencode(labelled.source), digest_size=8).hexdigest()
     return f"{FILE}:{digest}"
 

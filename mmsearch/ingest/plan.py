@@ -16,7 +16,7 @@ from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
 from mmsearch.store import lookups
 from mmsearch.store.filters import places_of
 from mmsearch.store.lookups import RootRow
-from mmsearch.store.paths import canonical, relative, to_path
+from mmsearch.store.paths import canonical, join, relative, to_path
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 
@@ -168,7 +168,7 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
         with store.catalog.read() as connection:  # a link within a root may lead there
             known = places_of(connection, parent)
         for root, prefix in known:
-            if root.walked:
+            if root.walked and canonical(join(root.path, prefix)) == parent:
                 return Scope(_with_exclude(writer, root, exclude), os.path.join(prefix, name))
         with writer.change() as change:
             return Scope(change.add_root(parent, walked=False), name)
@@ -243,11 +243,29 @@ def make_plan(
         candidates = plan.read + plan.same
         files = [(candidate.key, candidate.absolute) for candidate in candidates]
         bases = [os.fsencode(os.path.abspath(labelled[1])), *(scope.path for scope in scopes)]
-        labels = match_labels(labelled[0], files, bases)
+        labels = _of_others(match_labels(labelled[0], files, bases), labelled[0], files)
         with store.catalog.read() as connection:
             had = lookups.media_with_captions_of(connection, labels.source)
         plan.labels = replace(labels, dropped=_dropped(labelled[0], labels, candidates, had))
     return plan
+
+
+def _of_others(
+    labels: Labels, labelled: LabelledSet, files: Sequence[tuple[FileKey, bytes]]
+) -> Labels:
+    """Without what a labelled folder has of each picture's own sidecar, which is read anyway."""
+    if not os.path.isdir(labelled.source):
+        return labels
+    own = {
+        composed(os.path.join(os.fsencode(labelled.source), os.fsencode(image.file)))
+        for image in labelled.images
+    }
+    others = {
+        key: labels.captions[key]
+        for key, absolute in files
+        if key in labels.captions and composed(os.path.realpath(absolute)) not in own
+    }
+    return replace(labels, captions=others)
 
 
 def _dropped(

@@ -70,6 +70,10 @@ class Picture:
 Answer = TypeVar("Answer")
 
 
+#: What comes of a reply that no code of ours has sent.
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
 class _Stopped(Exception):
     """The process is gone, and why."""
 
@@ -272,7 +276,7 @@ class _Process:
             return
         try:
             self._receive(time.monotonic() + _START_SECONDS)
-        except (OSError, ValueError) as error:
+        except (OSError, *_NONSENSE) as error:
             self.stop()
             why = str(error) or self._epitaph()
             raise UnreadableError(f"no process to decode images in: {why}") from error
@@ -304,7 +308,7 @@ class _Process:
         except OSError:
             self.stop()
             raise _Stopped(self._epitaph()) from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except _NONSENSE:
             self.stop()  # whatever speaks there is our code no more
             raise _Stopped("its decoder gave up") from None
         except BaseException:
@@ -357,7 +361,7 @@ class _Process:
 def _content_of(reply: dict[str, Any], _: bytearray) -> tuple[Stamp, bytes, str]:
     """What a child says of a file: its stamp, the hash of its content, why it cannot be read."""
     size, mtime_ns = (_integer(value, LEAST, MOST) for value in reply["stamp"])
-    digest, reason = bytes.fromhex(reply["digest"]), str(reply["reason"])
+    digest, reason = bytes.fromhex(reply["digest"]), _words(reply["reason"])
     if len(digest) != (0 if reason else HASH_BYTES):
         raise ValueError
     return Stamp(size, mtime_ns), digest, reason
@@ -366,7 +370,7 @@ def _content_of(reply: dict[str, Any], _: bytearray) -> tuple[Stamp, bytes, str]
 def _picture_of(reply: dict[str, Any], pixels: bytearray) -> Picture | str:
     """The picture that a child sent, or why there is none."""
     if reply["reason"]:
-        return str(reply["reason"])
+        return _words(reply["reason"])
     height, width = (_integer(value, 1, _MAX_REPLY) for value in reply["shape"][:2])
     return Picture(
         np.frombuffer(pixels, np.uint8).reshape(height, width, 3),
@@ -374,6 +378,10 @@ def _picture_of(reply: dict[str, Any], pixels: bytearray) -> Picture | str:
         _integer(reply["height"], 1, MOST),
         datetime.fromisoformat(reply["captured"]) if reply["captured"] else None,
     )
+
+
+def _words(reason: Any) -> str:
+    return str(reason)[:500].encode("utf-8", "replace").decode()
 
 
 def _integer(value: Any, least: int, most: int) -> int:

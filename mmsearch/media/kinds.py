@@ -13,7 +13,8 @@ READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF"
 
 #: What may stand before the first element: no two parts of it match the same bytes.
 _MARKUP = (
-    rb"(?:\xef\xbb\xbf)?(?:\s++|<\?(?:(?!\?>).)*+\?>|<!--(?:(?!-->).)*+-->|<!(?i:doctype)[^>]*+>)*+"
+    rb"(?:\xef\xbb\xbf)?(?:\s++|<\?(?:(?!\?>).)*+\?>|<!--(?:(?!-->).)*+-->"
+    rb"|<!(?i:doctype)(?:[^>\[]|\[[^\]]*+\])*+>)*+"
 )
 #: Pictures of other kinds.
 _PICTURES = (
@@ -34,7 +35,7 @@ _PICTURES = (
 )
 #: No pictures.
 _OTHERS = (
-    (_MARKUP + rb"(?i:<(html|head|body))|\s*+(?i:<!doctype html)", "a web page"),
+    (_MARKUP + rb"(?i:<(html|head|body))|(?:\xef\xbb\xbf)?\s*+(?i:<!doctype html)", "a web page"),
     (rb"(\xef\xbb\xbf)?\s*+<[?!a-zA-Z]", "an XML document"),
     (rb"%PDF-", "a PDF document"),
     (rb"....ftyp(qt|isom|iso\d|mp4\d|M4V|avc1|3gp)|....moov|....mdat|\x1a\x45\xdf\xa3", "a video"),

@@ -76,16 +76,19 @@ def places_of(connection: sqlite3.Connection, path: bytes) -> list[tuple[RootRow
             prefix = b"" if relative(top, name) is not None else relative(name, top)
             if prefix is not None and (root, prefix) not in found:
                 found.append((root, prefix))
-    if any(root.walked for root, _ in found):  # its walk leaves out links that lead there
+    # The walk of a root leaves out links that lead into another.
+    if any(root.walked and relative(real, canonical(root.path)) is not None for root in roots):
         return found
-    return found + _through_links(connection, roots, real)
+    return _through_links(connection, roots, real, found)
 
 
 def _through_links(
-    connection: sqlite3.Connection, roots: list[RootRow], real: bytes
+    connection: sqlite3.Connection,
+    roots: list[RootRow],
+    real: bytes,
+    found: list[tuple[RootRow, bytes]],
 ) -> list[tuple[RootRow, bytes]]:
     """The same for a path outside all roots, which a link within one may lead to."""
-    found: list[tuple[RootRow, bytes]] = []
     for root in roots if os.path.lexists(real) else ():
         for folder in lookups.folders_of(connection, root.id):
             known = any(own == root and relative(folder, top) is not None for own, top in found)

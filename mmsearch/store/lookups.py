@@ -25,7 +25,6 @@ from mmsearch.types import EncoderSpec, Failure, Ids, Modality, Vectors
 ACTIVE, COMING, RETIRED = 1, 0, -1
 #: The source of captions that came from a captions file; behind it stands which file it was.
 FILE = "file"
-SIDECAR = "sidecar"
 _CHUNK = 500  # ids in one IN (...)
 _QUERY_WORDS = 64
 _SNAPSHOT_NAME = re.compile(r"\d+-(image|caption)-\d+\.faiss")

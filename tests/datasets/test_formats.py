@@ -125,7 +125,8 @@ def test_what_is_not_there_or_not_text_is_explained(tmp_path):
     with pytest.raises(LabelsError, match="cannot be read"):
         read_labelled(tmp_path / "none.json")
     latin = b"image,caption\na.jpg,caf\xe9\n"
-    for content in (b"\xff\xfe\x00", latin, "image".encode("utf-16-le")):
+    others = ("image".encode("utf-16-le"), "Рыжая собака бежит по траве".encode("utf-16-be"))
+    for content in (b"\xff\xfe\x00", latin, *others):
         (tmp_path / "binary.csv").write_bytes(content)
         with pytest.raises(LabelsError, match=r"not a text file in UTF-8.*iconv"):
             read_labelled(tmp_path / "binary.csv")
@@ -175,6 +176,15 @@ TWO = {"a.png": ("one",), "b.png": ("two",)}
         ('image,caption\na.png, "Hi" and "bye"\n', {"a.png": ('"Hi" and "bye"',)}, []),
         ('image, caption\n"a.png", "one"\nb.png , two\n', TWO, []),
         ("a.png\tone, two, three\nb.png\ttwo\n", TWO | {"a.png": ("one, two, three",)}, []),
+        ('a.png,says "Stop", "Go"\n', {"a.png": ('says "Stop", "Go"',)}, []),
+        ('image,caption\na.png,x, "b", y\n', {"a.png": ('x, "b", y',)}, []),
+        ('image,caption\na.png,"one",\nb.png,two\n', TWO, []),
+        ('image\tcaption\na.png\t "one"\nb.png\t"two" \n', TWO, []),
+        (
+            'caption\timage\n"one\ta.png\ntwo"\tb.png\n',
+            {"a.png": ('"one',), "b.png": ('two"',)},
+            [],
+        ),
         ("image,caption\ra.png,one\rb.png,two\r", TWO, []),
         ("a.png#0\tone\nrubbish\nb.png#0\ttwo\n", TWO, ["x.csv:2: not 'image.jpg#0"]),
     ],

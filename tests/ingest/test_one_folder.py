@@ -122,6 +122,26 @@ def test_a_single_file_behind_a_link_within_a_folder_is_the_same_file(engine, li
         assert names(engine) == ["a.png"]
 
 
+@pytest.mark.parametrize("top", ["real", "photos"])
+def test_a_single_file_above_or_beside_a_known_folder_is_that_file(engine, linked, top):
+    (linked / "photos").mkdir()
+    (linked / "photos" / "more").symlink_to(linked / "real" / "sub")
+    engine.index([linked / "real" / "sub" if top == "real" else linked / "photos"])
+    for path in (linked / "real" / "x.png", linked / "real" / "a.png", linked / "y.png"):
+        assert engine.index([paint(path, "blue", mark=len(names(engine)))]).added == 1
+    assert len(names(engine)) == 4
+
+
+def test_a_folder_that_holds_a_known_one_and_what_a_link_leads_to_is_both(engine, linked):
+    paint(linked / "data" / "photos" / "b.png", "red", mark=1)
+    paint(linked / "data" / "docs" / "c.png", "red", mark=2)
+    (linked / "other").mkdir()
+    (linked / "other" / "link").symlink_to(linked / "data" / "docs")
+    engine.index([linked / "data" / "photos", linked / "other"])
+    assert names(engine, under=linked / "data") == ["b.png", "c.png"]
+    assert names(engine, under=linked / "data" / "docs") == ["c.png"]
+
+
 def test_what_failed_is_taken_over_too(engine, linked):
     (linked / "real" / "bad.png").write_bytes(b"nothing")
     (linked / "photos").mkdir()
@@ -190,6 +210,30 @@ def test_a_row_that_a_captions_file_has_no_more_goes_with_it(engine, tmp_path):
     second.write_text("image,caption\na.png,a cabin\nc.png,of another file\n")
     engine.index([tmp_path / "p"], captions=second)  # what names a picture again has the last word
     assert captions(engine)[0] == ("a.png", "a cabin")
+
+
+def test_a_folder_of_sidecars_as_captions_takes_none_of_those_of_others(engine, tmp_path):
+    for name in ("a/x", "b/y", "b/z"):
+        paint(tmp_path / "p" / f"{name}.png", "red", mark=ord(name[-1]))
+    for name in ("p/a/x", "p/b/y"):
+        (tmp_path / f"{name}.txt").write_text(f"own {name[-1]}")
+    for name in ("y", "z"):
+        paint(tmp_path / "labels" / f"{name}.png", "blue", mark=ord(name[-1]))
+        (tmp_path / "labels" / f"{name}.txt").write_text(f"labelled {name}")
+    own = [("x.png", "own x"), ("y.png", "own y")]
+    for labels in (tmp_path / "p" / "a", tmp_path / "p", None):
+        engine.index([tmp_path / "p"], captions=labels)
+        assert captions(engine) == own
+    both = [*own, ("y.png", "labelled y"), ("z.png", "labelled z")]
+    for labels in (tmp_path / "labels", None):
+        engine.index([tmp_path / "p"], captions=labels)
+        assert captions(engine) == sorted(both)
+    os.utime(tmp_path / "p" / "b" / "z.png", (1e9, 1e9))
+    engine.index([tmp_path / "p"])
+    assert captions(engine) == sorted(both)
+    (tmp_path / "labels" / "z.txt").unlink()
+    engine.index([tmp_path / "p"], captions=tmp_path / "labels")
+    assert captions(engine) == sorted(both[:-1])
 
 
 def test_a_captions_file_for_a_part_of_the_index_leaves_the_rest_alone(engine, tmp_path):

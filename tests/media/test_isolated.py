@@ -305,6 +305,7 @@ REPLIES = {
         '{"stamp": [1, 2], "digest": "00", "reason": ""}',
     ],
     "picture": [
+        '{"reason": "bad \\udce9"}',
         "7",
         "{}",
         '{"reason": "", "shape": [-1, 9, 3], "width": 9, "height": 9, "captured": null}',
@@ -334,4 +335,5 @@ def test_a_reply_that_makes_no_sense_is_the_files_fault(tmp_path, monkeypatch, w
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path / "site"))
         with Decoders() as decoders:
-            assert "its decoder gave up" in outcome(decoders, path)
+            told = outcome(decoders, path)
+    assert "its decoder gave up" in told or told == "bad ?"

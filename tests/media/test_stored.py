@@ -343,6 +343,8 @@ def test_dates_as_cameras_write_them(text, expected):
         (tiff(np.zeros((4, 4, 2), "c8"), 1, 6), "TIFF of a kind|TIFF that is damaged, or of"),
         (bytes(500), "not an image, or damaged at its start"),
         (b"<!---->" * 100 + b"<html>", "not an image: a web page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>\n<title>x", "not an image: a web page"),
+        (b"<!DOCTYPE svg [ <!ENTITY a '>'> ]>\n<svg>", "not read: SVG"),
         (b"<!--" * 20_000, "not an image: an XML document"),
         (b"BMW is a car", "not an image, or damaged at its start"),
         (b"p1 notes", "not an image, or damaged at its start"),
