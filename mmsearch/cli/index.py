@@ -41,7 +41,8 @@ def index(
             "--captions",
             metavar="FILE",
             help="Captions: Karpathy or COCO JSON, Flickr token file, image,caption CSV, "
-            "metadata.csv or metadata.jsonl. Sidecar name.txt files are read in any case.",
+            "metadata.csv or metadata.jsonl. What FILE no longer has is removed. "
+            "Sidecar name.txt files are read in any case.",
         ),
     ] = None,
     model: ModelOption = None,
