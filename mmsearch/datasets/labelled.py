@@ -61,7 +61,10 @@ class LabelledSet:
                     f"{source}: {file} is in two splits, '{splits[file]}' and '{split}'; the first "
                     "counts"
                 )
-            captions.setdefault(file, []).extend(entry.captions)
+            texts = [text for text in entry.captions if text.strip()]
+            if len(texts) < len(entry.captions):
+                remarks.append(f"{source}: a caption of {file} is empty")
+            captions.setdefault(file, []).extend(texts)
         if not any(captions.values()):
             more = f", and {len(remarks) - 1} more like it" if len(remarks) > 1 else ""
             what = f"{remarks[0]}{more}: nothing in it can be used" if remarks else ""

@@ -169,6 +169,7 @@ TWO = {"a.png": ("one",), "b.png": ("two",)}
         ("a.png,one, too\nb.png,two\n", TWO | {"a.png": ("one, too",)}, []),
         ("a.png|0|one\nb.png|1|two\n", TWO, []),
         ("image| n| comment\na.png| 3| one\nb.png| 4   x\nb.png| 5| two\n", TWO, ["x.csv:3: "]),
+        ("image,caption\na.png,one\na.png, \nb.png,two\n", TWO, ["a caption of a.png is empty"]),
         ("image,caption\nsub\\a.png,one\n", {"sub/a.png": ("one",)}, []),
         ('image;caption\na.png;one, too\nb.png;"two"\n', TWO | {"a.png": ("one, too",)}, []),
         ('image\tcaption\na.png\t"1\n2"\nb.png\ttwo\n', TWO | {"a.png": ("1\n2",)}, []),
