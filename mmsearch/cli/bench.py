@@ -120,7 +120,10 @@ def bench(
     _write(report, export, run_out, html)
     if report.missing:
         names = ", ".join(printable(name) for name in report.missing[:5])
-        say(f"{len(report.missing)} images of the set could not be indexed: {names}")
+        say(
+            f"{len(report.missing)} images of the set could not be indexed (missing, damaged, or "
+            f"several of that name): {names}"
+        )
     if json_:
         print(json.dumps(out.to_json(report)))
     else:

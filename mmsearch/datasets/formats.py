@@ -143,4 +143,7 @@ def find_images(labels: Path, images: list[LabelledImage]) -> Path:
     files = Files((one.path, one.path, one.path) for one in walked)
     if any(file is not None for file in files.of(sample, ())):
         return top
-    raise LabelsError(f"{top}: the images are not beside the captions; say where with --images DIR")
+    raise LabelsError(
+        f"{labels}: its images are not beside it, or several have their names; say where with "
+        "--images DIR"
+    )
