@@ -66,7 +66,8 @@ def read_csv(text: str, path: Path) -> LabelledSet:
     delimiter = _delimiter_of(first)
     quoting = _Quoting(delimiter)
     rows = _rows(lines, quoting, path)
-    head = quoting.cells(next(rows)[1])
+    _, beginning = next(rows)
+    head = quoting.cells(beginning)
     names = [name.strip().lower() for name in head]
     file_at, caption_at = _column(names, _FILE_COLUMNS), _column(names, _CAPTION_COLUMNS)
     split_at = _column(names, _SPLIT_COLUMNS)
@@ -85,7 +86,7 @@ def read_csv(text: str, path: Path) -> LabelledSet:
 
     def entries() -> Iterator[LabelledImage]:
         if not has_head:
-            yield entry(quoting.cells(first, most))
+            yield entry(quoting.cells(beginning, most))
         for place, line in rows:
             row = quoting.cells(line, most)
             if len(row) <= max(file_at, caption_at):

@@ -177,6 +177,7 @@ TWO = {"a.png": ("one",), "b.png": ("two",)}
         ('image,caption\na.png, "Hi" and "bye"\n', {"a.png": ('"Hi" and "bye"',)}, []),
         ('image, caption\n"a.png", "one"\nb.png , two\n', TWO, []),
         ("a.png\tone, two, three\nb.png\ttwo\n", TWO | {"a.png": ("one, two, three",)}, []),
+        ('a.png,"1\n2"\nb.png,two\n', TWO | {"a.png": ("1\n2",)}, []),
         ('a.png,says "Stop", "Go"\n', {"a.png": ('says "Stop", "Go"',)}, []),
         ('image,caption\na.png,x, "b", y\n', {"a.png": ('x, "b", y',)}, []),
         ('image,caption\na.png,"one",\nb.png,two\n', TWO, []),
