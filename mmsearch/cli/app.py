@@ -129,7 +129,7 @@ for _name, _command in {
 
 
 def _train() -> None:
-    """Before each of them: torch asks for the current folder, and fails darkly where it is gone."""
+    """Before each of them: torch needs the current folder, and does not say so where it is gone."""
     os.getcwd()
 
 

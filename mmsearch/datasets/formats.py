@@ -45,7 +45,7 @@ def read_labelled(path: Path) -> LabelledSet:
         text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise LabelsError(
-            f"{path}: not a text file in UTF-8 (byte {error.start}: {error.reason}); mend that "
+            f"{path}: not a text file in UTF-8 (byte {error.start}: {error.reason}); correct that "
             "byte, or if all of it is in another encoding, convert it: iconv -f WINDOWS-1252 -t "
             "UTF-8 FILE > NEW"
         ) from error

@@ -80,8 +80,7 @@ def read_csv(text: str, path: Path) -> LabelledSet:
             )
         has_head, split_at, file_at = False, None, 0
         caption_at = 2 if len(head) > 2 and head[1].strip().isdigit() else 1
-    is_last = not has_head or caption_at == len(head) - 1
-    most = caption_at + 1 if is_last else None
+    most = caption_at + 1 if not has_head or caption_at == len(head) - 1 else None
     remarks: list[str] = []
 
     def entries() -> Iterator[LabelledImage]:

@@ -140,7 +140,7 @@ def _decoded(file: Path, side: int) -> Image.Image | None:
         return None
     except OSError as error:  # permissions, a network disk: the file may be fine
         raise LabelsError(
-            f"{file}: cannot be read: {error.strerror}; mend that, or leave it out of the labels"
+            f"{file}: cannot be read: {error.strerror}; correct that, or leave it out of the labels"
         ) from error
 
 

@@ -309,7 +309,7 @@ class _Process:
             self.stop()
             raise _Stopped(self._epitaph()) from None
         except _NONSENSE:
-            self.stop()  # whatever speaks there is our code no more
+            self.stop()  # a file may have taken the process over
             raise _Stopped("its decoder gave up") from None
         except BaseException:
             self.stop()  # an interrupt in the midst of a reply: nobody reads the rest
