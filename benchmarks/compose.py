@@ -22,7 +22,7 @@ from mmsearch.config import load_settings
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.datasets.formats import read_labelled
 from mmsearch.datasets.scene_changes import CHANGES
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import pick_device
 from mmsearch.evaluation.ranking import CUTOFFS, gain_line, rank_of_best, recall_at
 from mmsearch.learning import compose
@@ -43,7 +43,7 @@ def main() -> None:
         parser.error("say where the data sets are: --data DIR or MMSEARCH_DATA")
     flickr = Path(args.data) / "flickr8k"
     settings = load_settings()
-    models = ModelChoice(settings, print, None)
+    models = EncoderProvider(settings, print, None)
     encoder = models.for_new_index(args.model, pick_device(settings.device))
     images = read_labelled(flickr).images
     photos = embed_set(encoder, flickr / "images", images, settings.cache / "views", 0)

@@ -71,14 +71,13 @@ def _drawn(folder, count):
 def cost(engine, flickr):
     """Milliseconds of a warm query over all photos and captions, encoding included."""
     report = engine.index([flickr / "images"], captions=flickr)
-    searcher = engine.searcher()
     texts = engine.store.contents().caption_texts[:: report.captions // QUERIES][:QUERIES]
     print(f"\na warm query over {report.added} photos with {report.captions} captions, ms:")
     for how in ("image", "sum"):
         took = []
         for text in texts:
             started = time.perf_counter()
-            searcher.search(Query((Term(text=text),), fusion=how))
+            engine.search(Query((Term(text=text),), fusion=how))
             took.append(1000 * (time.perf_counter() - started))
         print(f"  {how}: median {np.median(took):.1f}, 99% below {np.percentile(took, 99):.1f}")
 
@@ -86,11 +85,10 @@ def cost(engine, flickr):
 def page(engine):
     """Queries whose picture the pictures alone do not put first, and the fused search does."""
     asked = comparison.hold_out(engine.store, 1)
-    searcher = engine.searcher()
     sections = []
     for one in asked:
         hits = {
-            how: searcher.search(Query((Term(text=one.text),), k=5, fusion=how))
+            how: engine.search(Query((Term(text=one.text),), k=5, fusion=how))
             for how in ("image", "sum")
         }
         first = {how: found[0].media_id == one.media for how, found in hits.items()}

@@ -33,12 +33,14 @@ with atheris.instrument_imports(include=["mmsearch", "PIL", "pillow_heif"]):
     from mmsearch.errors import DecodeError, MmsearchError
     from mmsearch.ingest.exchange import model_of, read_embeddings
     from mmsearch.media.image import decode
+    from mmsearch.search.candidates import find_candidates
     from mmsearch.search.compose import read_composer
     from mmsearch.search.fusion import read_weights
     from mmsearch.search.rerank import read_reranker
     from mmsearch.store.repair import repair
     from mmsearch.store.store import Store
     from mmsearch.store.verify import verify
+    from mmsearch.types import Filter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "media"))
@@ -130,7 +132,7 @@ def store(data: bytes) -> None:
     except MmsearchError:
         return
     left = verify(copy, deep=True).damages
-    assert all(damage.kind == "lacking" for damage in left), left
+    assert all(damage.kind == "missing" for damage in left), left
 
 
 def search_all(folder: Path) -> object:
@@ -138,23 +140,22 @@ def search_all(folder: Path) -> object:
 
     opened = Store(folder)
     try:
-        space = opened.active_space()
-        if space is None:
-            return None
-        query = np.ones((1, space.spec.dim), np.float32)
-        answer = opened.search(space.spec.space, query, "image", 50)[0]
-        opened.evidence(space.spec.space, query[0], "red thing", 5)
+        with opened.reader() as reader:
+            if reader.is_empty:
+                return None
+            query = np.ones((1, reader.space.spec.dim), np.float32)
+            scores, ids = reader.nearest("image", query, 50)[0]
+            reader.items("image", ids.tolist())
+            find_candidates(reader, query[0], "red thing", 5, Filter())
         opened.status()
-        return answer.ids, answer.scores
+        return ids.tolist(), scores.tolist()
     finally:
         opened.close()
 
 
 def make_index(folder: Path) -> None:
     import numpy as np
-    from fakes import FakeEncoder, root_at, unit_vectors
-
-    from mmsearch.store.changes import NewCaption, NewMedia
+    from fakes import FakeEncoder, new_media, root_at, unit_vectors
 
     made, spec, rng = Store.create(folder), FakeEncoder().spec, np.random.default_rng(0)
     for start in (0, 20):
@@ -163,12 +164,9 @@ def make_index(folder: Path) -> None:
             with writer.change() as change:
                 for number in range(start, start + 20):
                     vectors, name = unit_vectors(rng, 2), b"%d.png" % number
-                    caption = NewCaption(f"a red thing {number}", "file", vectors[1])
-                    change.add_media(
-                        NewMedia(root.id, name, 1, 1, name, 1, 1, "2020-01-01T00:00:00", "exif",
-                                 vectors[0], (caption,)),
-                        space,
-                    )  # fmt: skip
+                    captions = [(f"a red thing {number}", vectors[1])]
+                    new = new_media(root, name, vectors[0], captions=captions)
+                    change.add_media(new, space)
             if not start:
                 writer.compact()
     made.close()

@@ -54,7 +54,7 @@ def main() -> None:
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
         lying = torch.from_numpy(pixels).to(device)
         alone = args.batch / seconds(lambda: tower(lying), device)
-    fed = args.batch / seconds(lambda: encoder.encode_images(pixels), device)
+    fed = args.batch / seconds(lambda: encoder.encode("image", pixels), device)
     share = alone * flops / peak
     print(f"the card alone: {alone:.0f} images/s, {share:.0%} of {peak / 1e12:.1f} TFLOP/s "
           f"({flops / 1e9:.2f} GFLOP an image); from the machine's memory: {fed:.0f}")  # fmt: skip

@@ -24,8 +24,8 @@ import numpy as np
 from approximate import NEIGHBOURS, embeddings, mixed
 
 from mmsearch import Engine
-from mmsearch.store import lookups
-from mmsearch.store.changes import NewMedia
+from mmsearch.store.mutations import NewMedia, NewSegment
+from mmsearch.store.rows import MediaFacts
 from mmsearch.store.store import Store
 
 FILTERED = 1 / 50
@@ -53,7 +53,8 @@ with Engine.open(folder) as engine:
     spent = []
     for number in range(repeats):
         begun = time.perf_counter()
-        engine.searcher().embed((Term(text=texts[number % len(texts)]),))
+        with engine.searcher() as searcher:
+            searcher.embed((Term(text=texts[number % len(texts)]),))
         spent.append(1e3 * (time.perf_counter() - begun))
     found["its text tower, p50 ms"] = np.median(spent[5:])
     measured("warm query")
@@ -102,8 +103,8 @@ def one(folder: Path, size: int, own, near, example: Path) -> dict[str, float]:
     def add(count: int, start: int, store: Store, spec) -> None:
         with store.writer() as writer:
             space = writer.space_of(spec, "imported")
-            with store.catalog.read() as connection:
-                roots = lookups.roots(connection)
+            with store.catalog.read() as queries:
+                roots = queries.roots()
             if roots:
                 root = roots[0]
             else:
@@ -166,8 +167,9 @@ def path_of(number: int, size: int) -> bytes:
 def media(root, number: int, size: int, vector) -> NewMedia:
     name = path_of(number, size)
     return NewMedia(
-        root_id=root.id, path=name, size=1, mtime_ns=number, content_hash=name, width=640,
-        height=480, captured="2020-01-01T00:00:00", captured_from="mtime", vector=vector,
+        root_id=root.id, path=name, size=1, mtime_ns=number, content_hash=name,
+        facts=MediaFacts(640, 480, "2020-01-01T00:00:00", "mtime"),
+        segments=[NewSegment("image", vector)],
     )  # fmt: skip
 
 

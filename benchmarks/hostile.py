@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from mmsearch import Engine
@@ -55,7 +56,7 @@ class Trial:
             reason = file.reason
             if not reason:
                 try:
-                    file.picture(HOW)
+                    file.pixels(asdict(HOW))
                 except DecodeError as error:
                     reason = str(error)
             self.seconds = max(self.seconds, time.monotonic() - started)

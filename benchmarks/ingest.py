@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch.config import load_settings
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
 
@@ -75,7 +75,7 @@ def photos(source: Path, folder: Path, count: int, *, large: bool) -> None:
 
 def one(model: str, precision: str, folder: Path, scratch: Path, cores: int) -> None:
     settings = load_settings(precision=precision)
-    encoder = ModelChoice(settings, print, None).for_new_index(model, "cpu")
+    encoder = EncoderProvider(settings, print, None).for_new_index(model, "cpu")
     how = encoder.spec.preprocess
     contents = [path.read_bytes() for path in sorted(folder.iterdir())[:100]]
     started = time.process_time()
@@ -98,10 +98,10 @@ def one(model: str, precision: str, folder: Path, scratch: Path, cores: int) -> 
 def alone(encoder, pixels) -> float:
     """CPU seconds to encode one image, by one thread that has the machine to itself."""
     slow = encoder.bulk(os.cpu_count() or 1)  # of which one works, on its one core
-    slow.encode_images(pixels[: slow.batch])
+    slow.encode("image", pixels[: slow.batch])
     started = time.process_time()
     for start in range(0, len(pixels), slow.batch):
-        slow.encode_images(pixels[start : start + slow.batch])
+        slow.encode("image", pixels[start : start + slow.batch])
     return (time.process_time() - started) / len(pixels)
 
 

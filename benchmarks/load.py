@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch import Engine
-from mmsearch.store.changes import NewCaption, NewMedia
+from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
+from mmsearch.store.rows import Item, MediaFacts
+from mmsearch.store.store import Store
 
 SLOTS, TOGETHER, COMPACT_EVERY = 2000, 50, 40
 TEXTS = ("a red car", "two dogs in the snow", "a bird over a lake", "number 77", "a green boat")
@@ -76,9 +78,12 @@ def vector_of(slot: int, version: int, dim: int) -> np.ndarray:
 
 
 def media(root: int, name: str, vector, caption: str | None = None) -> NewMedia:
-    captions = (NewCaption(caption, "file", vector),) if caption else ()
-    return NewMedia(root, name.encode(), 1, 1, name.encode()[-16:], 1, 1, "2024-01-01T00:00:00",
-                    "mtime", vector, captions)  # fmt: skip
+    return NewMedia(
+        root, name.encode(), 1, 1, name.encode()[-16:],
+        MediaFacts(1, 1, "2024-01-01T00:00:00", "mtime"),
+        [NewSegment("image", vector)],
+        [NewCaption(caption, "file", vector)] if caption else [],
+    )  # fmt: skip
 
 
 def make(folder: Path, count: int) -> None:
@@ -128,6 +133,13 @@ def write(folder: Path, minutes: float) -> dict[str, int]:
             "compactions": rounds // COMPACT_EVERY}  # fmt: skip
 
 
+def nearest(store: Store, vector: np.ndarray) -> list[Item]:
+    with store.reader() as reader:
+        _, ids = reader.nearest("image", vector[None], 10)[0]
+        items = reader.items("image", ids.tolist())
+        return [items[number] for number in ids.tolist()]
+
+
 def read(folder: Path, minutes: float) -> dict[str, object]:  # noqa: C901 - its threads
     state = np.memmap(folder / "state", np.int64, "r")
     deadline = time.monotonic() + 60 * minutes
@@ -149,14 +161,12 @@ def read(folder: Path, minutes: float) -> dict[str, object]:  # noqa: C901 - its
             if before < 1:
                 return
             vector = vector_of(slot, before - 1 + before % 2, spec.dim)
-            answer = timed(
-                "by vector", lambda: engine.store.search(spec.space, vector[None], "image", 10)[0]
-            )
+            items = timed("by vector", lambda: nearest(engine.store, vector))
             if int(state[slot]) != before:
                 return
             totals["checked"] += 1
             path = b"/load/slot%d" % slot
-            places = [place for place, item in enumerate(answer.items) if item.path == path]
+            places = [place for place, item in enumerate(items) if item.path == path]
             if places != ([0] if before % 2 else []):
                 totals["wrong"] += 1
 

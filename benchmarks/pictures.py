@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def theirs(program: str, path: Path, srgb: Path) -> np.ndarray | str:
 def ours(decoders: Decoders, path: Path) -> np.ndarray | str:
     with decoders.open(str(path).encode()) as file:
         try:
-            return file.picture(HOW).pixels
+            return file.pixels(asdict(HOW))
         except DecodeError as error:
             return str(error)
 

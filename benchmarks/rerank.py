@@ -153,20 +153,26 @@ def curve(engine, found, reranker, depths, flickr, test, index):
         files = [flickr / "images" / image.file for image in test.images]
         plain = other.index(files)
         with_patches = other.index(patches=True)
-        kept = other.store.looks(other.status().space, other.store.contents().image_ids[:1])[0]
+        with other.store.reader() as reader:
+            kept = reader.patches(other.store.contents().image_ids[:1].tolist())
         (one,) = (len(content) for content in kept.values())
         print(f"patches: {one:,} bytes an image; indexing {plain.added / plain.seconds:.0f} "
-              f"images/s, and {with_patches.looks / with_patches.stages['patches']:.0f} with "
+              f"images/s, and {with_patches.patches / with_patches.stages['patches']:.0f} with "
               "patches on top")  # fmt: skip
-        searcher = other.searcher(Learned(reranker=lambda: reranker))
+        learned = Learned(reranker=lambda: reranker)
         texts = [text for image in test.images for text in image.captions[:1]][:TIMED]
         print("N, R@1/5/10, milliseconds at the median: a query of one text")
-        for depth in (0, *depths):
-            some = [first(one, depth) for one in found]
-            ranks = beyond(found, some, reranker.mix) if depth else learning.ranks_of(found, None)
-            print(f"{depth:4} {triple(ranks)}  {median(searcher, texts, depth):6.1f}")
+        with other.searcher(learned) as searcher:
+            for depth in (0, *depths):
+                some = [first(one, depth) for one in found]
+                ranks = (
+                    beyond(found, some, reranker.mix) if depth else learning.ranks_of(found, None)
+                )
+                print(f"{depth:4} {triple(ranks)}  {median(searcher, texts, depth):6.1f}")
         other.index(patches=False)
-        print(f"  50 without patches in the index: {median(searcher, texts[:20], 50):.0f} ms")
+        with other.searcher(learned) as searcher:
+            slow = median(searcher, texts[:20], 50)
+        print(f"  50 without patches in the index: {slow:.0f} ms")
 
 
 def beyond(found, some, mix):
@@ -203,25 +209,25 @@ def names(engine, objects):
         place_of = {os.fsdecode(path): n for n, path in enumerate(held.image_paths)}
         row_of = {number: row for row, number in enumerate(held.image_ids.tolist())}
         reranker = read_reranker(engine.folder, engine.status().space)
-        searcher = other.searcher(Learned(reranker=lambda: reranker))
         ways = {"first": [], "all three": [], "without popularity": [], "without match": []}
         mix = reranker.mix
         mixes = {"all three": mix, "without popularity": Mix(0, mix.match),
                  "without match": Mix(mix.popularity, 0)}  # fmt: skip
-        for name, own in chosen.items():
-            true = np.zeros((1, len(held.image_ids)), bool)
-            true[0, [place_of[os.path.abspath(objects / i.file)] for i in own]] = True
-            query = Query((Term(text=name),))
-            vector = searcher.embed(query.terms)
-            scores = (held.image_vectors @ vector)[None].astype(np.float64)
-            answer = searcher.rank(vector[None], "image", 50)[0]
-            seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
-            rows = [row_of[answer.ids[place]] for place in seen]
-            ways["first"].append(r_precision(scores, true)[0])
-            for way, one in mixes.items():
-                again = scores.copy()
-                again[0, rows] = 10 + one.of(parts)
-                ways[way].append(r_precision(again, true)[0])
+        with other.searcher(Learned(reranker=lambda: reranker)) as searcher:
+            for name, own in chosen.items():
+                true = np.zeros((1, len(held.image_ids)), bool)
+                true[0, [place_of[os.path.abspath(objects / i.file)] for i in own]] = True
+                query = Query((Term(text=name),))
+                vector = searcher.embed(query.terms)
+                scores = (held.image_vectors @ vector)[None].astype(np.float64)
+                answer = searcher.rank(vector[None], "image", 50)[0]
+                seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
+                rows = [row_of[answer.ids[place]] for place in seen]
+                ways["first"].append(r_precision(scores, true)[0])
+                for way, one in mixes.items():
+                    again = scores.copy()
+                    again[0, rows] = 10 + one.of(parts)
+                    ways[way].append(r_precision(again, true)[0])
         before = np.array(ways["first"])
         for way, values in ways.items():
             gain = paired_difference((100 * (np.array(values) - before), np.arange(len(values))))

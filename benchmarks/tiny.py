@@ -27,7 +27,7 @@ import tiny_data
 from mmsearch.config import load_settings
 from mmsearch.datasets import karpathy, scene_art, scenes
 from mmsearch.datasets.named import with_article
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache
 from mmsearch.encoders.openvino import openvino_core
 from mmsearch.evaluation.ranking import r_precision, rank_of_best, recall_at
@@ -70,12 +70,12 @@ class Measured:
         rows = []
         for start in tqdm(range(0, len(pictures), 32), desc=what, disable=None, leave=False):
             pixels = [fit(load(), how) for load in pictures[start : start + 32]]
-            rows.append(self.encoder.encode_images(np.stack(pixels)))
+            rows.append(self.encoder.encode("image", np.stack(pixels)))
         return np.concatenate(rows)
 
     def texts(self, texts):
         parts = [texts[i : i + 256] for i in range(0, len(texts), 256)]
-        return np.concatenate([self.encoder.encode_texts(part) for part in parts])
+        return np.concatenate([self.encoder.encode("text", part) for part in parts])
 
 
 def of_file(path):
@@ -109,17 +109,17 @@ def main() -> None:
 def encoder_of(model, precision, data):
     settings = dataclasses.replace(load_settings(), precision="fp32")
     if precision == "fp32":
-        return ModelChoice(settings, print, None).for_new_index(model, "cpu")
+        return EncoderProvider(settings, print, None).for_new_index(model, "cpu")
     if precision == "bf16":
         if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             settings = dataclasses.replace(settings, precision="bf16")
-            return ModelChoice(settings, print, None).for_new_index(model, "cpu")
+            return EncoderProvider(settings, print, None).for_new_index(model, "cpu")
         from mmsearch.encoders.open_clip import TorchEncoder, load_model
 
         print("  (this CPU has no bf16 in OpenVINO: measured in torch, which is slow)")
-        source = ModelChoice(settings, print, None).source(model)
+        source = EncoderProvider(settings, print, None).source(model)
         return TorchEncoder(load_model(source), "cpu", "bf16")
-    return quantised(ModelChoice(settings, print, None).for_new_index(model, "cpu"), data)
+    return quantised(EncoderProvider(settings, print, None).for_new_index(model, "cpu"), data)
 
 
 def quantised(encoder, data):

@@ -22,7 +22,7 @@ import tiny
 
 from mmsearch.config import load_settings
 from mmsearch.datasets.named import with_article
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.evaluation.ranking import rank_of_best, recall_at
 from mmsearch.learning.words import carry_meanings, give_meanings
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
     args = parser.parse_args()
-    network = load_model(ModelChoice(load_settings(), print, None).source(args.model)).network
+    network = load_model(EncoderProvider(load_settings(), print, None).source(args.model)).network
     words = args.data / "weights/potion-base-4m-int8"
     seen = tokens_of(tiny.learned_texts(args.data)).flatten()
     leave_out(copy.deepcopy(network), words, seen)

@@ -13,19 +13,23 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.choice import ModelChoice
-from mmsearch.encoders.loading import ModelRow, list_models, pick_device
-from mmsearch.errors import IndexNotFound, SpaceError, UsageError
-from mmsearch.store import catalog, lookups
+from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
+from mmsearch.encoders.loading import ModelCache, ModelRow, list_models, pick_device
+from mmsearch.errors import IndexNotFound, UsageError
+from mmsearch.media.media_types import PICTURES, MediaTypes
+from mmsearch.store import catalog
 from mmsearch.store.store import REPAIRED, Store
 from mmsearch.types import (
+    IMAGE,
+    TEXT,
     Compose,
     EncoderSpec,
     Failure,
@@ -33,7 +37,6 @@ from mmsearch.types import (
     Fusion,
     Hit,
     IngestReport,
-    Modality,
     Progress,
     Query,
     Repaired,
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from mmsearch.search.matchers import Kind
     from mmsearch.search.rerank import Reranker
     from mmsearch.search.searcher import Learned, Searcher
+    from mmsearch.store.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ class Engine:
         model: str | None = None,
         notify: Notify = log.warning,
         confirm: Callable[[str], bool] | None = None,
+        provider: Provider | None = None,
+        media_types: MediaTypes = PICTURES,
     ) -> None:
         """Does no work yet; `Engine.open` is the usual way in.
 
@@ -87,12 +93,17 @@ class Engine:
                 indexed (`index`), and until then searches use the index's own.
             notify: told, a line at a time, what a user should know.
             confirm: asked whether weights may be fetched; None is "no".
+            provider: gives the index its encoder; None opens models as the settings say.
+            media_types: which files are indexed.
         """
         self._settings = settings
         self._asked_model = model
         self._folder = settings.index_folder().absolute()
         self._notify = notify
-        self._models = ModelChoice(settings, notify, confirm)
+        self._models = provider or EncoderProvider(settings, notify, confirm)
+        self._encoder: Encoder | None = None
+        """That of the last search: the next one needs no other, but after a change of model."""
+        self.media_types = media_types
         self._store: Store | None = None
         self._decoders: Decoders | None = None
         self._lock = threading.RLock()  # around what is opened on first use
@@ -121,7 +132,13 @@ class Engine:
     def beside(self, index: Path, model: str | None = None) -> Engine:
         """An engine for another index, with this one's settings and, unless named, its model."""
         settings = dataclasses.replace(self.settings, index=index)
-        return Engine(settings, model=model or self._asked_model, notify=self.notify)
+        return Engine(
+            settings,
+            model=model or self._asked_model,
+            notify=self.notify,
+            provider=self._models,
+            media_types=self.media_types,
+        )
 
     @property
     def settings(self) -> Settings:
@@ -174,11 +191,15 @@ class Engine:
     @property
     def decoders(self) -> Decoders:
         """What reads and decodes image files."""
+        with self._lock:
+            self._decoders = self._decoders or self.new_decoders()
+            return self._decoders
+
+    def new_decoders(self) -> Decoders:
+        """Processes that decode this engine's media types, for its caller to close."""
         from mmsearch.media.isolated import Decoders  # which searches by text do without
 
-        with self._lock:
-            self._decoders = self._decoders or Decoders()
-            return self._decoders
+        return Decoders(types=self.media_types)
 
     def made_store(self) -> Store:
         """The open store, made where there is none yet.
@@ -244,7 +265,7 @@ class Engine:
                     f"the index is in '{space.spec.model}': all of it would be embedded with "
                     f"'{self._asked_model}' too, which would then take its place"
                 )
-            return count_only(existing, named, exclude, prune, labelled, reread)
+            return count_only(existing, named, exclude, prune, labelled, reread, self.media_types)
         request = indexing.Request(named, labelled, prune, exclude, patches, reread, on_progress)
         report = indexing.index(self, self._models, request)
         remarks = labelled[0].remarks if labelled else ()
@@ -284,7 +305,7 @@ class Engine:
         *,
         image: PathLike | None = None,
         k: int = 10,
-        to: Modality = "image",
+        to: str = "image",
         under: PathLike | None = None,
         min_score: float | None = None,
         fusion: Fusion = "auto",
@@ -309,34 +330,46 @@ class Engine:
             terms += [Term(image=image)] if image is not None else []
             where = Filter(under=under)
             query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank, exact)
-        if self.store.active_space() is None:
-            return []
-        try:
-            return self._search(query)
-        except SpaceError:  # the index has gone over to another model in this moment
-            return self._search(query)
-
-    def _search(self, query: Query) -> list[Hit]:
         if any(term.image is not None for term in query.terms):
             self.decoders.start()  # it is ready when the model is
-        encoder = self.encoder_of_index()
-        for modality in {"caption" if term.text is not None else "image" for term in query.terms}:
-            # Beside what else is to be read and imported, the tokenizer and FAISS above all.
-            encoder.warm_up(modality, wait=False)
-        return self.searcher().search(query)
+        encoder = self._encoder
+        while True:
+            if encoder is None:
+                space = self.store.active_space()
+                if space is None:
+                    return []
+                encoder = self._encoder = self.encoder_of(space.spec)
+                for term in query.terms:
+                    # Beside what else is read and imported: the tokenizer, FAISS.
+                    encoder.warm_up(TEXT if term.text is not None else IMAGE, wait=False)
+            with self.store.reader() as reader:
+                if reader.is_empty:
+                    return []
+                if reader.space.spec.space == encoder.spec.space:
+                    return self._searcher(reader, encoder).search(query)
+            encoder = None  # the index has another model by now
 
-    def searcher(self, learned: Learned | None = None) -> Searcher:
-        """What answers queries: the store with the encoder of its space.
+    @contextmanager
+    def searcher(self, learned: Learned | None = None) -> Iterator[Searcher]:
+        """What answers queries: one view of the index with the encoder of its space.
 
         Args:
             learned: what was learned for that space; None takes what lies with the index and
                 with the model.
+
+        Raises:
+            IndexNotFound: the index is empty, or there is none.
         """
+        with self.store.reader() as reader:
+            yield self._searcher(reader, self.encoder_of(reader.space.spec), learned)
+
+    def _searcher(
+        self, reader: Reader, encoder: Encoder, learned: Learned | None = None
+    ) -> Searcher:
         from mmsearch.search.compose import read_composer
         from mmsearch.search.fusion import read_weights
         from mmsearch.search.searcher import Learned, Searcher
 
-        encoder = self.encoder_of_index()
         space = encoder.spec.space
 
         def read() -> Reranker | None:
@@ -350,7 +383,13 @@ class Engine:
                 composer=lambda: read_composer(self._folder, space, encoder.spec.dim),
                 reranker=read,
             )
-        return Searcher(self.store, encoder, learned, self.local_encoder, lambda: self.decoders)
+        return Searcher(
+            reader,
+            encoder,
+            learned,
+            lambda: self._models.local_of(encoder.spec),
+            lambda: self.decoders,
+        )
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -522,8 +561,8 @@ class Engine:
 
     def errors(self) -> list[Failure]:
         """The ledger: files that could not be used, and why."""
-        with self.store.catalog.read() as connection:
-            return lookups.failures(connection)
+        with self.store.catalog.read() as queries:
+            return queries.failures()
 
     def retry(self, on_progress: OnProgress = _ignore) -> IngestReport:
         """Tries all files of the ledger again, whether they changed or not, in a rescan.
@@ -629,7 +668,7 @@ class Engine:
         """The models that come by name and those used on this machine before."""
         active = self.store.active_space() if self.has_index() else None
         return list_models(
-            self._models.cache,
+            ModelCache(self.settings.cache_folder()),
             active.spec if active else None,
             self._folder,
             self.settings.home_folder(),
@@ -651,9 +690,17 @@ class Engine:
         space = self.store.active_space()
         if space is None:
             raise IndexNotFound(f"{self._folder}: the index is empty; run 'mmsearch index PATH'")
+        return self.encoder_of(space.spec)
+
+    def encoder_of(self, spec: EncoderSpec) -> Encoder:
+        """The model of a space, to answer searches.
+
+        Raises:
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
         # One text is encoded sooner than a GPU is woken.
         device = "cpu" if self.settings.device == "auto" else pick_device(self.settings.device)
-        return self._models.for_space(space.spec, device)
+        return self._models.for_space(spec, device)
 
     def may_use(self, spec: EncoderSpec) -> bool:
         """Whether a model is the one that was asked for, where one was."""

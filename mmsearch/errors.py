@@ -73,12 +73,12 @@ class IndexInUse(StoreError):
 class FormatError(StoreError):
     """The index was made by a program with another format version, or is none.
 
-    `is_newer` says that a newer program made it.
+    `is_ours` says that mmsearch made it.
     """
 
-    def __init__(self, message: str, *, is_newer: bool = False) -> None:
+    def __init__(self, message: str, *, is_ours: bool = False) -> None:
         super().__init__(message)
-        self.is_newer = is_newer
+        self.is_ours = is_ours
 
 
 class UnreadableError(StoreError):

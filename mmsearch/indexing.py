@@ -14,16 +14,15 @@ from mmsearch.encoders.loading import pick_device
 from mmsearch.encoders.precision import SAMPLE
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
-from mmsearch.media.isolated import Decoders
-from mmsearch.store import lookups
-from mmsearch.store.lookups import SpaceRow
+from mmsearch.jobs.runner import Runner
+from mmsearch.store.rows import SpaceRow
 from mmsearch.store.writer import Writer
-from mmsearch.types import IngestReport, Pixels, Progress
+from mmsearch.types import IMAGE, IngestReport, Pixels, Progress
 
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
     from mmsearch.encoders.base import Encoder
-    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.encoder_provider import Provider
     from mmsearch.engine import Engine
 
 
@@ -41,12 +40,12 @@ class Request:
     on_progress: Callable[[Progress], None]
 
 
-def index(engine: Engine, models: ModelChoice, request: Request) -> IngestReport:
+def index(engine: Engine, models: Provider, request: Request) -> IngestReport:
     """Brings an index in step with the disk; the arguments and errors are `Engine.index`'s."""
     started = time.perf_counter()
     existing = engine.store if engine.has_index() else None
     absolute = [os.fsencode(os.path.abspath(path)) for path in request.paths]
-    check_paths(existing, absolute)
+    check_paths(existing, absolute, engine.media_types)
     run = _Run(engine, models, request)
     # A model that cannot be had is told of before the work. That of an index is opened only when
     # there is work: a rescan that finds nothing new is over before it would be there.
@@ -66,12 +65,13 @@ def index(engine: Engine, models: ModelChoice, request: Request) -> IngestReport
 
 
 class _Run:
-    def __init__(self, engine: Engine, models: ModelChoice, request: Request) -> None:
+    def __init__(self, engine: Engine, models: Provider, request: Request) -> None:
         self._engine = engine
         self._models = models
         self._request = request
         self._workers = engine.settings.workers
-        self.decoders = Decoders()
+        self.decoders = engine.new_decoders()
+        self._runner = Runner(self.decoders, self._workers)
         self._encoder: Encoder | None = None
         self._other: Encoder | None = None
         """The model that the index is to go over to, if it is another than it has."""
@@ -91,15 +91,15 @@ class _Run:
     def go(self, writer: Writer) -> IngestReport:
         store, request = self._engine.store, self._request
         begun = time.perf_counter()
-        scopes = scopes_of(store, writer, request.paths, request.exclude)
+        scopes = scopes_of(store, writer, request.paths, request.exclude, self.decoders.types)
         plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled,
-                         reread=request.reread)  # fmt: skip
+                         reread=request.reread, types=self.decoders.types)  # fmt: skip
         scan = time.perf_counter() - begun
         active = store.active_space()
         other = self._other
         if other is not None and active is not None:
-            with store.catalog.read() as connection:
-                is_empty = not lookups.has_media(connection)
+            with store.catalog.read() as queries:
+                is_empty = not queries.has_media()
             if is_empty:  # nothing that searches would have to go on with
                 writer.switch_to(writer.space_of(other.spec, other.precision, beside=True))
                 active = store.active_space()
@@ -116,7 +116,7 @@ class _Run:
             if self._engine.names_model():
                 self._give_up(writer)
             else:
-                self._tell_of_coming()
+                self._tell_of_pending()
             report = self._keep_patches(writer, report)
         return dataclasses.replace(report, stages={**report.stages, "scan": scan})
 
@@ -143,8 +143,7 @@ class _Run:
             self._engine.store,
             writer,
             encoder,
-            self.decoders,
-            workers=self._workers,
+            self._runner,
             on_progress=self._request.on_progress,
         ).run(plan)
         stages = {**report.stages, "load": report.stages["load"] + load}
@@ -155,9 +154,8 @@ class _Run:
     ) -> Encoder:
         from mmsearch.ingest.sample import sample_of
 
-        how = encoder.spec.preprocess
-
         def sample() -> Pixels:
+            how = encoder.spec.inputs[IMAGE]
             return sample_of(paths(), how, self._workers, self.decoders)
 
         return self._models.checked(encoder, count, sample)
@@ -170,96 +168,93 @@ class _Run:
         What a search needs is in the index's own space first, so that nothing is lost to it
         whatever becomes of the other.
         """
-        from mmsearch.ingest.beside import embed_missing
+        from mmsearch.ingest.reembed import embed_missing
 
         started = time.perf_counter()
         store, progress = self._engine.store, self._request.on_progress
         if self._request.patches is False:
-            self._drop_looks(writer)
-        with store.catalog.read() as connection:
-            count = lookups.count(connection, "media")
-            has_looks = lookups.has_looks(connection, active)
+            self._drop_patches(writer)
+        with store.catalog.read() as queries:
+            count = queries.count("media")
+            has_patches = queries.has_patches(active)
 
         def paths() -> list[bytes]:
-            with store.catalog.read() as connection:
-                return lookups.some_paths(connection, SAMPLE)
+            with store.catalog.read() as queries:
+                return queries.some_paths(SAMPLE)
 
         encoder = self._checked(encoder, count, paths)
-        coming = writer.space_of(encoder.spec, encoder.precision, beside=True)
-        with store.catalog.read() as connection:
-            lacking = lookups.count_without_vector(connection, coming, "image")
-        done_before = f", {count - lacking} of {count} images are done" if lacking < count else ""
+        pending = writer.space_of(encoder.spec, encoder.precision, beside=True)
+        with store.catalog.read() as queries:
+            missing = queries.count_without_vector(pending.towers[IMAGE])
+        done_before = f", {count - missing} of {count} images are done" if missing < count else ""
         self._engine.notify(
-            f"embedding the index with '{coming.spec.model}' beside '{active.spec.model}', which "
+            f"embedding the index with '{pending.spec.model}' beside '{active.spec.model}', which "
             f"answers searches until all is done{done_before}"
         )
-        done = embed_missing(
-            store, writer, encoder, coming, self.decoders,
-            workers=self._workers, on_progress=progress,
-        )  # fmt: skip
+        done = embed_missing(store, writer, encoder, pending, self._runner, on_progress=progress)
         report = dataclasses.replace(
             report,
             model=encoder.spec.model,
             precision=encoder.precision,
             embedded_again=done.images,
             failed=report.failed + done.failed,
-            lacking=done.lacking,
+            missing=done.missing,
         )
-        if done.lacking:
+        if done.missing:
             report = self._keep_patches(writer, report)
         else:
-            if has_looks or self._request.patches:
-                report = self._add_looks(writer, report, coming, is_new=True)
-            writer.switch_to(coming)
+            if has_patches or self._request.patches:
+                report = self._add_patches(writer, report, pending, is_new=True)
+            writer.switch_to(pending)
             report = dataclasses.replace(report, replaced=active.spec.model)
         stages = {**report.stages, "again": time.perf_counter() - started}
         return dataclasses.replace(report, stages=stages)
 
     def _give_up(self, writer: Writer) -> None:
-        coming = writer.give_up_coming()
-        if coming is not None:
+        pending = writer.drop_pending()
+        if pending is not None:
             self._engine.notify(
-                f"the index keeps its model: what was embedded with '{coming.spec.model}', to take "
-                "its place, is deleted"
+                f"the index keeps its model: what was embedded with '{pending.spec.model}', to "
+                "take its place, is deleted"
             )
 
-    def _tell_of_coming(self) -> None:
-        with self._engine.store.catalog.read() as connection:
-            coming = lookups.coming_space(connection)
-            if coming is None:
+    def _tell_of_pending(self) -> None:
+        with self._engine.store.catalog.read() as queries:
+            pending = queries.pending_space()
+            if pending is None:
                 return
-            lacking = lookups.count_without_vector(connection, coming, "image")
+            missing = queries.count_without_vector(pending.towers[IMAGE])
         self._engine.notify(
-            f"the move to '{coming.spec.model}' is not done, {lacking} images lack it: 'mmsearch "
-            f"index --model {coming.spec.model}' goes on"
+            f"the move to '{pending.spec.model}' is not done, {missing} images lack it: 'mmsearch "
+            f"index --model {pending.spec.model}' goes on"
         )
 
     def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
         if self._request.patches is False:
-            self._drop_looks(writer)
-        with self._engine.store.catalog.read() as connection:
-            space = lookups.active_space(connection)
-            has_looks = space is not None and lookups.has_looks(connection, space)
-        if space is not None and (has_looks or self._request.patches):
-            report = self._add_looks(writer, report, space)
+            self._drop_patches(writer)
+        with self._engine.store.catalog.read() as queries:
+            space = queries.active_space()
+            has_patches = space is not None and queries.has_patches(space)
+        if space is not None and (has_patches or self._request.patches):
+            report = self._add_patches(writer, report, space)
         return report
 
-    def _drop_looks(self, writer: Writer) -> None:
-        with self._engine.store.catalog.read() as connection:
-            has_some = lookups.has_looks(connection)
+    def _drop_patches(self, writer: Writer) -> None:
+        with self._engine.store.catalog.read() as queries:
+            has_some = queries.has_patches()
         if has_some:
             with writer.change() as change:
-                change.remove_looks()
+                change.remove_patches()
 
-    def _add_looks(
+    def _add_patches(
         self, writer: Writer, report: IngestReport, space: SpaceRow, *, is_new: bool = False
     ) -> IngestReport:
         store = self._engine.store
         started = time.perf_counter()
-        with store.catalog.read() as connection:
-            if not lookups.lacks_looks(connection, space):
+        with store.catalog.read() as queries:
+            if not queries.is_missing_patches(space):
                 return report
-        from mmsearch.ingest.looks import add_looks
+        from mmsearch.ingest.patches import add_patches
 
         try:
             local = self._models.local_of(space.spec)
@@ -269,11 +264,9 @@ class _Run:
             self._engine.notify(f"patches are no longer kept: {error}")
             return report
         progress = self._request.on_progress
-        looks = add_looks(
-            store, writer, local, space, self.decoders, workers=self._workers, on_progress=progress
-        )
+        added = add_patches(store, writer, local, space, self._runner, on_progress=progress)
         stages = {**report.stages, "patches": time.perf_counter() - started}
-        return dataclasses.replace(report, looks=looks, stages=stages)
+        return dataclasses.replace(report, patches=added, stages=stages)
 
 
 def _idle(plan: Plan, space: SpaceRow) -> IngestReport:

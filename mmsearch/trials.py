@@ -22,10 +22,10 @@ from mmsearch.evaluation import comparison
 from mmsearch.evaluation.comparison import FusionReport
 from mmsearch.evaluation.report import BenchReport
 from mmsearch.evaluation.retrieval import Corpus, evaluate
-from mmsearch.ingest.looks import add_looks
+from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
-from mmsearch.media.isolated import Decoders
+from mmsearch.jobs.runner import Runner
 from mmsearch.search.compose import write_composer
 from mmsearch.search.fusion import NOT_LEARNED, read_weights, write_weights
 from mmsearch.search.matchers import Kind, matcher_of
@@ -37,7 +37,7 @@ from mmsearch.search.rerank import (
     write_reranker,
 )
 from mmsearch.search.searcher import Learned
-from mmsearch.store.lookups import SpaceRow
+from mmsearch.store.rows import SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import FUSIONS, Fusion, Progress, Query, Term, expanded
@@ -115,14 +115,14 @@ def _own_model(engine: Engine) -> str | None:
 
 def _measure(trial: Trial, on_progress: OnProgress) -> BenchReport:
     corpus = Corpus.of(trial.engine.store.contents())
-    searcher = trial.engine.searcher()
-    result = evaluate(
-        corpus,
-        lambda queries, to, k: [
-            np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
-        ],
-        on_progress,
-    )
+    with trial.engine.searcher() as searcher:
+        result = evaluate(
+            corpus,
+            lambda queries, to, k: [
+                np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
+            ],
+            on_progress,
+        )
     space = _space_of(trial.engine)
     return BenchReport(
         trial.name, trial.split, space.spec.model, space.precision, corpus, result, trial.missing
@@ -171,9 +171,9 @@ def compare_fusions(
                 "have changed since"
             )
         asked = comparison.hold_out(trial.engine.store, hold_out, captioned=captioned)
-        searcher = trial.engine.searcher(learned if own is not None else None)
         status = trial.engine.status()
-        rows = comparison.compare(searcher, asked, settings, on_progress)
+        with trial.engine.searcher(learned if own is not None else None) as searcher:
+            rows = comparison.compare(searcher, asked, settings, on_progress)
         return FusionReport(
             trial.name, trial.split, status.model, status.images, status.captions, rows
         )
@@ -197,9 +197,10 @@ def train_fusion(
         if len(asked) > _QUERIES:
             rows = np.random.default_rng(seed).permutation(len(asked))[:_QUERIES]
             asked = [asked[row] for row in rows]
-        found_for = comparison.evidence_of(trial.engine.searcher(), asked, on_progress)
-        evidences = [replace(evidence, items=()) for _, _, evidence in found_for]
-        found = learn_fusion(evidences, asked, seed)
+        with trial.engine.searcher() as searcher:
+            found_for = comparison.candidates_of(searcher, asked, on_progress)
+            candidates = [replace(one, items=()) for _, _, one in found_for]
+        found = learn_fusion(candidates, asked, seed)
     is_kept = keep or found.overall.is_gain
     if is_kept:
         with _keeping(engine, own):
@@ -307,17 +308,17 @@ def candidates_of(
     ):
         _index_listed(other, folder, labelled, on_progress, patches=True)
         held = other.store.contents()
-        searcher = other.searcher(Learned(reranker=lambda: reranker))
-        for place, (text, media) in enumerate(
-            zip(held.caption_texts, held.caption_media.tolist(), strict=True), 1
-        ):
-            query = Query((Term(text=text),), k=depth, rerank=depth)
-            vector = searcher.embed(query.terms)
-            answer = searcher.rank(vector[None], "image", depth)[0]
-            seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
-            ids, cosines = np.array(answer.ids), np.array(answer.scores)
-            found.append(Candidates(media, ids[seen], cosines[seen], parts))
-            on_progress(Progress("queries", place, len(held.caption_texts)))
+        with other.searcher(Learned(reranker=lambda: reranker)) as searcher:
+            for place, (text, media) in enumerate(
+                zip(held.caption_texts, held.caption_media.tolist(), strict=True), 1
+            ):
+                query = Query((Term(text=text),), k=depth, rerank=depth)
+                vector = searcher.embed(query.terms)
+                answer = searcher.rank(vector[None], "image", depth)[0]
+                seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
+                ids, cosines = np.array(answer.ids), np.array(answer.scores)
+                found.append(Candidates(media, ids[seen], cosines[seen], parts))
+                on_progress(Progress("queries", place, len(held.caption_texts)))
     return found
 
 
@@ -354,7 +355,7 @@ def _scratch(
         with engine.beside(index) as other:
             if patches:  # once, and not for every query
                 with other.store.writer() as writer:
-                    _add_looks(other, writer, on_progress)
+                    _add_patches(other, writer, on_progress)
             yield Trial(other, _name_of(engine), "")
 
 
@@ -401,24 +402,20 @@ def _index_listed(
     Store.create(engine.folder).close()
     with engine.store.writer() as writer:
         plan = plan_of_files(writer, os.fsencode(folder), labelled, among)
-        workers = engine.settings.workers
-        with Decoders() as decoders:
-            Pipeline(
-                engine.store, writer, encoder, decoders, workers=workers, on_progress=on_progress
-            ).run(plan)
+        with engine.new_decoders() as decoders:
+            runner = Runner(decoders, engine.settings.workers)
+            Pipeline(engine.store, writer, encoder, runner, on_progress=on_progress).run(plan)
         if patches:
-            _add_looks(engine, writer, on_progress)
+            _add_patches(engine, writer, on_progress)
     bad = {os.path.relpath(failure.path, folder) for failure in engine.errors()}
     return (*plan.labels.unmatched, *sorted(bad))
 
 
-def _add_looks(engine: Engine, writer: Writer, on_progress: OnProgress) -> None:
-    local, workers = engine.local_encoder(), engine.settings.workers
-    space = _space_of(engine)
-    with Decoders() as decoders:
-        add_looks(
-            engine.store, writer, local, space, decoders, workers=workers, on_progress=on_progress
-        )
+def _add_patches(engine: Engine, writer: Writer, on_progress: OnProgress) -> None:
+    local, space = engine.local_encoder(), _space_of(engine)
+    with engine.new_decoders() as decoders:
+        runner = Runner(decoders, engine.settings.workers)
+        add_patches(engine.store, writer, local, space, runner, on_progress=on_progress)
 
 
 def _space_of(engine: Engine) -> SpaceRow:

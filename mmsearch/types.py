@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +15,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.errors import UsageError
+from mmsearch.errors import FormatError, UsageError
 
-Modality = Literal["image", "caption"]
-MODALITIES: tuple[Modality, ...] = ("image", "caption")
+Modality = str
+"""What an encoder embeds: "image", "text", or another that it takes."""
+IMAGE, TEXT = "image", "text"
+
+TARGETS = ("image", "caption")
+"""What is usually looked for; whatever else an index's encoder embeds can be, too."""
 
 Fusion = Literal["auto", "image", "caption", "words", "sum", "rrf", "learned"]
 """How the scores of an image and of its captions make one: see `mmsearch.search.fusion`."""
@@ -31,6 +37,9 @@ Vectors = NDArray[np.float32]
 
 Pixels = NDArray[np.uint8]
 """Images as an encoder takes them, shape (n, height, width, 3), RGB, 0 to 255."""
+
+Batch = Sequence[Any] | NDArray[Any]
+"""What an encoder takes at once: texts, or arrays of one modality."""
 
 Ids = NDArray[np.int64]
 """Ids of media or captions, shape (n,)."""
@@ -50,6 +59,22 @@ class Preprocess:
     and pad; "squash": scale each side on its own."""
     fill_color: int = 0
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Preprocess:
+        """From plain values, as `dataclasses.asdict` gives them."""
+        values = dict(stored)
+        for name in ("size", "mean", "std"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+InputSpec = Mapping[str, Any]
+"""How an encoder takes one modality, as plain values: for "image" the fields of `Preprocess`, for
+"text" `context_length`, `tokenizer` and `clean`. The decoder of a media type gets it."""
+
+_SPEC_VERSION = 1
+_SPEC_FIELDS = frozenset(("version", "model", "parameters", "licence", "input"))
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -62,13 +87,34 @@ class EncoderSpec:
     model: str
     space: str
     dim: int
-    preprocess: Preprocess
-    context_length: int
-    tokenizer: str
-    """"clip" (byte-pair encoding, no torch needed) or "open_clip" (whatever the model has)."""
-    tokenizer_clean: str = "lower"
+    inputs: Mapping[Modality, InputSpec]
+    """What it embeds, and how each is given to it."""
     parameters: int = 0
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        # As they come back from where they are stored: lists for tuples.
+        object.__setattr__(self, "inputs", json.loads(json.dumps(dict(self.inputs))))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How it takes pictures."""
+        return Preprocess.from_json(self.inputs[IMAGE])
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens of a text it takes."""
+        return int(self.inputs[TEXT]["context_length"])
+
+    @property
+    def tokenizer(self) -> str:
+        """Either "clip" (byte-pair encoding, no torch needed) or "open_clip" (what a model has)."""
+        return str(self.inputs[TEXT]["tokenizer"])
+
+    @property
+    def tokenizer_clean(self) -> str:
+        """How a text is cleaned, by open_clip's name for it."""
+        return str(self.inputs[TEXT].get("clean", "lower"))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for `from_json`."""
@@ -76,12 +122,40 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> EncoderSpec:
-        how = dict(stored["preprocess"])
-        for name in ("size", "mean", "std"):
-            how[name] = tuple(how[name])
-        return cls(**{**stored, "preprocess": Preprocess(**how)})
+        return cls(**stored)
+
+    def tower(self, modality: Modality) -> dict[str, Any]:
+        """What of it belongs to one modality, as plain values, for `of_towers`."""
+        return {
+            "version": _SPEC_VERSION, "model": self.model, "parameters": self.parameters,
+            "licence": self.licence, "input": dict(self.inputs[modality]),
+        }  # fmt: skip
+
+    @classmethod
+    def of_towers(
+        cls, space: str, dim: int, towers: Mapping[Modality, Mapping[str, Any]]
+    ) -> EncoderSpec:
+        """The spec whose towers these are.
+
+        Raises:
+            FormatError: a newer program wrote one.
+        """
+        for stored in towers.values():
+            strange = set(stored) - _SPEC_FIELDS
+            if stored["version"] != _SPEC_VERSION or strange:
+                raise FormatError(
+                    f"the index describes its model as a newer mmsearch does "
+                    f"({', '.join(sorted(strange)) or 'version'}); update mmsearch",
+                    is_ours=True,
+                )
+        first = next(iter(towers.values()))
+        inputs = {modality: dict(stored["input"]) for modality, stored in towers.items()}
+        return cls(
+            first["model"], space, dim, inputs, int(first["parameters"]), str(first["licence"])
+        )
 
 
+_MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 #: More hits than there can be media, and few enough for every library to count.
 MOST = 2**31 - 1
 _MOST_WEIGHT = 1e6
@@ -159,7 +233,8 @@ class Query:
     """
 
     terms: tuple[Term, ...]
-    to: Modality = "image"
+    to: str = "image"
+    """What to find: "image", "caption", or another modality that the index's encoder embeds."""
     k: int = 10
     filter: Filter = field(default_factory=Filter)
     min_score: float | None = None
@@ -177,13 +252,10 @@ class Query:
     (`mmsearch.store.approximate`)."""
 
     def __post_init__(self) -> None:
-        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(several(self.terms))
-        object.__setattr__(self, "terms", terms)
-        if not terms:
-            raise UsageError("nothing to search for: give a text or an image")
-        if not all(isinstance(term, Term) for term in terms):
-            raise UsageError("the terms of a query are `Term`s")
-        for name, choices in (("to", MODALITIES), ("fusion", FUSIONS), ("compose", COMPOSES)):
+        object.__setattr__(self, "terms", _terms_of(self.terms))
+        if not isinstance(self.to, str) or not _MODALITY.fullmatch(self.to):
+            raise UsageError(f"to is 'image', 'caption' or another modality, not {self.to!r}")
+        for name, choices in (("fusion", FUSIONS), ("compose", COMPOSES)):
             if getattr(self, name) not in choices:
                 raise UsageError(
                     f"{name} is one of {', '.join(choices)}, not '{getattr(self, name)}'"
@@ -198,6 +270,15 @@ class Query:
             raise UsageError("filter is a `Filter`, and exact is True or False")
         if self.min_score is not None and not _is_number(self.min_score):
             raise UsageError(f"min_score is a number, not {self.min_score!r}")
+
+
+def _terms_of(terms: Any) -> tuple[Term, ...]:
+    found = (terms,) if isinstance(terms, Term) else tuple(several(terms))
+    if not found:
+        raise UsageError("nothing to search for: give a text or an image")
+    if not all(isinstance(term, Term) for term in found):
+        raise UsageError("the terms of a query are `Term`s")
+    return found
 
 
 def _is_number(value: Any) -> bool:
@@ -245,13 +326,17 @@ class Hit:
     rank: int
     score: float
     path: Path
-    modality: Modality
+    modality: str
+    """What was found: "image", "caption", or another modality."""
     caption: str | None
     """The caption that was found; None where the hit is an image."""
     media_id: int
     scores: Mapping[str, float] = field(default_factory=dict)
     """What was fused: the cosines of "image" and of the best "caption", BM25 of "words"; "rerank"
     is what a second look made of the first."""
+    start_ms: int | None = None
+    """Where in the file it was found, from here to `end_ms`; None for all of it."""
+    end_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -279,11 +364,11 @@ class IngestReport:
     captions: int = 0
     captions_removed: int = 0
     """Captions that their file or sidecar no longer has; not those of images that were removed."""
-    looks: int = 0
+    patches: int = 0
     """Images whose patches were computed and kept (`patches`)."""
     embedded_again: int = 0
     """Images that were in the index and got a vector of another model."""
-    lacking: int = 0
+    missing: int = 0
     """Images that have none of it, for which the index keeps its model: their files are missing,
     damaged, or changed in folders that this run did not look at."""
     replaced: str = ""
@@ -315,7 +400,7 @@ class Failure:
     failed_at: str
 
 
-DamageKind = Literal["catalog", "vector", "snapshot", "cells", "words", "lacking", "item"]
+DamageKind = Literal["catalog", "vector", "snapshot", "cells", "words", "missing", "item"]
 
 
 @dataclass(frozen=True)
@@ -370,9 +455,9 @@ class Status:
     """The globs that each root leaves out, where it has any."""
     bytes: int
     format_version: int
-    looks: int = 0
-    """Images of which patches are kept for re-ranking (`mmsearch index --patches`)."""
-    coming: str = ""
+    patches: int = 0
+    """Images of which patch embeddings are kept for re-ranking (`mmsearch index --patches`)."""
+    pending: str = ""
     """The model that is being embedded beside the index's own, to take its place."""
-    lacking: int = 0
-    """Images that have no vector of that model yet."""
+    missing: int = 0
+    """Files that have no vector of that model yet."""

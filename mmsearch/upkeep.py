@@ -9,27 +9,24 @@ from typing import TYPE_CHECKING
 
 from mmsearch.encoders.loading import pick_device
 from mmsearch.errors import ModelNotFound
-from mmsearch.media.isolated import Decoders
+from mmsearch.jobs.runner import Runner
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
-from mmsearch.store import lookups
 from mmsearch.store import repair as repairs
-from mmsearch.store.lookups import SpaceRow
+from mmsearch.store.rows import SpaceRow, is_from_file
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import MODALITIES, Progress, Repaired
+from mmsearch.types import TEXT, Progress, Repaired
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.encoder_provider import Provider
     from mmsearch.engine import Engine
 
 #: What was learned for an index lies beside its catalog.
 LEARNED = (fusion.FILE_NAME, compose.FILE_NAME, rerank.FILE_NAME)
 
 
-def repair(
-    engine: Engine, models: ModelChoice, on_progress: Callable[[Progress], None]
-) -> Repaired:
+def repair(engine: Engine, models: Provider, on_progress: Callable[[Progress], None]) -> Repaired:
     """Repairs an index; the errors are `Engine.repair`'s."""
     engine.close()  # a new catalog may take the place of the open one
     outcome = repairs.repair(engine.folder)
@@ -37,31 +34,28 @@ def repair(
     space = store.active_space()
     if outcome.found and space is not None:
         with store.writer() as writer:
-            if _lacks(store, space):
-                from mmsearch.ingest.beside import embed_missing
+            if _is_missing_vectors(store, space):
+                from mmsearch.ingest.reembed import embed_missing
 
                 try:
                     encoder = models.for_space(space.spec, pick_device(engine.settings.device))
                 except ModelNotFound as error:  # what is lost has to be told of all the same
                     engine.notify(str(error))
                     return Repaired(outcome.found, tuple(lost), 0, outcome.kept)
-                workers = engine.settings.workers
-                with Decoders() as decoders:
+                with engine.new_decoders() as decoders:
+                    runner = Runner(decoders, engine.settings.workers)
                     done = embed_missing(
-                        store, writer, encoder, space, decoders,
-                        workers=workers, on_progress=on_progress,
-                    )  # fmt: skip
+                        store, writer, encoder, space, runner, on_progress=on_progress
+                    )
                 embedded = done.images + done.captions
                 lost += _take_out(store, writer, space)
             writer.compact(only_if="short")
     return Repaired(outcome.found, tuple(lost), embedded, outcome.kept)
 
 
-def _lacks(store: Store, space: SpaceRow) -> bool:
-    with store.catalog.read() as connection:
-        return any(
-            lookups.count_without_vector(connection, space, modality) for modality in MODALITIES
-        )
+def _is_missing_vectors(store: Store, space: SpaceRow) -> bool:
+    with store.catalog.read() as queries:
+        return any(queries.count_without_vector(tower) for tower in space.towers.values())
 
 
 def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:
@@ -70,23 +64,26 @@ def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:
     Those of folders that are missing or empty stay.
     """
     found: list[str] = []
-    after = 0
-    while True:
-        with store.catalog.read() as connection:
-            some = lookups.media_without_vector(connection, space, after, 1000)
-            roots = {root.id: root.path for root in lookups.roots(connection)}
-            captions = lookups.captions_of(connection, [item.id for item in some])
-        if not some:
-            return found
-        after = some[-1].id
-        # Not where all of a folder is gone: that may be a disk that is not mounted.
-        there = {number: _has_something(path) for number, path in roots.items()}
-        going = [item for item in some if there[item.root_id]]
-        with writer.change() as change:
-            change.remove_media([item.id for item in going])
-        for item in going:
-            given = sum(lookups.is_from_file(row.source) for row in captions.get(item.id, ()))
-            found.append(os.fsdecode(item.absolute) + (f" ({given} captions)" if given else ""))
+    for tower in space.towers.values():
+        after = 0
+        while tower.modality != TEXT:
+            with store.catalog.read() as queries:
+                some = queries.segments_without_vector(tower, after, 1000)
+                roots = {root.id: root.path for root in queries.roots()}
+                captions = queries.captions_of([item.media_id for item in some])
+            if not some:
+                break
+            after = some[-1].id
+            # Not where all of a folder is gone: that may be a disk that is not mounted.
+            there = {number: _has_something(path) for number, path in roots.items()}
+            going = {item.media_id: item for item in some if there[item.root_id]}
+            with writer.change() as change:
+                change.remove_media(list(going))
+            for number, item in going.items():
+                given = sum(is_from_file(row.source) for row in captions.get(number, ()))
+                shown = os.fsdecode(item.absolute)
+                found.append(shown + (f" ({given} captions)" if given else ""))
+    return found
 
 
 def _has_something(folder: bytes) -> bool:

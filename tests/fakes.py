@@ -5,14 +5,21 @@ from __future__ import annotations
 import atexit
 import hashlib
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from mmsearch.encoders.local import Looks, Tokens
+from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.jobs.runner import BATCH, Runner
 from mmsearch.media.isolated import Decoders
-from mmsearch.types import EncoderSpec, Preprocess
+from mmsearch.search.candidates import find_candidates
+from mmsearch.search.searcher import Searcher
+from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
+from mmsearch.store.rows import MediaFacts
+from mmsearch.types import EncoderSpec, Filter, Preprocess
 
 DIM = 16
 #: For all tests of one process.
@@ -39,9 +46,10 @@ class FakeEncoder:
             model=name,
             space=hashlib.sha256(name.encode()).hexdigest()[:32],
             dim=DIM,
-            preprocess=Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3, resize_mode="squash"),
-            context_length=77,
-            tokenizer="clip",
+            inputs={
+                "image": asdict(Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3, resize_mode="squash")),
+                "text": {"context_length": 77, "tokenizer": "clip"},
+            },
         )
         self._basis = np.random.default_rng(7).normal(size=(4, DIM)).astype(np.float32)
         self.images_encoded = 0
@@ -55,13 +63,16 @@ class FakeEncoder:
     def warm_up(self, modality, *, wait=True):
         pass
 
-    def encode_images(self, pixels):
+    def encode(self, modality, batch):
+        return self.texts(batch) if modality == "text" else self.images(np.asarray(batch))
+
+    def images(self, pixels):
         with self._lock:
             self.images_encoded += len(pixels)
         mean = pixels.reshape(len(pixels), -1, 3).mean(axis=1) / 255
         return self._unit(mean)
 
-    def encode_texts(self, texts):
+    def texts(self, texts):
         rows = []
         for text in texts:
             named = [_COLOURS[word] for word in WORDS if word in text.lower()]
@@ -89,8 +100,8 @@ class FakeLocal:
     def looks(self, pixels):
         self.looked += len(pixels)
         corners = [pixels[:, :4, :4], pixels[:, :4, 4:], pixels[:, 4:, :4], pixels[:, 4:, 4:]]
-        patches = np.stack([self._encoder.encode_images(corner) for corner in corners], axis=1)
-        return Looks(self._encoder.encode_images(pixels[:, ::-1, ::-1]), patches)
+        patches = np.stack([self._encoder.encode("image", corner) for corner in corners], axis=1)
+        return Looks(self._encoder.encode("image", pixels[:, ::-1, ::-1]), patches)
 
     def tokens(self, texts):
         words = [text.split() or [""] for text in texts]
@@ -98,7 +109,7 @@ class FakeLocal:
         rows = np.zeros((len(texts), longest, DIM), np.float32)
         there = np.zeros((len(texts), longest), bool)
         for place, own in enumerate(words):
-            rows[place, : len(own)] = self._encoder.encode_texts(own)
+            rows[place, : len(own)] = self._encoder.encode("text", own)
             there[place, : len(own)] = True
         return Tokens(rows, there)
 
@@ -117,6 +128,48 @@ def root_at(writer, folder: bytes):
     """The root of a folder, made where there is none."""
     path = folder + b"/any"
     return writer.place([path])[0][path]
+
+
+def new_media(root, name, vector, *, captions=(), captured="2020-01-01T00:00:00", size=1):
+    """A picture for the catalog; captions are texts with their vectors."""
+    name = name if isinstance(name, bytes) else name.encode()
+    return NewMedia(
+        root_id=root.id,
+        path=name,
+        size=size,
+        mtime_ns=2,
+        content_hash=name,
+        facts=MediaFacts(3, 4, captured, "exif"),
+        segments=[NewSegment("image", vector)],
+        captions=[NewCaption(text, "file", row) for text, row in captions],
+    )
+
+
+def nearest(store, queries, to="image", k=10, where=None, *, exact=False):
+    """What a search for vectors (q, dim) finds: a list of `Answer`s."""
+    with store.reader() as reader:
+        searcher = Searcher(reader, FakeEncoder())
+        return searcher.rank(queries, to, k, where, exact=exact)
+
+
+def searcher_over(store, encoder=None, *more, **options):
+    """A searcher over a store as it is now; what it reads from is closed with it."""
+    view = store.reader()
+    found = Searcher(view.__enter__(), encoder or FakeEncoder(), *more, **options)
+    found.view = view
+    return found
+
+
+def candidates(store, query, text, depth, where=Filter()):  # noqa: B008 - it never changes
+    """The candidates of a query (dim,)."""
+    with store.reader() as reader:
+        return find_candidates(reader, query, text, depth, where)
+
+
+def run_plan(store, writer, plan, encoder=None, *, workers=2, batch=BATCH, decoders=DECODERS):
+    """Indexes the files of a plan."""
+    runner = Runner(decoders, workers, batch)
+    return Pipeline(store, writer, encoder or FakeEncoder(), runner).run(plan)
 
 
 def unit_vectors(rng: np.random.Generator, count: int, dim: int = DIM) -> np.ndarray:

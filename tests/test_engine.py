@@ -11,7 +11,7 @@ from mmsearch import Engine, Filter, Query, Term
 from mmsearch.config import load_settings
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders import registry
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
 
 
@@ -72,8 +72,8 @@ def test_auto_takes_base_where_its_weights_are(tmp_path, photos, monkeypatch, ti
         asked.append(source.name)
         return tiny
 
-    monkeypatch.setattr(ModelChoice, "_load", load)
-    monkeypatch.setattr("mmsearch.encoders.choice.cached_files", lambda source: [])
+    monkeypatch.setattr(EncoderProvider, "_load", load)
+    monkeypatch.setattr("mmsearch.encoders.encoder_provider.cached_files", lambda source: [])
     Engine.open(tmp_path / "i").index([photos])
     assert asked[0] == registry.BASE_MODEL
 
@@ -92,7 +92,7 @@ def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, monkeypat
         questions.append(question)
         return agreed
 
-    monkeypatch.setattr(ModelChoice, "_load", load)
+    monkeypatch.setattr(EncoderProvider, "_load", load)
     settings = load_settings(index=tmp_path / "i")
     with Engine(settings, notify=said.append, confirm=confirm) as engine:
         engine.index([photos])
@@ -111,8 +111,10 @@ def test_weights_that_changed_since_are_refused(tmp_path, photos, monkeypatch, t
     class Other:
         spec = dataclasses.replace(tiny.spec, space="0" * 32)
 
-    monkeypatch.setattr("mmsearch.encoders.choice.open_space", lambda *args: None)
-    monkeypatch.setattr("mmsearch.encoders.choice.open_encoder", lambda *args, **options: Other())
+    monkeypatch.setattr("mmsearch.encoders.encoder_provider.open_space", lambda *args: None)
+    monkeypatch.setattr(
+        "mmsearch.encoders.encoder_provider.open_encoder", lambda *args, **options: Other()
+    )
     with (
         Engine.open(tmp_path / "i") as engine,
         pytest.raises(ModelNotFound, match="are not those"),

@@ -43,7 +43,7 @@ def test_a_term_of_nonsense_is_refused(fields, message):
     [
         ({"terms": ()}, "nothing to search for"),
         ({"terms": ("red",)}, "are `Term`s"),
-        ({"to": "video"}, "to is one of image, caption, not 'video'"),
+        ({"to": "a video"}, "to is 'image', 'caption' or another modality, not 'a video'"),
         ({"fusion": "mean"}, "fusion is one of auto, image"),
         ({"compose": "x"}, "compose is one of auto"),
         ({"k": 0}, "k is a whole number from 1"),

@@ -117,7 +117,7 @@ def index(
         print(json.dumps(_document(report)))
     else:
         _print(report)
-    if strict and (report.failed or report.known_bad or report.lacking):
+    if strict and (report.failed or report.known_bad or report.missing):
         if report.known_bad and not report.failed:
             say(f"{report.known_bad} known as bad and unchanged: see 'mmsearch errors'")
         raise typer.Exit(1)
@@ -151,14 +151,14 @@ def _print(report: IngestReport) -> None:
         )
     elif report.embedded_again:
         print(f"{report.embedded_again} images embedded again in {report.stages['again']:.1f} s")
-    if report.lacking:
+    if report.missing:
         say(
-            f"{report.lacking} images could not be embedded with '{printable(report.model)}', so "
+            f"{report.missing} images could not be embedded with '{printable(report.model)}', so "
             "the index keeps its model: 'mmsearch errors' has those that are damaged; a run "
             "without PATH takes in what changed, and with --prune leaves out what is gone for good"
         )
-    if report.looks:
-        print(f"patches of {report.looks} images kept in {report.stages['patches']:.1f} s")
+    if report.patches:
+        print(f"patches of {report.patches} images kept in {report.stages['patches']:.1f} s")
     if report.failed:
         say(f"{report.failed} could not be used: see 'mmsearch errors'")
     for root in report.kept_roots:

@@ -123,14 +123,14 @@ def search(
     precision: PrecisionOption = None,
 ) -> None:
     """Find images or captions by text, by example, or by several weighted terms at once."""
-    from mmsearch.types import MODALITIES, Filter, Query
+    from mmsearch.types import TARGETS, Filter, Query
 
     if sum((json_, paths, null)) > 1:
         raise UsageError("--json, --paths and -0 exclude each other")
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
     where = Filter(under, _date(after), _date(before))
     query = Query(
-        tuple(terms), one_of("--to", to, MODALITIES), k, where, min_score, fusion_named(fusion),
+        tuple(terms), one_of("--to", to, TARGETS), k, where, min_score, fusion_named(fusion),
         compose_named(compose), rerank, exact,
     )  # fmt: skip
     with engine_for(index, device=device, precision=precision) as engine:

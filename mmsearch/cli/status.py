@@ -22,16 +22,16 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
     model = f"{found.model} ({found.dim} numbers, space {found.space[:8]})" if found.model else "-"
     print(f"index     {shown_path(found.path)} (format {found.format_version})")
     print(f"model     {model}")
-    if found.coming:
-        done = found.images - found.lacking
+    if found.pending:
+        done = found.images - found.missing
         print(
-            f"coming    {printable(found.coming)}: {done} of {found.images} images; "
-            f"'mmsearch index --model {printable(found.coming)}' goes on"
+            f"pending   {printable(found.pending)}: {done} of {found.images} images; "
+            f"'mmsearch index --model {printable(found.pending)}' goes on"
         )
     print(f"images    {found.images}")
     print(f"captions  {found.captions}")
-    if found.looks:
-        print(f"patches   of {found.looks} images")
+    if found.patches:
+        print(f"patches   of {found.patches} images")
     print(f"failed    {found.failures}")
     print(f"size      {found.bytes / 1e6:.1f} MB")
     for place, root in enumerate(found.roots):

@@ -152,7 +152,7 @@ def _embedded(
     dataset: Path, images: Path | None, base: str | None, settings: Settings, seed: int, bar: Any
 ) -> tuple[Features, Encoder, str]:
     from mmsearch.datasets.formats import find_images, read_labelled
-    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
     from mmsearch.learning.features import embed_set
 
@@ -160,7 +160,7 @@ def _embedded(
     if told := labelled.told():
         say(told)
     folder = images or find_images(dataset, list(labelled.images))
-    models = ModelChoice(settings, say, None)
+    models = EncoderProvider(settings, say, None)
     encoder = models.for_new_index(base or settings.model, pick_device(settings.device))
     found = embed_set(
         encoder, folder, labelled.images, settings.cache_folder() / "views", seed, bar, say
@@ -208,7 +208,7 @@ def clip(
 ) -> None:
     """Train an open_clip model by a recipe: from scratch, a checkpoint, or a tower's weights."""
     from mmsearch.config import load_settings
-    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
     from mmsearch.encoders.registry import model_folder, name_of
     from mmsearch.learning.clip import train_clip
@@ -220,7 +220,7 @@ def clip(
     found = read_recipe(recipe)
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home_folder())
-    models = ModelChoice(settings, say, None)
+    models = EncoderProvider(settings, say, None)
     with processes(pick_device(settings.device)) as own, progress_bar() as bar:
         place = Place(
             data=(data or recipe.parent).absolute(),  # what is kept is found again by it

@@ -86,7 +86,7 @@ def repair(index: IndexOption = None, json_: JsonOption = False) -> None:
     if after.damages:
         hint = (
             ": where a folder is missing or its model is not at hand, see to that and repair again"
-            if after.damages[0].kind == "lacking" else ""
+            if after.damages[0].kind == "missing" else ""
         )  # fmt: skip
         raise DamageError(f"still damaged: {printable(after.damages[0].what)}{hint}")
 

@@ -12,7 +12,8 @@ from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import Files
 from mmsearch.datasets.sidecar import NOT_TEXT, decode_text, read_sidecar
 from mmsearch.errors import LabelsError
-from mmsearch.media.discover import FoundFile, is_image_name, sidecar_path, walk
+from mmsearch.media.discover import FoundFile, sidecar_path, walk
+from mmsearch.media.media_types import is_image_name
 
 _IN_FOLDER = (
     "dataset*.json",

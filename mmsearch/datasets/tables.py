@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import LabelsError
-from mmsearch.media.discover import is_image_name
+from mmsearch.media.media_types import is_image_name
 
 #: `1000268201.jpg#0<TAB>A child in a pink dress .`
 _TOKEN_LINE = re.compile(r"^(?P<file>.+)#\d+\t(?P<caption>.*)$")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, Self
 
 import numpy as np
 
 from mmsearch.errors import UsageError
-from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
+from mmsearch.types import Batch, EncoderSpec, Modality, Vectors
 
 
 class Encoder(Protocol):
-    """Embeds pictures and texts into one space. Safe to call from several threads."""
+    """Embeds what `spec.inputs` names into one space. Safe to call from several threads."""
 
     @property
     def spec(self) -> EncoderSpec: ...
@@ -24,7 +23,7 @@ class Encoder(Protocol):
 
     @property
     def batch(self) -> int:
-        """How many pictures it encodes best at a time."""
+        """How many things it encodes best at a time; texts it takes 64 at a time as well."""
         ...
 
     def bulk(self, callers: int) -> Self:
@@ -35,26 +34,23 @@ class Encoder(Protocol):
         ...
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
-        """Gets ready to encode images or captions, so that the first batch takes no longer.
+        """Gets ready to encode a modality, so that the first batch takes no longer.
 
         Args:
             wait: return when it is done; else at once, while another thread is at it.
         """
         ...
 
-    def encode_images(self, pixels: Pixels) -> Vectors:
-        """Pixels of shape (n, height, width, 3) to unit vectors of shape (n, dim).
+    def encode(self, modality: Modality, batch: Batch) -> Vectors:
+        """What a batch holds to unit vectors of shape (n, dim).
+
+        Args:
+            modality: one of `spec.inputs`.
+            batch: for "text" strings, of which long ones are cut as open_clip cuts them; for others
+                arrays as `spec.inputs` has them, for "image" of shape (height, width, 3), uint8.
 
         Raises:
             UsageError: this precision, or the model, gives no numbers here.
-        """
-        ...
-
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Texts to unit vectors of shape (n, dim); a long text is cut as open_clip cuts it.
-
-        Raises:
-            UsageError: as `encode_images`.
         """
         ...
 

@@ -71,10 +71,10 @@ def _nearest(vectors: Vectors) -> np.ndarray:
 
 
 def _timed(encoder: OpenVinoEncoder, pixels: Pixels) -> tuple[Vectors, float]:
-    encoder.encode_images(pixels[:_BATCH])  # compiles
+    encoder.encode("image", pixels[:_BATCH])  # compiles
     started = time.perf_counter()
     parts = [
-        encoder.encode_images(pixels[start : start + _BATCH])
+        encoder.encode("image", pixels[start : start + _BATCH])
         for start in range(0, len(pixels), _BATCH)
     ]
     return np.concatenate(parts), len(pixels) / (time.perf_counter() - started)

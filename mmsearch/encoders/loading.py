@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -52,7 +53,7 @@ class ModelCache:
     def folder_of(self, space: str) -> Path:
         return self._folder / space
 
-    def lock(self) -> FileLock:
+    def lock(self, model: str) -> FileLock:
         """Held while a model is converted, so that two processes do not do it twice."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,8 @@ class ModelCache:
                 f"{self._folder}: models cannot be prepared there ({error.strerror}); set "
                 "MMSEARCH_CACHE to a folder that can be written"
             ) from error
-        return FileLock(self._folder / "lock")
+        name = hashlib.sha256(model.encode()).hexdigest()[:16]
+        return FileLock(self._folder / f"{name}.lock")
 
     def find(self, source: ModelSource) -> dict[str, Any] | None:
         """What is remembered of the model whose files are as they are now."""
@@ -89,7 +91,14 @@ class ModelCache:
         return first
 
     def remember(self, source: ModelSource, space: str, runtime: str) -> None:
-        known, files = self._read(), _stamps(source)
+        files = _stamps(source)
+        with FileLock(self._folder / "lock"):
+            self._remember(source, space, runtime, files)
+
+    def _remember(
+        self, source: ModelSource, space: str, runtime: str, files: list[list[Any]]
+    ) -> None:
+        known = self._read()
         others = [one for one in known.get(source.name, ()) if one["files"] != files]
         newest = {"space": space, "runtime": runtime, "files": files}
         known[source.name] = [newest, *others[:_PLACES]]
@@ -241,7 +250,7 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
 
     require_weights(source)
     os.getcwd()  # torch asks for it as it is imported, and says nothing useful where it is gone
-    with cache.lock():
+    with cache.lock(source.name):
         notify(f"preparing '{source.name}' for this machine (once)")
         from mmsearch.encoders.open_clip import TorchEncoder, load_model
 
@@ -276,7 +285,7 @@ def open_local(encoder: Encoder, cache: ModelCache, notify: Notify = log.info) -
             f"'{encoder.spec.model}' runs with torch here, and patches are read with OpenVINO only"
         )
     if not has_local(encoder.folder):
-        with cache.lock():
+        with cache.lock(encoder.spec.space):
             if not has_local(encoder.folder):  # another process may have been at it
                 notify(f"preparing the patches of '{encoder.spec.model}' for this machine (once)")
                 from mmsearch.encoders.local_towers import export_local
@@ -325,7 +334,7 @@ def with_checked_precision(
     from mmsearch.encoders.checking import check_precisions
 
     notify(f"looking which precision '{model}' is fast and exact in on this machine (once)")
-    with cache.lock():
+    with cache.lock(encoder.spec.space):
         if is_due():  # else another process has been at it
             check_precisions(folder, sample(), notify)
     found = open_space(encoder.spec.space, model, cache, asked, notify)

@@ -34,7 +34,7 @@ from mmsearch.encoders.registry import (
 from mmsearch.encoders.tokenizer import ClipTokenizer, build_tokenizer
 from mmsearch.errors import ModelNotFound
 from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
-from mmsearch.types import EncoderSpec, Modality, Pixels, Preprocess, Vectors
+from mmsearch.types import IMAGE, TEXT, Batch, EncoderSpec, Modality, Preprocess, Vectors
 
 #: Bumped when what goes into a space's hash changes.
 _IDENTITY_VERSION = 1
@@ -147,10 +147,14 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
         model=source.name,
         space=_identity(source, config, preprocess, network),
         dim=int(config["embed_dim"]),
-        preprocess=preprocess,
-        context_length=int(text.get("context_length", 77)),
-        tokenizer="open_clip" if own_tokenizer or set(options) - {"clean"} else "clip",
-        tokenizer_clean=options.get("clean", "lower"),
+        inputs={
+            IMAGE: asdict(preprocess),
+            TEXT: {
+                "context_length": int(text.get("context_length", 77)),
+                "tokenizer": "open_clip" if own_tokenizer or set(options) - {"clean"} else "clip",
+                "clean": options.get("clean", "lower"),
+            },
+        },
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         licence=LICENCES.get(source.name, "see the model's card"),
     )
@@ -327,11 +331,10 @@ class TorchEncoder:
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         """Nothing to do: torch compiles nothing, and the weights are where they should be."""
 
-    def encode_images(self, pixels: Pixels) -> Vectors:
-        return self._run(self._images, torch.from_numpy(np.ascontiguousarray(pixels)))
-
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        return self._run(self._texts, torch.from_numpy(self._tokenize(texts)))
+    def encode(self, modality: Modality, batch: Batch) -> Vectors:
+        if modality == TEXT:
+            return self._run(self._texts, torch.from_numpy(self._tokenize(list(batch))))
+        return self._run(self._images, torch.from_numpy(np.ascontiguousarray(batch)))
 
     def _run(self, tower: nn.Module, batch: torch.Tensor) -> Vectors:
         if len(batch) == 0:

@@ -46,7 +46,7 @@ from mmsearch.encoders.registry import parse_model
 from mmsearch.encoders.telemetry import without_telemetry
 from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, trimmed
 from mmsearch.errors import UnreadableError, UsageError
-from mmsearch.types import EncoderSpec, Modality, Pixels, Vectors
+from mmsearch.types import TEXT, Batch, EncoderSpec, Modality, Pixels, Vectors
 
 with without_telemetry():
     import openvino as ov
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 ov.Tensor(np.zeros(1, np.float32)).data  # noqa: B018 - for what it does once
 
 #: Bumped when a converted model of an older program cannot be used any more.
-EXPORT_VERSION = 4
+EXPORT_VERSION = 5
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
 
@@ -158,13 +158,12 @@ class OpenVinoEncoder:
         return OpenVinoEncoder(self.folder, self.precision, callers, name=self.spec.model)
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
-        tower = "image" if modality == "image" else "text"
-        if tower in self._towers:
+        if modality in self._towers:
             return
         if wait:
-            self._run(tower, self._blank(tower))
+            self._run(modality, self._blank(modality))
         else:
-            threading.Thread(target=self._warm_up_quietly, args=(tower,)).start()
+            threading.Thread(target=self._warm_up_quietly, args=(modality,)).start()
 
     def _warm_up_quietly(self, tower: str) -> None:
         # Whoever encodes meets the same error, in a thread where it can be caught.
@@ -179,12 +178,11 @@ class OpenVinoEncoder:
         length = TEXT_STEP if self._cuts_texts else self.spec.context_length
         return np.zeros((1, length), np.int64)
 
-    def encode_images(self, pixels: Pixels) -> Vectors:
-        return self._run("image", np.ascontiguousarray(pixels))
-
-    def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        ids = self.tokenize(texts)
-        return self._run("text", trimmed(ids) if self._cuts_texts else ids)
+    def encode(self, modality: Modality, batch: Batch) -> Vectors:
+        if modality == TEXT:
+            ids = self.tokenize(list(batch))
+            return self._run(modality, trimmed(ids) if self._cuts_texts else ids)
+        return self._run(modality, np.ascontiguousarray(batch))
 
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
@@ -383,13 +381,13 @@ def _agreement(model: LoadedModel, folder: Path) -> dict[str, float]:
 
     pixels, texts = _probe_pixels(model.spec), _PROBE_TEXTS
     truth = TorchEncoder(model)
-    expected = truth.encode_images(pixels), truth.encode_texts(texts)
+    expected = truth.encode("image", pixels), truth.encode("text", texts)
     found = {}
     for precision in _HINTS:
         _write_manifest(model, folder, {})
         encoder = OpenVinoEncoder(folder, precision)
         try:
-            got = encoder.encode_images(pixels), encoder.encode_texts(texts)
+            got = encoder.encode("image", pixels), encoder.encode("text", texts)
         except UsageError:  # no numbers
             found[precision] = 0.0
             continue

@@ -22,10 +22,11 @@ from mmsearch.evaluation.ranking import (
     rank_of_best,
 )
 from mmsearch.evaluation.report import text_of
+from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import Scores
 from mmsearch.search.page import Table
 from mmsearch.search.searcher import DEPTH, Searcher
-from mmsearch.store.store import Evidence, Store
+from mmsearch.store.store import Store
 from mmsearch.types import Fusion, Progress, Query, Term, Vectors
 
 DEFINITION = (
@@ -113,12 +114,12 @@ class FusionReport:
     rows: tuple[Compared, ...]
 
 
-def evidence_of(
+def candidates_of(
     searcher: Searcher,
     asked: Sequence[HeldOut],
     on_progress: Callable[[Progress], None] = lambda progress: None,
     depth: int = 0,
-) -> Iterator[tuple[Query, Vectors, Evidence]]:
+) -> Iterator[tuple[Query, Vectors, CandidateScores]]:
     """What the index holds for each of the held-out captions, with the query and its vector.
 
     Args:
@@ -127,16 +128,16 @@ def evidence_of(
     for place, one in enumerate(asked, 1):
         query = Query((Term(text=one.text),), rerank=depth)
         vector = searcher.embed(query.terms)
-        yield query, vector, searcher.evidence(query, vector)
+        yield query, vector, searcher.candidates(query, vector)
         on_progress(Progress("queries", place, len(asked)))
 
 
-def rank_in(evidence: Evidence, scores: Scores, media: int, depth: int = DEPTH) -> int:
+def rank_in(candidates: CandidateScores, scores: Scores, media: int, depth: int = DEPTH) -> int:
     """The rank of the true image; NOT_FOUND where it is not among the first `depth`.
 
     Further down, images are missing that only another source would have brought up.
     """
-    true = evidence.media == media
+    true = candidates.media == media
     if not true.any() or not np.isfinite(scores[true]).all():
         return NOT_FOUND
     filled = np.where(np.isfinite(scores), scores, -np.inf)
@@ -160,14 +161,14 @@ def compare(
     """
     ranks: dict[tuple[Fusion, int], list[int]] = {setting: [] for setting in settings}
     deepest = max(depth for _, depth in settings)
-    found_for = evidence_of(searcher, asked, on_progress, deepest)
-    for one, (query, vector, evidence) in zip(asked, found_for, strict=True):
+    found_for = candidates_of(searcher, asked, on_progress, deepest)
+    for one, (query, vector, candidates) in zip(asked, found_for, strict=True):
         for how, depth in settings:
             set_so = replace(query, rerank=depth, k=depth or query.k)  # no more than depth
             if depth:
                 searcher.reranker_of(set_so, how)
-            scores, _ = searcher.scores(set_so, vector, evidence, how)
-            ranks[how, depth].append(rank_in(evidence, scores, one.media))
+            scores, _ = searcher.scores(set_so, vector, candidates, how)
+            ranks[how, depth].append(rank_in(candidates, scores, one.media))
     clusters = np.array([one.media for one in asked])
     is_bare = np.array([one.is_bare for one in asked], bool)
     found = []

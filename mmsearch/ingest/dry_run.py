@@ -11,6 +11,7 @@ from pathlib import Path
 from mmsearch.datasets.labelled import LabelledSet
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.media.fingerprint import Stamp
+from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.store import Store
 from mmsearch.types import IngestReport
 
@@ -22,6 +23,7 @@ def dry_run(
     prune: bool | None,
     labelled: tuple[LabelledSet, Path] | None,
     reread: bool = False,
+    types: MediaTypes = PICTURES,
 ) -> IngestReport:
     """Plans on a copy of the catalog, so that the index itself stays untouched.
 
@@ -38,8 +40,10 @@ def dry_run(
             if store is not None:
                 store.copy_catalog(copy)
             with copy.writer() as writer:
-                scopes = scopes_of(copy, writer, paths, exclude)
-                plan = make_plan(copy, scopes, prune=prune, labelled=labelled, reread=reread)
+                scopes = scopes_of(copy, writer, paths, exclude, types)
+                plan = make_plan(
+                    copy, scopes, prune=prune, labelled=labelled, reread=reread, types=types
+                )
         finally:
             copy.close()
     new = [candidate for candidate in plan.read if candidate.old is None]

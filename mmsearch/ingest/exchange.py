@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
-from mmsearch.media.discover import is_image_name
 from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
 from mmsearch.media.isolated import Decoders
-from mmsearch.store.changes import NewCaption, NewMedia
+from mmsearch.media.media_types import is_image_name
 from mmsearch.store.filters import local_time, stored_time
-from mmsearch.store.lookups import FILE, MediaFacts, RootRow
+from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
 from mmsearch.store.paths import canonical, relative
+from mmsearch.store.rows import FILE, MediaFacts, RootRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import MOST, EncoderSpec, Progress, Vectors
+from mmsearch.types import IMAGE, MOST, EncoderSpec, Progress, Vectors
 
 _SPACE_KEY = b"mmsearch.space"
 _MODEL_KEY = b"mmsearch.model"
@@ -149,11 +149,8 @@ def _new_media(one: Incoming, root: RootRow, stamp: Stamp, digest: bytes) -> New
         size=stamp.size,
         mtime_ns=stamp.mtime_ns,
         content_hash=digest,
-        width=facts.width,
-        height=facts.height,
-        captured=facts.captured,
-        captured_from=facts.captured_from,
-        vector=one.vector,
+        facts=facts,
+        segments=[NewSegment(IMAGE, one.vector)],
         captions=tuple(one.captions),
     )
 

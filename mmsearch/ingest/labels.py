@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import Files
 from mmsearch.datasets.sidecar import clean_captions
-from mmsearch.store.lookups import FILE, is_from_file
+from mmsearch.store.rows import FILE, is_from_file
 
 FileKey = tuple[int, bytes]
 """A root's id and a path relative to it."""

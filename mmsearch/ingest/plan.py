@@ -12,11 +12,11 @@ from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import composed
 from mmsearch.errors import UsageError
 from mmsearch.ingest.labels import FileKey, Labels, match_labels
-from mmsearch.media.discover import FoundFile, Unreadable, is_image_name, walk
-from mmsearch.store import lookups
+from mmsearch.media.discover import FoundFile, Unreadable, walk
+from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.filters import places_of
-from mmsearch.store.lookups import RootRow
 from mmsearch.store.paths import canonical, join, relative, to_path
+from mmsearch.store.rows import RootRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 
@@ -104,7 +104,11 @@ class Plan:
 
 
 def scopes_of(
-    store: Store, writer: Writer, paths: Sequence[Path], exclude: Sequence[str] | None
+    store: Store,
+    writer: Writer,
+    paths: Sequence[Path],
+    exclude: Sequence[str] | None,
+    types: MediaTypes = PICTURES,
 ) -> list[Scope]:
     """The parts of roots that the paths name; new paths become roots.
 
@@ -118,12 +122,12 @@ def scopes_of(
             raise UsageError("--exclude belongs to a folder: name the PATH that it is for")
         return _known_scopes(store)
     absolute = [os.fsencode(os.path.abspath(path)) for path in paths]
-    check_paths(store, absolute)
+    check_paths(store, absolute, types)
     found = [_scope(store, writer, path, exclude) for path in absolute]
     return _without_nested(found)
 
 
-def check_paths(store: Store | None, paths: Sequence[bytes]) -> None:
+def check_paths(store: Store | None, paths: Sequence[bytes], types: MediaTypes = PICTURES) -> None:
     """Whether all of some absolute paths can be indexed, before any of them is.
 
     Raises:
@@ -135,27 +139,27 @@ def check_paths(store: Store | None, paths: Sequence[bytes]) -> None:
         if not os.path.lexists(path):
             if store is None or not _knows(store, path):
                 raise UsageError(f"{os.fsdecode(path)}: no such file or folder")
-        elif not is_image_name(path):
+        elif types.place_of(path) is None:
             raise UsageError(f"{os.fsdecode(path)}: not an image by its name, nor a folder")
 
 
 def _known_scopes(store: Store) -> list[Scope]:
-    with store.catalog.read() as connection:
+    with store.catalog.read() as queries:
         found = []
-        for root in lookups.roots(connection):
+        for root in queries.roots():
             if root.walked:
                 found.append(Scope(root, b""))
             else:
-                rows = lookups.media_under(connection, root.id, b"")
-                rows += lookups.failures_under(connection, root.id, b"")
+                rows = queries.media_under(root.id, b"")
+                rows += queries.failures_under(root.id, b"")
                 found.extend(Scope(root, path) for path in sorted({row.path for row in rows}))
     return found
 
 
 def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | None) -> Scope:
     folder = os.path.isdir(path)
-    with store.catalog.read() as connection:
-        roots = lookups.roots(connection)
+    with store.catalog.read() as queries:
+        roots = queries.roots()
     real = canonical(path)
     # The deepest root that holds the path: one that is not walked holds files, but no folders.
     # By its real place first; what a link within a root leads to lies nowhere else.
@@ -165,8 +169,8 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
             return Scope(_with_exclude(writer, root, exclude), prefix)
     if not folder:
         parent, name = os.path.split(real)
-        with store.catalog.read() as connection:  # a link within a root may lead there
-            known = places_of(connection, parent)
+        with store.catalog.read() as queries:  # a link within a root may lead there
+            known = places_of(queries, parent)
         for root, prefix in known:
             if root.walked and canonical(join(root.path, prefix)) == parent:
                 return Scope(_with_exclude(writer, root, exclude), os.path.join(prefix, name))
@@ -176,10 +180,9 @@ def _scope(store: Store, writer: Writer, path: bytes, exclude: Sequence[str] | N
 
 
 def _knows(store: Store, path: bytes) -> bool:
-    with store.catalog.read() as connection:
+    with store.catalog.read() as queries:
         return any(
-            lookups.media_under(connection, root.id, prefix)
-            for root, prefix in places_of(connection, path)
+            queries.media_under(root.id, prefix) for root, prefix in places_of(queries, path)
         )
 
 
@@ -228,6 +231,7 @@ def make_plan(
     prune: bool | None,
     labelled: tuple[LabelledSet, Path] | None = None,
     reread: bool = False,
+    types: MediaTypes = PICTURES,
 ) -> Plan:
     """Looks at every file of the scopes.
 
@@ -238,14 +242,14 @@ def make_plan(
     """
     plan = Plan(prune=prune is not False, reread=reread)
     for scope in scopes:
-        _plan_scope(store, scope, plan, prune)
+        _plan_scope(store, scope, plan, prune, types)
     if labelled is not None:
         candidates = plan.read + plan.same
         files = [(candidate.key, candidate.absolute) for candidate in candidates]
         bases = [os.fsencode(os.path.abspath(labelled[1])), *(scope.path for scope in scopes)]
         labels = _of_others(match_labels(labelled[0], files, bases), labelled[0], files)
-        with store.catalog.read() as connection:
-            had = lookups.media_with_captions_of(connection, labels.source)
+        with store.catalog.read() as queries:
+            had = queries.media_with_captions_of(labels.source)
         plan.labels = replace(labels, dropped=_dropped(labelled[0], labels, candidates, had))
     return plan
 
@@ -289,18 +293,20 @@ def _dropped(
     )
 
 
-def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> None:
+def _plan_scope(
+    store: Store, scope: Scope, plan: Plan, prune: bool | None, types: MediaTypes
+) -> None:
     root = scope.root
-    with store.catalog.read() as connection:
-        known = {row.path: row for row in lookups.media_under(connection, root.id, scope.prefix)}
-        bad = {row.path: row for row in lookups.failures_under(connection, root.id, scope.prefix)}
-        is_coming = lookups.coming_space(connection) is not None
-        roots = lookups.roots(connection)
+    with store.catalog.read() as queries:
+        known = {row.path: row for row in queries.media_under(root.id, scope.prefix)}
+        bad = {row.path: row for row in queries.failures_under(root.id, scope.prefix)}
+        is_pending = queries.pending_space() is not None
+        roots = queries.roots()
     others = [canonical(other.path) for other in roots if other.walked and other.id != root.id]
     seen: set[bytes] = set()
     shut: list[bytes] = []
     there = os.path.lexists(scope.path)
-    for found in walk(root.path, scope.prefix, root.exclude, others) if there else ():
+    for found in walk(root.path, scope.prefix, root.exclude, others, types) if there else ():
         if isinstance(found, Unreadable):
             shut.append(found.path)
             plan.unreadable.append((root, found))
@@ -309,8 +315,8 @@ def _plan_scope(store: Store, scope: Scope, plan: Plan, prune: bool | None) -> N
             _sort_in(plan, Candidate(root, found, known.get(found.path)), bad.get(found.path))
             if plan.same and plan.same[-1].file is found and found.path in bad:
                 entry = bad[found.path]
-                # One of the same stamp is of the coming model, which waits for this file.
-                if not is_coming or (entry.size, entry.mtime_ns) != found.stamp:
+                # One of the same stamp is of the pending model, which waits for this file.
+                if not is_pending or (entry.size, entry.mtime_ns) != found.stamp:
                     plan.healed.append((root.id, found.path))
     missing = {
         path: row

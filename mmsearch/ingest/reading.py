@@ -1,58 +1,41 @@
-"""From a file on the disk to pixels, in worker threads and the decoders' processes."""
+"""From a file on the disk to what is in it, in worker threads and the decoders' processes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mmsearch.datasets.sidecar import read_sidecar
 from mmsearch.errors import DecodeError
 from mmsearch.ingest.plan import Candidate
 from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import Stamp
-from mmsearch.media.isolated import Decoders, Picture
-from mmsearch.types import Preprocess
+from mmsearch.media.isolated import Decoders
+from mmsearch.media.media_types import Caption, Facts, Part, Segment
+from mmsearch.types import InputSpec, Modality, Pixels
+
+Inputs = Mapping[Modality, InputSpec]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The outcome for one candidate: a picture, or only a hash that is known, or a reason."""
+class Decoded:
+    """What is in a file."""
 
-    candidate: Candidate
-    stamp: Stamp
-    digest: bytes = b""
-    picture: Picture | None = None
-    sidecar_captions: tuple[str, ...] = ()
-    unread_sidecar: bytes = b""
-    """The path of a sidecar that is no text."""
-    reason: str = ""
-    seconds: float = 0.0
+    facts: Facts
+    segments: Sequence[Segment]
+    captions: Sequence[Caption]
 
-
-def read(
-    candidate: Candidate, how: Preprocess, is_known: Callable[[bytes], bool], decoders: Decoders
-) -> Reading:
-    """Reads a file once: hashes it, and decodes it only where its content is not known.
-
-    Never raises for what is wrong with the file: that is the outcome's `reason`.
-    """
-    started = time.perf_counter()
-    with decoders.open(candidate.absolute) as file:
-        if file.reason:
-            return Reading(candidate, file.stamp, reason=file.reason)
-        picture = None
-        if not is_known(file.digest):
-            try:
-                picture = file.picture(how)
-            except DecodeError as error:
-                return Reading(candidate, file.stamp, reason=str(error))
-    captions, unread = sidecar_of(candidate)
-    seconds = time.perf_counter() - started
-    return Reading(candidate, file.stamp, file.digest, picture, captions, unread, seconds=seconds)
+    @classmethod
+    def of(cls, parts: Iterable[Part]) -> Decoded:
+        facts, segments, captions = Facts(), list[Segment](), list[Caption]()
+        for part in parts:
+            if isinstance(part, Segment):
+                segments.append(part)
+            elif isinstance(part, Caption):
+                captions.append(part)
+            else:
+                facts = part
+        return cls(facts, segments, captions)
 
 
 def sidecar_of(candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
@@ -68,14 +51,14 @@ def sidecar_of(candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
 
 @dataclass(frozen=True)
 class Opened:
-    """The pixels (height, width, 3) of a file that was indexed, or why there are none."""
+    """The segments of a file that was indexed, or why there are none."""
 
     stamp: Stamp
-    pixels: NDArray[np.uint8] | None = None
+    segments: Sequence[Segment] = field(default=())
     reason: str = ""
 
 
-def open_known(path: bytes, digest: bytes, how: Preprocess, decoders: Decoders) -> Opened:
+def open_known(path: bytes, digest: bytes, inputs: Inputs, decoders: Decoders) -> Opened:
     """Reads a file that was indexed with some content; never raises for what is wrong with it."""
     with decoders.open(path) as file:
         if file.reason:
@@ -84,15 +67,15 @@ def open_known(path: bytes, digest: bytes, how: Preprocess, decoders: Decoders) 
             changed = "its content is not what was indexed: touch the file, and index again"
             return Opened(file.stamp, reason=changed)
         try:
-            return Opened(file.stamp, file.picture(how).pixels)
+            return Opened(file.stamp, Decoded.of(file.read(inputs)).segments)
         except DecodeError as error:
             return Opened(file.stamp, reason=str(error))
 
 
-def pixels_of(path: bytes, how: Preprocess, decoders: Decoders) -> NDArray[np.uint8] | None:
-    """The pixels (height, width, 3) of a file as it is now; None where it cannot be used."""
+def pixels_of(path: bytes, how: InputSpec, decoders: Decoders) -> Pixels | None:
+    """The pixels (height, width, 3) of a picture as it is now; None where it cannot be used."""
     with decoders.open(path) as file:
         try:
-            return None if file.reason else file.picture(how).pixels
+            return None if file.reason else file.pixels(how)
         except DecodeError:
             return None

@@ -11,13 +11,13 @@ from mmsearch.encoders.precision import SAMPLE
 from mmsearch.ingest.reading import pixels_of
 from mmsearch.media.fit import fit
 from mmsearch.media.isolated import Decoders
-from mmsearch.types import Pixels, Preprocess
+from mmsearch.types import InputSpec, Pixels, Preprocess
 
 _SEED = 1_000_000
 
 
 def sample_of(
-    paths: Sequence[bytes], how: Preprocess, workers: int, decoders: Decoders, count: int = SAMPLE
+    paths: Sequence[bytes], how: InputSpec, workers: int, decoders: Decoders, count: int = SAMPLE
 ) -> Pixels:
     """So many pictures, (count, height, width, 3), spread over all of some files.
 
@@ -28,5 +28,6 @@ def sample_of(
         found = list(pool.map(lambda place: pixels_of(paths[place], how, decoders), places))
     good = [pixels for pixels in found if pixels is not None]
     drawn = range(_SEED, _SEED + count - len(good))
-    good += [fit(scene_art.render(scenes.scene(seed)), how) for seed in drawn]
+    preprocess = Preprocess.from_json(how)
+    good += [fit(scene_art.render(scenes.scene(seed)), preprocess) for seed in drawn]
     return np.stack(good)

@@ -153,7 +153,7 @@ def drawn_triplets(
     job = "drawing what is held out" if held_out else "drawing"
     vectors = _draw(encoder, pictures, lambda n: on_progress(Progress(job, n, len(pictures))))
     words = [
-        encoder.encode_texts([one.words for one in chosen[start : start + _BLOCK]])
+        encoder.encode("text", [one.words for one in chosen[start : start + _BLOCK]])
         for start in range(0, count, _BLOCK)
     ]
     return Triplets(
@@ -183,7 +183,7 @@ def _draw(encoder: Encoder, pictures: Sequence[Scene], told: Callable[[int], Non
     for start in range(0, len(pictures), _PICTURES):
         block = pictures[start : start + _PICTURES]
         pixels = np.stack([fit(scene_art.render(scene), how) for scene in block])
-        found.append(encoder.encode_images(pixels))
+        found.append(encoder.encode("image", pixels))
         told(start + len(block))
     return np.concatenate(found)
 

@@ -70,7 +70,7 @@ def embed_texts(
     def embed(part: Sequence[str], first: int) -> State:
         found = []
         for start in range(0, len(part), _TEXTS):
-            found.append(encoder.encode_texts(part[start : start + _TEXTS]))
+            found.append(encoder.encode("text", part[start : start + _TEXTS]))
             done = first + min(start + _TEXTS, len(part))
             on_progress(Progress(job, done, len(each)))
         return {"texts": torch.from_numpy(np.concatenate(found))}
@@ -167,6 +167,6 @@ def _embed(
             good += [pixels is not None for pixels in found]
             usable = [pixels for pixels in found if pixels is not None]
             if usable:
-                vectors.append(encoder.encode_images(np.stack(usable)))
+                vectors.append(encoder.encode("image", np.stack(usable)))
             told(start + len(found))
     return np.concatenate(vectors), np.array(good, bool)

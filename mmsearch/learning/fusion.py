@@ -13,8 +13,8 @@ from mmsearch.evaluation.comparison import HeldOut, rank_in
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
 from mmsearch.learning.validation import LEAST
 from mmsearch.networks.late_fusion import LateFusion
+from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import BARE, SOURCES, Weights, calibrated, fuse
-from mmsearch.store.store import Evidence
 
 _BARE = 0.5  # the share of items that lose their captions in a second look at each query
 _STEPS = 200
@@ -37,7 +37,7 @@ class FusionLearned:
 
 
 def learn_fusion(
-    evidences: Sequence[Evidence], asked: Sequence[HeldOut], seed: int = 0
+    candidates: Sequence[CandidateScores], asked: Sequence[HeldOut], seed: int = 0
 ) -> FusionLearned:
     """Weights by the cross-entropy of the true image among those that were found.
 
@@ -46,7 +46,7 @@ def learn_fusion(
     are weighed as well.
 
     Args:
-        evidences: what the index holds for each of `asked`.
+        candidates: what the index holds for each of `asked`.
 
     Raises:
         UsageError: too few queries, or images with captions in the index.
@@ -60,10 +60,10 @@ def learn_fusion(
     measure = [row for row in rows if asked[row].media not in teaching]
     tables, true = [], []
     for row in learn:
-        evidence = evidences[row]
-        place = np.flatnonzero(evidence.media == asked[row].media)
-        if len(place) and np.isfinite(evidence.caption[place[0]]):
-            whole = calibrated(evidence)
+        one = candidates[row]
+        place = np.flatnonzero(one.media == asked[row].media)
+        if len(place) and np.isfinite(one.caption[place[0]]):
+            whole = calibrated(one)
             bare = np.where(rng.random(whole.shape[1]) < _BARE, np.nan, whole)
             bare[0] = whole[0]
             tables += [whole, bare]
@@ -77,7 +77,7 @@ def learn_fusion(
     old, new = (
         np.array(
             [
-                rank_in(evidences[row], fuse(evidences[row], how, weights), asked[row].media)
+                rank_in(candidates[row], fuse(candidates[row], how, weights), asked[row].media)
                 for row in measure
             ]
         )

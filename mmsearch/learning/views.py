@@ -153,7 +153,7 @@ def decode_picture(file: Path, side: int) -> Image.Image:
     """
     os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))  # raises what is wrong
     with decoders().open(os.fsencode(file)) as opened:
-        return Image.fromarray(opened.upright(2 * side).pixels)
+        return Image.fromarray(opened.pixels({"at_least": 2 * side, "within": 0}))
 
 
 def decoders() -> Decoders:

@@ -1,4 +1,4 @@
-"""Walks folders for image files."""
+"""Walks folders for media files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mmsearch.media.fingerprint import Stamp
+from mmsearch.media.media_types import PICTURES, MediaTypes
 
-IMAGE_SUFFIXES = frozenset(
-    b".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .heic .heif .hif .avif".split()
-)
 SKIPPED_FOLDERS = frozenset((b"node_modules", b"@eaDir"))
 
 
 class FoundFile(NamedTuple):
-    """An image file: its path relative to the root, and what `stat` says of it."""
+    """A media file: its path relative to the root, and what `stat` says of it."""
 
     path: bytes
     stamp: Stamp
@@ -37,17 +35,14 @@ class Unreadable:
     is_folder: bool
 
 
-def is_image_name(name: bytes) -> bool:
-    """Whether a file's name or path ends as an image's does."""
-    # Quick for the walk of a large folder, then with care: ".jpg" alone has no suffix.
-    end = name[name.rfind(b".") :].lower()
-    return end in IMAGE_SUFFIXES and os.path.splitext(name)[1].lower() == end
-
-
 def walk(
-    root: bytes, start: bytes = b"", exclude: Sequence[str] = (), others: Sequence[bytes] = ()
+    root: bytes,
+    start: bytes = b"",
+    exclude: Sequence[str] = (),
+    others: Sequence[bytes] = (),
+    types: MediaTypes = PICTURES,
 ) -> Iterator[FoundFile | Unreadable]:
-    """The image files below `root/start`, in a stable order.
+    """The media files below `root/start`, in a stable order.
 
     Hidden names, `node_modules` and `@eaDir` are left out, and whatever matches a glob of
     `exclude` by its name or its path relative to `root`. Folders behind symbolic links are
@@ -60,6 +55,7 @@ def walk(
         exclude: shell globs.
         others: folders that are walked on their own, without symbolic links in their paths:
             links that lead there are left out.
+        types: which files are media.
     """
     top = os.path.join(root, start) if start else root
     try:
@@ -70,7 +66,7 @@ def walk(
     if not stat.S_ISDIR(status.st_mode):
         yield from _single_file(root, start)
         return
-    walker = _Walker(root, [os.fsencode(glob) for glob in exclude], others)
+    walker = _Walker(root, [os.fsencode(glob) for glob in exclude], others, types)
     yield from walker.run(start, status)
 
 
@@ -99,10 +95,13 @@ def sidecar_path(image: bytes) -> bytes:
 
 
 class _Walker:
-    def __init__(self, root: bytes, exclude: Iterable[bytes], others: Sequence[bytes]) -> None:
+    def __init__(
+        self, root: bytes, exclude: Iterable[bytes], others: Sequence[bytes], types: MediaTypes
+    ) -> None:
         self._root = root
         self._exclude = tuple(exclude)
         self._others = others
+        self._types = types
         self._seen: set[tuple[int, int]] = set()
         self._linked: deque[bytes] = deque()
 
@@ -156,13 +155,16 @@ class _Walker:
                     elif entry.is_symlink() and entry.is_dir():
                         if entry.name not in SKIPPED_FOLDERS:
                             self._linked.append(path)
-                    elif is_image_name(entry.name):
+                    elif self._is_media(entry.name):
                         yield self._file(entry, path, texts)
                 except OSError as error:
-                    # A link that loops or leads nowhere is a failure if it is called a picture.
-                    if not entry.is_symlink() or is_image_name(entry.name):
+                    # A link that loops or leads nowhere is a failure if it is called a media file.
+                    if not entry.is_symlink() or self._is_media(entry.name):
                         yield Unreadable(path, error.strerror or str(error), is_folder=False)
             stack.extend(reversed(below))
+
+    def _is_media(self, name: bytes) -> bool:
+        return self._types.place_of(name) is not None
 
     def _is_walked_elsewhere(self, full: bytes) -> bool:
         real = os.path.realpath(full) + b"/"

@@ -36,18 +36,21 @@ def content_hash(content: bytes) -> bytes:
 NEVER = Stamp(-1, 0)
 
 
-def content_of(path: bytes) -> tuple[Stamp, bytes, str]:
-    """A file's stamp and its bytes, or why they cannot be had."""
+def content_of(descriptor: int) -> tuple[Stamp, bytes, str]:
+    """The stamp of a file that is open, and its bytes, or why they cannot be had."""
     try:
-        # O_NONBLOCK: a FIFO that took a file's place since the walk must not hang us.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            stamp = Stamp.of(status)
-            if not stat.S_ISREG(status.st_mode):
-                return NEVER, b"", "cannot be read: not a regular file"
-            if stamp.size > MAX_FILE_BYTES:
-                return stamp, b"", f"too large: {stamp.size >> 20} MiB"
+        status = os.fstat(descriptor)
+        stamp = Stamp.of(status)
+        if not stat.S_ISREG(status.st_mode):
+            return NEVER, b"", "cannot be read: not a regular file"
+        if stamp.size > MAX_FILE_BYTES:
+            return stamp, b"", f"too large: {stamp.size >> 20} MiB"
+        with open(descriptor, "rb", closefd=False) as file:
             return stamp, file.read(), ""
     except OSError as error:
-        return NEVER, b"", f"cannot be read: {error.strerror or error}"
+        return NEVER, b"", unreadable(error)
+
+
+def unreadable(error: OSError) -> str:
+    """Why a file cannot be read, in words."""
+    return f"cannot be read: {error.strerror or error}"

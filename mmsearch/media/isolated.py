@@ -4,13 +4,15 @@ A decoder is a hundred thousand lines of C that a stranger's file goes through. 
 or ask for all memory there is; in a process of its own that costs this one file, and nothing else.
 No file costs more than LIMIT_SECONDS and LIMIT_BYTES.
 
-Parent and child talk over a socket: a header with two lengths, JSON, and pixels as they are.
+Parent and child talk over a socket: a header with two lengths, JSON, and arrays as they are. The
+child gets a file as a descriptor, never as a path, and what is in it comes one part at a time: a
+child that is ahead waits until its parent has read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import io
 import json
 import os
 import signal
@@ -20,17 +22,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmsearch.errors import DecodeError, UnreadableError
 from mmsearch.media.fingerprint import (
@@ -41,8 +40,19 @@ from mmsearch.media.fingerprint import (
     Stamp,
     content_hash,
     content_of,
+    unreadable,
 )
-from mmsearch.types import Preprocess
+from mmsearch.media.media_types import (
+    PICTURES,
+    Caption,
+    Facts,
+    MediaType,
+    MediaTypes,
+    Part,
+    Segment,
+)
+from mmsearch.media.source import LocalFiles, MediaSource
+from mmsearch.types import IMAGE, InputSpec, Modality, Pixels
 
 #: What one file may take, to be read, decoded and scaled.
 LIMIT_SECONDS = 60.0
@@ -51,22 +61,8 @@ LIMIT_BYTES = 2 << 30
 _HEADER = struct.Struct(">II")
 _START_SECONDS = 60.0
 _MAX_REPLY = 1 << 28
-#: What is sent as it is, without being made to fit a model.
-_MOST_PIXELS = 64_000_000
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What decoding found: upright sRGB pixels, and what the file says of itself."""
-
-    pixels: NDArray[np.uint8]
-    """Shape (height, width, 3)."""
-    width: int
-    """Of the whole picture, as a viewer shows it."""
-    height: int
-    captured: datetime | None
-
-
+_PLACE = ("latitude", "longitude")
+_DTYPES = {name: name for name in ("uint8", "int16", "int32", "float32")}
 Answer = TypeVar("Answer")
 
 
@@ -82,54 +78,93 @@ class OpenFile:
     """A file that a process holds in its memory."""
 
     def __init__(
-        self, process: _Process, deadline: float, stamp: Stamp, digest: bytes, reason: str
+        self,
+        process: _Process,
+        deadline: float,
+        stamp: Stamp,
+        digest: bytes,
+        reason: str,
+        place: int,
+        kind: str,
     ) -> None:
         self._process = process
         self._deadline = deadline
+        self._place = place
+        self.kind = kind
+        """A word for what it is, by its name."""
         self.stamp = stamp
         self.digest = digest
         """The hash of its content."""
         self.reason = reason
         """Why it cannot be read; "" where it can."""
 
-    def picture(self, how: Preprocess) -> Picture:
-        """Decodes it and makes it fit a model.
-
-        Raises:
-            DecodeError: it is not an image, is damaged, or takes too much; the message says which.
-        """
-        return self._ask({"how": dataclasses.asdict(how)})
-
-    def upright(self, at_least: int, within: int = 0) -> Picture:
-        """Decodes it without fitting it to a model.
+    def read(self, inputs: Mapping[Modality, InputSpec]) -> Iterator[Part]:
+        """What is in the file, one part at a time: it is decoded as they are asked for.
 
         Args:
-            at_least: the sides, in pixels, that are needed: what is larger may come reduced.
-            within: the most that either side may have; 0 is any.
+            inputs: the modalities that are wanted, and how.
 
         Raises:
-            DecodeError: as `picture`.
+            DecodeError: it is not a file of its kind, is damaged, or takes too much; the message
+                says which.
         """
-        return self._ask({"at_least": at_least, "within": within})
+        return self._read(inputs, self._place)
 
-    def _ask(self, message: dict[str, Any]) -> Picture:
+    def pixels(self, how: InputSpec) -> Pixels:
+        """A picture, whatever the file is called: shape (height, width, 3).
+
+        Args:
+            how: as `mmsearch.media.picture` takes it.
+
+        Raises:
+            DecodeError: as `read`.
+        """
+        parts = [part for part in self._read({IMAGE: how}, 0) if isinstance(part, Segment)]
+        pixels = parts[0].data if parts else np.empty(0, np.uint8)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise DecodeError("its decoder gave up")
+        return np.asarray(pixels, np.uint8)
+
+    def _read(self, inputs: Mapping[Modality, InputSpec], kind: int) -> Iterator[Part]:
         if self.reason:
             raise DecodeError(self.reason)
-        try:
-            found = self._process.ask(message, self._deadline, _picture_of)
-        except _Stopped as error:
-            raise DecodeError(str(error)) from error
-        if isinstance(found, str):
-            raise DecodeError(found)
-        return found
+        message: dict[str, Any] | None = {"kind": kind, "inputs": inputs}
+        while True:
+            try:
+                some, is_last = self._process.ask(message, self._deadline, _parts_in)
+            except _Stopped as error:
+                raise DecodeError(str(error)) from error
+            message = None
+            try:
+                yield from some
+            except BaseException:
+                if not is_last:
+                    self._process.stop()  # nobody reads the rest
+                raise
+            if is_last:
+                return
 
 
 class Decoders:
     """Processes that decode: as many as are asked at one time, started when they are needed."""
 
-    def __init__(self, seconds: float = LIMIT_SECONDS, memory: int = LIMIT_BYTES) -> None:
+    def __init__(
+        self,
+        seconds: float = LIMIT_SECONDS,
+        memory: int = LIMIT_BYTES,
+        *,
+        types: MediaTypes = PICTURES,
+        source: MediaSource | None = None,
+    ) -> None:
+        """Takes the limits of a file, which files are media, and where they are read from.
+
+        Args:
+            source: None is this machine.
+        """
         self._seconds = seconds
         self._memory = memory
+        self.types = types
+        self._source = source or LocalFiles()
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         self._lock = threading.Lock()
@@ -143,7 +178,7 @@ class Decoders:
         """
         with self._lock:
             if not self._idle:
-                self._idle.append(_Process(self._seconds, self._memory))
+                self._idle.append(_Process(self._seconds, self._memory, self.types))
 
     @contextmanager
     def open(self, path: bytes) -> Iterator[OpenFile]:
@@ -161,12 +196,24 @@ class Decoders:
 
     def _read(self, process: _Process, path: bytes) -> OpenFile:
         deadline = time.monotonic() + self._seconds
+        place = self.types.place_of(path) or 0
+        stamp, digest, reason = self._content_of(process, path, deadline)
+        kind = self.types.types[place].kind
+        return OpenFile(process, deadline, stamp, digest, reason, place, kind)
+
+    def _content_of(
+        self, process: _Process, path: bytes, deadline: float
+    ) -> tuple[Stamp, bytes, str]:
         try:
-            absolute = path if os.path.isabs(path) else os.path.abspath(path)
-            found = process.ask({"path": os.fsdecode(absolute)}, deadline, _content_of)
+            descriptor = self._source.open(os.path.abspath(path))
+        except OSError as error:
+            return NEVER, b"", unreadable(error)
+        try:
+            return process.ask({}, deadline, _content_of, descriptor)
         except _Stopped as error:
-            return OpenFile(process, deadline, NEVER, b"", f"cannot be read: {error}")
-        return OpenFile(process, deadline, *found)
+            return NEVER, b"", f"cannot be read: {error}"
+        finally:
+            os.close(descriptor)
 
     def _take(self) -> _Process:
         with self._lock:
@@ -178,7 +225,7 @@ class Decoders:
                     break
                 process.stop()
             else:
-                process = _Process(self._seconds, self._memory)
+                process = _Process(self._seconds, self._memory, self.types)
             self._busy.add(process)
             return process
 
@@ -233,7 +280,7 @@ class Decoders:
 class _Process:
     """One of them, and the parent's end of its socket."""
 
-    def __init__(self, seconds: float, memory: int) -> None:
+    def __init__(self, seconds: float, memory: int, types: MediaTypes) -> None:
         own, theirs = socket.socketpair()
         self._socket = own
         self._seconds = seconds
@@ -241,9 +288,8 @@ class _Process:
         self.is_alive = True
         # -P: what lies in the current folder is no module of ours.
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(seconds),
-                   str(memory)]  # fmt: skip
-        package = str(Path(__file__).parents[2])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+                   str(memory), *types.paths]  # fmt: skip
+        paths = [*types.folders(), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -287,11 +333,16 @@ class _Process:
 
     def ask(
         self,
-        message: dict[str, Any],
+        message: dict[str, Any] | None,
         deadline: float,
         understand: Callable[[dict[str, Any], bytearray], Answer],
+        descriptor: int | None = None,
     ) -> Answer:
-        """Sends a message and returns what `understand` makes of the reply and its pixels.
+        """Sends a message and returns what `understand` makes of the reply and its array.
+
+        Args:
+            message: None is for the next reply to the last one.
+            descriptor: a file that goes with the message.
 
         Raises:
             _Stopped: the process took too long, or is gone; it is gone in any case.
@@ -300,7 +351,8 @@ class _Process:
             raise _Stopped("its decoder was stopped")
         try:
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-            _send(self._socket, message)
+            if message is not None:
+                _send(self._socket, message, descriptor=descriptor)
             return understand(*self._receive(deadline))
         except TimeoutError:
             self.stop()
@@ -308,6 +360,8 @@ class _Process:
         except OSError:
             self.stop()
             raise _Stopped(self._epitaph()) from None
+        except DecodeError:
+            raise  # what it has to say of a file
         except _NONSENSE:
             self.stop()  # a file may have taken the process over
             raise _Stopped("its decoder gave up") from None
@@ -327,11 +381,11 @@ class _Process:
                 done += count
             return buffer
 
-        words, pixels = _HEADER.unpack(exactly(_HEADER.size))
-        if words + pixels > _MAX_REPLY:
+        words, array = _HEADER.unpack(exactly(_HEADER.size))
+        if words + array > _MAX_REPLY:
             raise ValueError
         reply: dict[str, Any] = json.loads(exactly(words))
-        return reply, exactly(pixels)
+        return reply, exactly(array)
 
     def _epitaph(self) -> str:
         code = self._child.returncode
@@ -367,21 +421,49 @@ def _content_of(reply: dict[str, Any], _: bytearray) -> tuple[Stamp, bytes, str]
     return Stamp(size, mtime_ns), digest, reason
 
 
-def _picture_of(reply: dict[str, Any], pixels: bytearray) -> Picture | str:
-    """The picture that a child sent, or why there is none."""
+def _parts_in(reply: dict[str, Any], array: bytearray) -> tuple[list[Part], bool]:
+    """The parts that a child sent, and whether they are the last.
+
+    Raises:
+        DecodeError: there are no more, and why.
+    """
     if reply["reason"]:
-        return _words(reply["reason"])
-    height, width = (_integer(value, 1, _MAX_REPLY) for value in reply["shape"][:2])
-    return Picture(
-        np.frombuffer(pixels, np.uint8).reshape(height, width, 3),
-        _integer(reply["width"], 1, MOST),
-        _integer(reply["height"], 1, MOST),
-        datetime.fromisoformat(reply["captured"]) if reply["captured"] else None,
+        raise DecodeError(_words(reply["reason"]))
+    return [_part_of(one, array) for one in reply["parts"]], bool(reply["is_last"])
+
+
+def _part_of(values: dict[str, Any], array: bytearray) -> Part:
+    if "text" in values:
+        place, language = _optional(values["segment"]), values["language"]
+        return Caption(_text(values["text"]), place, None if language is None else _text(language))
+    if "modality" in values:
+        shape = [_integer(value, 0, _MAX_REPLY) for value in values["shape"]]
+        data = np.frombuffer(array, np.dtype(_DTYPES[values["dtype"]])).reshape(shape)
+        span = _optional(values["start_ms"]), _optional(values["end_ms"])
+        return Segment(_text(values["modality"]), data, *span)
+    captured = values["captured"]
+    place_of = (None if values[name] is None else float(values[name]) for name in _PLACE)
+    return Facts(
+        _integer(values["width"], 0, MOST),
+        _integer(values["height"], 0, MOST),
+        datetime.fromisoformat(captured) if captured else None,
+        _optional(values["duration_ms"]),
+        *place_of,
     )
 
 
 def _words(reason: Any) -> str:
     return str(reason)[:500].encode("utf-8", "replace").decode()
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value.encode("utf-8", "replace").decode()
+
+
+def _optional(value: Any) -> int | None:
+    return None if value is None else _integer(value, LEAST, MOST)
 
 
 def _integer(value: Any, least: int, most: int) -> int:
@@ -390,71 +472,108 @@ def _integer(value: Any, least: int, most: int) -> int:
     return value
 
 
-def _send(to: socket.socket, message: dict[str, Any], pixels: bytes = b"") -> None:
+def _send(
+    to: socket.socket,
+    message: Mapping[str, Any],
+    array: bytes = b"",
+    descriptor: int | None = None,
+) -> None:
     words = json.dumps(message).encode()
-    to.sendall(_HEADER.pack(len(words), len(pixels)) + words)
-    if pixels:
-        to.sendall(pixels)
+    whole = _HEADER.pack(len(words), len(array)) + words
+    if descriptor is None:
+        to.sendall(whole)
+    else:  # it goes with the first byte; the rest of a short message follows at once
+        socket.send_fds(to, [whole[:1]], [descriptor])
+        to.sendall(whole[1:])
+    if array:
+        to.sendall(array)
 
 
 # -- the child -------------------------------------------------------------------------------------
 
 
-def _serve(to: socket.socket, seconds: float) -> None:
-    receive = to.makefile("rb")
+def _serve(to: socket.socket, seconds: float, types: MediaTypes) -> None:
     _send(to, {})
     content = b""
-    while header := receive.read(_HEADER.size):
-        words, _ = _HEADER.unpack(header)
-        message = json.loads(receive.read(words))
+    while True:
+        message, descriptor = _next(to)
+        if message is None:
+            return
         # If the parent is gone and cannot stop us: the signal ends the process by itself.
         signal.alarm(int(seconds) + 10)
-        if "path" in message:
-            stamp, content, reason = content_of(os.fsencode(message["path"]))
+        if descriptor is not None:
+            with open(descriptor, "rb", closefd=True):
+                stamp, content, reason = content_of(descriptor)
             digest = b"" if reason else content_hash(content)
             _send(to, {"stamp": stamp, "digest": digest.hex(), "reason": reason})
         else:
             try:
-                reply, pixels = _decoded(content, message)
+                kind = types.types[message["kind"]]
+                _send_parts(to, _parts_of(kind, content, message["inputs"]))
             except DecodeError as error:
                 _send(to, {"reason": str(error)})
             except MemoryError:
                 _send(to, {"reason": "too large: not enough memory to scale it"})
-            else:
-                _send(to, reply, pixels)
-            reply = pixels = None  # type: ignore[assignment] # nothing is kept between files
             content = b""
         signal.alarm(0)
 
 
-def _decoded(content: bytes, message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """A picture as it was asked for: what is said of it, and its pixels."""
-    from mmsearch.media.fit import fit
-    from mmsearch.media.image import decode
-
-    if "how" in message:
-        how = _preprocess(message["how"])
-        found = decode(content, at_least=how.size)
-        pixels = fit(found.image, how)
-    else:
-        side, within = message["at_least"], message["within"]
-        found = decode(content, at_least=(side, side))
-        image = found.image
-        while image.width * image.height > _MOST_PIXELS:
-            image = image.reduce(2)
-        if within:
-            image.thumbnail((within, within))
-        pixels = np.asarray(image)
-    captured = found.captured.isoformat() if found.captured else None
-    reply = {"reason": "", "width": found.width, "height": found.height, "captured": captured,
-             "shape": pixels.shape}  # fmt: skip
-    return reply, pixels.tobytes()
+def _parts_of(
+    kind: MediaType, content: bytes, inputs: Mapping[Modality, InputSpec]
+) -> Iterator[Part]:
+    try:
+        yield from kind.read(io.BytesIO(content), inputs)
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file has a decoder raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DecodeError(f"damaged: {reason}"[:300]) from error
 
 
-def _preprocess(values: dict[str, Any]) -> Preprocess:
-    for name in ("size", "mean", "std"):
-        values[name] = tuple(values[name])
-    return Preprocess(**values)
+def _next(to: socket.socket) -> tuple[dict[str, Any] | None, int | None]:
+    """The next message, None where the parent is gone, and the file that came with it."""
+    first, descriptors, _, _ = socket.recv_fds(to, 1, 1)
+    if not first:
+        return None, None
+    header = first + _exactly(to, _HEADER.size - 1)
+    words, _ = _HEADER.unpack(header)
+    return json.loads(_exactly(to, words)), descriptors[0] if descriptors else None
+
+
+def _exactly(to: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        more = to.recv(size - len(found))
+        if not more:
+            raise ConnectionError
+        found += more
+    return found
+
+
+def _send_parts(to: socket.socket, parts: Iterator[Part]) -> None:
+    """Sends parts as they come: each segment with the texts and facts before it."""
+    waiting: list[dict[str, Any]] = []
+    array, part = b"", next(parts, None)
+    while part is not None:
+        if isinstance(part, Segment):
+            data = np.ascontiguousarray(part.data)
+            array = data.tobytes()
+            waiting.append(
+                {
+                    "modality": part.modality, "start_ms": part.start_ms, "end_ms": part.end_ms,
+                    "shape": data.shape, "dtype": data.dtype.name,
+                }
+            )  # fmt: skip
+        else:
+            values = dict(vars(part))
+            if isinstance(part, Facts) and part.captured is not None:
+                values["captured"] = part.captured.isoformat()
+            waiting.append(values)
+        part = next(parts, None)
+        if array and part is not None:
+            _send(to, {"reason": "", "parts": waiting, "is_last": False}, array)
+            waiting, array = [], b""
+    _send(to, {"reason": "", "parts": waiting, "is_last": True}, array)
 
 
 def _limit(memory: int) -> None:
@@ -474,10 +593,12 @@ def _main() -> None:
 
     import mmsearch.media.image  # noqa: F401 - before the limit, which is for files
 
+    types = MediaTypes(*sys.argv[4 + len(PICTURES.paths) :])
+
     warnings.simplefilter("ignore")  # of odd metadata: nobody reads them here
     _limit(memory)
     with socket.socket(fileno=number) as to, contextlib.suppress(ConnectionError):
-        _serve(to, seconds)
+        _serve(to, seconds, types)
 
 
 if __name__ == "__main__":

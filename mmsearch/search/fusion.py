@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import UsageError
+from mmsearch.search.candidates import CandidateScores
 from mmsearch.store.files import write_durably
-from mmsearch.store.store import Evidence
 from mmsearch.types import Fusion
 
 FILE_NAME = "fusion.json"
@@ -56,12 +56,16 @@ class Weights:
 EQUAL = Weights(1 / 3, 1 / 3, 1 / 3)
 
 
-def calibrated(evidence: Evidence) -> NDArray[np.float64]:
+def calibrated(candidates: CandidateScores) -> NDArray[np.float64]:
     """The three scores on one scale, (3, m): NaN where there is none."""
-    image = (evidence.image - evidence.usual_image.mean) / evidence.usual_image.deviation
-    caption = (evidence.caption - evidence.usual_caption.mean) / evidence.usual_caption.deviation
-    if evidence.best_words >= LEAST_WORDS:
-        words = BEST_WORDS * evidence.words / evidence.best_words
+    image = (
+        candidates.image - candidates.image_background.mean
+    ) / candidates.image_background.deviation
+    caption = (
+        candidates.caption - candidates.caption_background.mean
+    ) / candidates.caption_background.deviation
+    if candidates.best_words >= LEAST_WORDS:
+        words = BEST_WORDS * candidates.words / candidates.best_words
     else:  # no caption holds any word that tells captions apart
         words = np.full_like(image, np.nan)
     return np.clip(np.stack([image, caption, words]), -_FAR, _FAR)
@@ -95,19 +99,19 @@ def reciprocal_ranks(scores: NDArray[np.float64]) -> Scores:
     return found
 
 
-def fuse(evidence: Evidence, how: Fusion, weights: Weights | None) -> Scores:
+def fuse(candidates: CandidateScores, how: Fusion, weights: Weights | None) -> Scores:
     """One score for each of the media, (m,): NaN for what that fusion cannot find.
 
     Raises:
         UsageError: "learned", and nothing was.
     """
     if how == "image":
-        return evidence.image
+        return candidates.image
     if how == "caption":
-        return evidence.caption
+        return candidates.caption
     if how == "words":
-        return np.where(evidence.words > 0, evidence.words, np.nan)
-    scores = calibrated(evidence)
+        return np.where(candidates.words > 0, candidates.words, np.nan)
+    scores = calibrated(candidates)
     if how == "rrf":
         return reciprocal_ranks(scores)
     if how == "learned":

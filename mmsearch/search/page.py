@@ -85,7 +85,7 @@ def _thumbnail(path: Path, decoders: Decoders) -> str:
 
     try:
         with decoders.open(os.fsencode(path)) as file:
-            pixels = file.upright(THUMBNAIL_SIDE // 2, within=THUMBNAIL_SIDE).pixels
+            pixels = file.pixels({"at_least": THUMBNAIL_SIDE // 2, "within": THUMBNAIL_SIDE})
     except DecodeError:
         return ""
     out = io.BytesIO()

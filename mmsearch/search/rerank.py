@@ -12,6 +12,7 @@ Three things are put together for each of them:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,12 @@ from mmsearch.errors import DamageError, DecodeError
 from mmsearch.media.isolated import Decoders
 from mmsearch.search.learned import Arrays, read_learned, write_learned
 from mmsearch.search.matchers import Floats, Kind, Matcher, matcher_of, popularity_of
-from mmsearch.store.lookups import Item
 from mmsearch.store.patches import pack_looks, unpack_looks
 from mmsearch.store.paths import to_path
-from mmsearch.store.store import Store
+from mmsearch.store.reader import Reader
+from mmsearch.store.rows import Item
 from mmsearch.store.vector_index import dot_products
-from mmsearch.types import Ids, Pixels, Term, Vectors
+from mmsearch.types import IMAGE, Ids, Pixels, Term, Vectors
 
 FILE_NAME = "rerank.safetensors"
 NOT_LEARNED = (
@@ -145,15 +146,13 @@ class SecondLooks:
 
     def __init__(
         self,
-        store: Store,
-        space: str,
+        reader: Reader,
         reranker: Reranker,
         local: Callable[[], LocalEncoder],
         decoders: Decoders,
     ) -> None:
-        self._store = store
+        self._reader = reader
         self._decoders = decoders
-        self._space = space
         self._reranker = reranker
         self._local = local
 
@@ -201,7 +200,7 @@ class SecondLooks:
         """The vectors of some images, the second looks at them, and the places of these images."""
         dim = self._reranker.dim
         ids = [item.media_id for item in items]
-        kept, own = self._store.looks(self._space, ids)
+        kept, own = self._reader.patches(ids), self._reader.vectors(IMAGE, ids)
         missing = {
             item.media_id: to_path(item.path)
             for item in items
@@ -217,7 +216,7 @@ class SecondLooks:
             looks = Looks(*unpack_looks([kept[ids[place]] for place in there], dim))
         except ValueError as error:
             raise DamageError(
-                f"{self._store.folder}: patches cannot be read ({error}); drop them with 'mmsearch "
+                f"the patches of the index cannot be read ({error}); drop them with 'mmsearch "
                 "index --no-patches', and keep them anew with --patches"
             ) from error
         return np.stack([own[ids[place]] for place in there]), looks, there
@@ -233,12 +232,12 @@ def _joined(found: Sequence[Parts]) -> Parts:
 
 def look_at(local: LocalEncoder, files: Mapping[int, Path], decoders: Decoders) -> dict[int, bytes]:
     """Second looks at the image files that can be read, by id, as `pack_looks` has them."""
-    how = local.preprocess
+    how = dataclasses.asdict(local.preprocess)
 
     def opened(path: Path) -> Pixels | None:
         with decoders.open(os.fsencode(path)) as file:
             try:
-                return file.picture(how).pixels
+                return file.pixels(how)
             except DecodeError:
                 return None
 

@@ -12,17 +12,20 @@ import numpy as np
 
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, UsageError
+from mmsearch.search.candidates import CandidateScores, find_candidates
 from mmsearch.search.compose import NOT_LEARNED, Composer
 from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse
 from mmsearch.store.paths import to_path
-from mmsearch.store.store import Answer, Evidence, Store
+from mmsearch.store.reader import Reader
+from mmsearch.store.rows import Item
 from mmsearch.types import (
+    IMAGE,
+    TEXT,
     Compose,
     Filter,
     Fusion,
     Hit,
     Ids,
-    Modality,
     Query,
     Term,
     Vectors,
@@ -52,24 +55,33 @@ class Learned:
 NOTHING_LEARNED = Learned()
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The items found for one query, best first."""
+
+    scores: Sequence[float]
+    ids: Sequence[int]
+    items: Sequence[Item]
+
+
 class Searcher:
-    """Answers queries from one index with the encoder of its space."""
+    """Answers queries from one view of an index with the encoder of its space."""
 
     def __init__(
         self,
-        store: Store,
+        reader: Reader,
         encoder: Encoder,
         learned: Learned = NOTHING_LEARNED,
         local: Callable[[], LocalEncoder] | None = None,
         decoders: Callable[[], Decoders] | None = None,
     ) -> None:
-        """Takes the encoder of the store's space.
+        """Takes the encoder of the reader's space.
 
         Args:
             local: gives what looks at images a second time; needed where there is a reranker.
             decoders: gives what reads image files; None is for searches that need none.
         """
-        self._store = store
+        self._reader = reader
         self._encoder = encoder
         self._learned = learned
         self._local = local
@@ -80,7 +92,6 @@ class Searcher:
 
         Raises:
             UsageError: terms that cancel each other out, or an example that is not a usable image.
-            SpaceError: the index's space is not the encoder's.
         """
         how = self.fusion_of(query)
         vector = self.embed(query.terms, self.compose_of(query, how))
@@ -98,13 +109,13 @@ class Searcher:
             UsageError: a fusion that does not go with the query.
         """
         how = query.fusion
-        if query.to == "caption" and how not in ("auto", "image"):
+        if query.to != IMAGE and how not in ("auto", "image"):
             raise UsageError("fusion ranks images by their captions too: it goes with --to image")
         if how == "auto":
             by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
-            if query.to == "caption" or query.min_score is not None or not by_text:
+            if query.to != IMAGE or query.min_score is not None or not by_text:
                 return "image"
-            if not self._store.has_captions(LEAST_CAPTIONS):
+            if not self._reader.has_captions(LEAST_CAPTIONS):
                 return "image"
             return "learned" if self._learned.weights() is not None else "sum"
         if query.min_score is not None and how not in ("image", "caption"):
@@ -116,14 +127,14 @@ class Searcher:
             raise UsageError("--fusion words needs a text to search for")
         return how
 
-    def evidence(self, query: Query, vector: Vectors | None = None) -> Evidence:
-        """What speaks for the images near a query, to be fused.
+    def candidates(self, query: Query, vector: Vectors | None = None) -> CandidateScores:
+        """The scores of the images near a query, to be fused.
 
         Args:
             vector: the terms' vector, shape (dim,), where it is known already.
         """
-        return self._store.evidence(
-            self._encoder.spec.space,
+        return find_candidates(
+            self._reader,
             self.embed(query.terms) if vector is None else vector,
             _words_of(query.terms),
             max(DEPTH, query.k, query.rerank),
@@ -132,47 +143,47 @@ class Searcher:
         )
 
     def scores(
-        self, query: Query, vector: Vectors, evidence: Evidence, how: Fusion
+        self, query: Query, vector: Vectors, candidates: CandidateScores, how: Fusion
     ) -> tuple[Scores, Scores]:
-        """One score for each of the media of an evidence, (m,), and what is taken for the image's.
+        """One score for each of the candidates, (m,), and what is taken for the image's.
 
         With re-ranking, the first get another score for their image before they are fused
         again; what lies beyond them stays beyond.
         """
         weights = self._learned.weights() if how == "learned" else None
-        scores = fuse(evidence, how, weights)
+        scores = fuse(candidates, how, weights)
         if not query.rerank:
-            return scores, evidence.image
-        order = _best_first(scores, evidence.media)
+            return scores, candidates.image
+        order = _best_first(scores, candidates.media)
         first, rest = np.split(order, [max(query.rerank, query.k)])
-        image = evidence.image.copy()
-        items = [evidence.items[row] for row in first.tolist()]
+        image = candidates.image.copy()
+        items = [candidates.items[row] for row in first.tolist()]
         image[first] = self.second_looks(query, how).scores(
             vector, query.terms, items, image[first]
         )
-        again = fuse(dataclasses.replace(evidence, image=image), how, weights).copy()
+        again = fuse(dataclasses.replace(candidates, image=image), how, weights).copy()
         if len(rest):
             again[rest] = again[first].min() - 1.0 - np.arange(len(rest))
         return again, image
 
     def _fused(self, query: Query, vector: Vectors, how: Fusion) -> list[Hit]:
-        evidence = self.evidence(query, vector)
-        scores, image = self.scores(query, vector, evidence, how)
-        chosen = _best_first(scores, evidence.media).tolist()
+        candidates = self.candidates(query, vector)
+        scores, image = self.scores(query, vector, candidates, how)
+        chosen = _best_first(scores, candidates.media).tolist()
         if query.min_score is not None:
             chosen = [row for row in chosen if scores[row] >= query.min_score]
         parts = {
-            "image": evidence.image, "caption": evidence.caption, "words": evidence.words,
+            "image": candidates.image, "caption": candidates.caption, "words": candidates.words,
             **({"rerank": image} if query.rerank else {}),
         }  # fmt: skip
         return [
             Hit(
                 rank=place,
                 score=float(scores[row]),
-                path=to_path(evidence.items[row].path),
+                path=to_path(candidates.items[row].path),
                 modality="image",
                 caption=None,
-                media_id=int(evidence.media[row]),
+                media_id=int(candidates.media[row]),
                 scores={
                     name: float(values[row])
                     for name, values in parts.items()
@@ -205,6 +216,8 @@ class Searcher:
                 scores={"image": float(cosines[row]), "rerank": float(scores[row])}
                 if query.rerank
                 else {},
+                start_ms=items[row].start_ms,
+                end_ms=items[row].end_ms,
             )
             for place, row in enumerate(order.tolist()[: query.k], 1)
         ]
@@ -251,23 +264,31 @@ class Searcher:
         assert self._local is not None, "it is needed where there is a reranker"
         assert self._decoders is not None, "it too"
         reranker = self.reranker_of(query, how)
-        return SecondLooks(
-            self._store, self._encoder.spec.space, reranker, self._local, self._decoders()
-        )
+        return SecondLooks(self._reader, reranker, self._local, self._decoders())
 
     # -- what they have in common ----------------------------------------------------------
 
     def rank(
         self,
         queries: Vectors,
-        to: Modality,
+        to: str,
         k: int,
         where: Filter | None = None,
         *,
         exact: bool = False,
     ) -> list[Answer]:
-        """The best k items for each query vector, shape (q, dim): what every search runs on."""
-        return self._store.search(self._encoder.spec.space, queries, to, k, where, exact=exact)
+        """The best k items for each query vector, shape (q, dim), of each file the best.
+
+        Raises:
+            UsageError: the index's model embeds nothing of that modality.
+        """
+        modality = TEXT if to == "caption" else to
+        found = self._reader.nearest(modality, queries, k, where, exact=exact, group_by_medium=True)
+        items = self._reader.items(modality, sorted({n for _, ids in found for n in ids.tolist()}))
+        return [
+            Answer(scores.tolist(), ids.tolist(), [items[number] for number in ids.tolist()])
+            for scores, ids in found
+        ]
 
     def compose_of(self, query: Query, how: Fusion) -> Compose:
         """How a query's terms make one vector: what "auto" comes to.
@@ -307,7 +328,7 @@ class Searcher:
             UsageError: nothing that is left of them, or an example that is not a usable image.
         """
         texts = [term.text for term in terms if term.text is not None]
-        text_rows = self._encoder.encode_texts(texts) if texts else np.empty((0, 0), np.float32)
+        text_rows = self._encoder.encode("text", texts) if texts else np.empty((0, 0), np.float32)
         if compose == "early":
             composer = self._learned.composer()
             assert composer is not None, "compose_of has looked"
@@ -333,10 +354,10 @@ class Searcher:
         assert self._decoders is not None, "it is needed where a query has a picture"
         with self._decoders().open(os.fsencode(path)) as file:
             try:
-                pixels = file.picture(self._encoder.spec.preprocess).pixels
+                pixels = file.pixels(self._encoder.spec.inputs[IMAGE])
             except DecodeError as error:
                 raise UsageError(f"{path}: {error}") from error
-        found: Vectors = self._encoder.encode_images(pixels[None])[0]
+        found: Vectors = self._encoder.encode("image", pixels[None])[0]
         return found
 
 

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mmsearch.errors import DamageError, FormatError, UnreadableError, UsageError
-from mmsearch.store import catalog, lookups
-from mmsearch.store.catalog import is_no_database
+from mmsearch.errors import DamageError, UnreadableError, UsageError
+from mmsearch.store import catalog
+from mmsearch.store.catalog import begun, is_no_database
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
-from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
+from mmsearch.store.migrations import APPLICATION_ID, format_version, migrate
 from mmsearch.store.paths import join, relative
+from mmsearch.store.queries import Queries
 from mmsearch.store.store import REPAIRED, Store, claim, writer_lock
 from mmsearch.store.verify import unsound
-from mmsearch.types import MODALITIES
 
 
 def backup(store: Store, path: Path, files: Sequence[str]) -> int:
@@ -74,7 +74,7 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
     Raises:
         UsageError: there is an index, the file is no backup, or no folder lies where one is said to
             have moved from.
-        FormatError: it was made by a newer program.
+        FormatError: its format is too old or too new.
         DamageError: it is damaged.
         UnreadableError: it cannot be read, or the index cannot be written.
     """
@@ -115,7 +115,7 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
 
 
 def _check(copy: sqlite3.Connection, path: Path) -> None:
-    """Looks at a whole catalog.
+    """Looks at a whole catalog, brought to the newest format.
 
     Raises:
         DamageError: it is not what was written.
@@ -123,13 +123,9 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
     """
     try:
         is_sound = copy.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
-        spaces = (lookups.active_space(copy), lookups.coming_space(copy))
-        bad = (
-            item
-            for space in spaces if space is not None
-            for modality in MODALITIES
-            for item in unsound(copy, space, modality)
-        )  # fmt: skip
+        migrate(copy, lambda: begun(copy, "BEGIN IMMEDIATE"))
+        queries = Queries(copy)
+        bad = (item for tower in queries.towers() for item in unsound(queries, tower))
         is_sound = is_sound and next(bad, None) is None
     except sqlite3.DatabaseError:
         is_sound = False
@@ -142,7 +138,6 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
 def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
     try:
         (application,) = copy.execute("PRAGMA application_id").fetchone()
-        (version,) = copy.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
         if is_no_database(error):
@@ -150,8 +145,7 @@ def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
         raise DamageError(f"{path}: damaged, so that nothing was made of it: {error}") from error
     if application != APPLICATION_ID or "kept_file" not in tables:
         raise UsageError(f"{path}: not a backup of mmsearch")
-    if version > FORMAT_VERSION:
-        raise FormatError(f"{path}: made by a newer mmsearch; update this one", is_newer=True)
+    format_version(copy)
 
 
 def _places(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> dict[int, bytes]:

@@ -1,8 +1,7 @@
 """The SQLite catalog: connections, transactions, and what its errors mean.
 
 What reads does so through Python's own driver: a search is over before SQLAlchemy, which writes
-(`store.changes`), would be imported. All that is SQLite's own (pragmas, transaction modes, byte
-ranges) stays in this module, in lookups.py, filters.py, migrations.py and changes.py.
+(`store.mutations`), would be imported. All that is SQLite's own stays in this package.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from mmsearch.store.migrations import (
     format_version,
     migrate,
 )
+from mmsearch.store.queries import Queries
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -73,10 +73,9 @@ class Catalog:
         self.identity = _identity(path)
         """Which file is open: `repair` and `restore` may put another in its place."""
         try:
-            with self.read() as connection:
-                version = format_version(connection)
+            version = self._version()
         except FormatError as error:
-            if (path.parent / MARKER).is_file() and not error.is_newer:
+            if (path.parent / MARKER).is_file() and not error.is_ours:
                 raise DamageError.of_catalog("it does not begin as one", path) from error
             raise
         except UnreadableError:
@@ -86,15 +85,20 @@ class Catalog:
                 raise
             self._drop_idle()
             self._fixed = os.stat(path)
-            with self.read() as connection:
-                version = format_version(connection)
+            version = self._version()
         if version < FORMAT_VERSION:
             with _explaining(path):
                 _migrate(path)
 
+    def _version(self) -> int:
+        with _explaining(self.path), self._connection() as connection:
+            return format_version(connection)
+
     @classmethod
     def create(cls, path: Path) -> Catalog:
         """Makes an empty catalog: it appears whole under its name, or not at all."""
+        from mmsearch.store import schema  # and SQLAlchemy with it
+
         draft = draft_of(path)
         unlink_all(draft)
         with _explaining(path), _removing(draft):
@@ -102,7 +106,9 @@ class Catalog:
             try:
                 connection.execute("PRAGMA page_size = 16384")  # ignored once it is in WAL mode
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                _migrate(draft)
+                with begun(connection, "BEGIN IMMEDIATE"):
+                    schema.create(connection)
+                    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
                 # Not before: what stands in a log is folded into the file when that is closed, and
                 # where this fails SQLite does not say so. Now there is nothing to fold.
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -158,14 +164,14 @@ class Catalog:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[Queries]:
         """A transaction that sees one state of the catalog from its first query to its end."""
         with (
             _explaining(self.path),
             self._connection() as connection,
-            _begun(connection, "BEGIN"),
+            begun(connection, "BEGIN"),
         ):
-            yield connection
+            yield Queries(connection)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -295,7 +301,7 @@ def _engine(path: Path) -> Engine:
 
 
 @contextmanager
-def _begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
+def begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
     connection.execute(how)
     try:
         yield
@@ -309,7 +315,7 @@ def _begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
 def _migrate(path: Path) -> None:
     connection = _connect(path)
     try:
-        migrate(connection, lambda: _begun(connection, "BEGIN IMMEDIATE"))
+        migrate(connection, lambda: begun(connection, "BEGIN IMMEDIATE"))
     finally:
         connection.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError, UnreadableError
-from mmsearch.store.checksum import of_file, of_parts, of_vector
+from mmsearch.store.checksum import of_descriptor, of_file, of_parts, of_vector
 from mmsearch.store.vector_index import ExactIndex, Found, best
 from mmsearch.types import Ids, Vectors
 
@@ -47,6 +48,8 @@ class _Saved:
     """The file that an index was opened from."""
 
     path: Path
+    descriptor: int
+    """Open for as long as the index is: a writer may delete the file meanwhile."""
     checksum: bytes
     rows: NDArray[np.int64]
     """The checksum of each row, (n,): they stand behind what FAISS reads."""
@@ -65,6 +68,8 @@ class FaissIndex:
         self._last: tuple[Ids | None, Rows] = (None, np.empty(0, np.int64))
         self._saved = saved
         self._is_checked = saved is None
+        if saved is not None:
+            weakref.finalize(self, os.close, saved.descriptor)
         self._compared = 0
 
     @classmethod
@@ -76,22 +81,26 @@ class FaissIndex:
         return cls(index)
 
     @classmethod
-    def open(cls, path: Path, checksum: bytes | None) -> FaissIndex:
+    def open(cls, path: Path, checksum: bytes) -> FaissIndex:
         """Maps a saved index into memory, after a look at all of the file but its vectors.
 
         Args:
-            checksum: what `save` gave; None for a file of an older program, which has none.
+            checksum: what `save` gave.
 
         Raises:
             FileNotFoundError: there is no such file (compacted away since it was looked up).
             DamageError: the file is not what was saved.
         """
-        rows = _checked_rows(path) if checksum is not None else None
-        # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
-        index = read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        if checksum is None or rows is None:
-            return cls(index)
-        return cls(index, _Saved(path, checksum, rows))
+        with _reading(path):
+            descriptor = os.open(path, os.O_RDONLY)
+        try:
+            rows = _checked_rows(path, descriptor)
+            # Not IO_FLAG_MMAP, which for a flat index quietly reads the whole file.
+            index = read_index(path, faiss.IO_FLAG_MMAP_IFC)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(index, _Saved(path, descriptor, checksum, rows))
 
     def save(self, path: Path) -> bytes:
         """Writes the index, and returns the checksum of the file.
@@ -120,7 +129,10 @@ class FaissIndex:
         if self._is_checked:
             return
         assert self._saved is not None
-        check_file(self._saved.path, self._saved.checksum)
+        with _reading(self._saved.path):
+            found = of_descriptor(self._saved.descriptor)
+        if found != self._saved.checksum:
+            raise damaged(self._saved.path)
         self._is_checked = True
 
     def __len__(self) -> int:
@@ -239,7 +251,7 @@ def _differs(vector: Vectors, item_id: int, checksum: int) -> bool:
     return of_vector(vector.data, item_id) != checksum
 
 
-def _checked_rows(path: Path) -> NDArray[np.int64]:
+def _checked_rows(path: Path, descriptor: int) -> NDArray[np.int64]:
     """The checksums of the rows of a file, (n,), if all of it but its vectors is as it was saved.
 
     FAISS takes what a header says for granted, and asks for as much memory.
@@ -248,7 +260,7 @@ def _checked_rows(path: Path) -> NDArray[np.int64]:
         FileNotFoundError: there is no such file.
         DamageError: it is not.
     """
-    with _reading(path), path.open("rb") as file:
+    with _reading(path), open(descriptor, "rb", closefd=False) as file:
         head = file.read(_HEAD)
         _, dim, count = struct.unpack_from("<4siq", head.ljust(16, b"\0"))
         size = os.fstat(file.fileno()).st_size

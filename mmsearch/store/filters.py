@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-
 from mmsearch.errors import SpaceError
-from mmsearch.store import lookups
-from mmsearch.store.lookups import RootRow, SpaceRow
 from mmsearch.store.paths import canonical, join, relative
-from mmsearch.types import Filter, Ids, Modality
+from mmsearch.store.queries import Queries
+from mmsearch.store.rows import RootRow, SpaceRow, TowerRow, under
+from mmsearch.types import Filter, Ids
 
 
-def require_space(connection: sqlite3.Connection, identity: str) -> SpaceRow:
+def require_space(queries: Queries, identity: str) -> SpaceRow:
     """The active space, if it is the one that a query or a new vector belongs to.
 
     Raises:
         SpaceError: it is another one: the two cannot be compared.
     """
-    space = lookups.active_space(connection)
+    space = queries.active_space()
     if space is None or space.spec.space != identity:
         holds = f"was made with '{space.spec.model}'" if space else "is empty"
         raise SpaceError(
@@ -32,8 +29,8 @@ def require_space(connection: sqlite3.Connection, identity: str) -> SpaceRow:
     return space
 
 
-def matching_ids(connection: sqlite3.Connection, where: Filter, to: Modality) -> Ids:
-    """The ids of the media (or of the captions of the media) that a filter lets through, sorted."""
+def matching_ids(queries: Queries, where: Filter, tower: TowerRow) -> Ids:
+    """The ids of a tower's items whose media a filter lets through, sorted."""
     conditions: list[str] = []
     values: list[Any] = []
     if where.after is not None:
@@ -43,33 +40,29 @@ def matching_ids(connection: sqlite3.Connection, where: Filter, to: Modality) ->
         conditions.append("captured < ?")
         values.append(stored_time(where.before))
     if where.under is not None:
-        condition, own = _under(connection, os.fsencode(os.path.abspath(where.under)))
+        condition, own = _under(queries, os.fsencode(os.path.abspath(where.under)))
         conditions.append(condition)
         values += own
-    query = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
-    if to == "caption":
-        query = f"SELECT id FROM caption WHERE media_id IN ({query})"
-    rows = connection.execute(query, values)
-    return np.sort(np.fromiter((number for (number,) in rows), dtype=np.int64))
+    return queries.ids_where(tower, conditions, values)
 
 
-def _under(connection: sqlite3.Connection, folder: bytes) -> tuple[str, list[Any]]:
+def _under(queries: Queries, folder: bytes) -> tuple[str, list[Any]]:
     """The condition that a file lies in a folder, and its values."""
     conditions: list[str] = []
     values: list[Any] = []
-    for root, prefix in places_of(connection, folder):
-        condition, own = lookups.under(prefix)
+    for root, prefix in places_of(queries, folder):
+        condition, own = under(prefix)
         conditions.append(f"(root_id = ? AND {condition})")
         values += [root.id, *own]
     return f"({' OR '.join(conditions) or 'FALSE'})", values
 
 
-def places_of(connection: sqlite3.Connection, path: bytes) -> list[tuple[RootRow, bytes]]:
+def places_of(queries: Queries, path: bytes) -> list[tuple[RootRow, bytes]]:
     """Where files at or below an absolute path stand, by whatever name it is called.
 
     Roots, each with a path relative to it; "" is all of a root.
     """
-    roots, real = lookups.roots(connection), canonical(path)
+    roots, real = queries.roots(), canonical(path)
     found: list[tuple[RootRow, bytes]] = []
     for root in roots:
         for top, name in ((root.path, path), (canonical(root.path), real)):
@@ -79,18 +72,18 @@ def places_of(connection: sqlite3.Connection, path: bytes) -> list[tuple[RootRow
     # The walk of a root leaves out links that lead into another.
     if any(root.walked and relative(real, canonical(root.path)) is not None for root in roots):
         return found
-    return _through_links(connection, roots, real, found)
+    return _through_links(queries, roots, real, found)
 
 
 def _through_links(
-    connection: sqlite3.Connection,
+    queries: Queries,
     roots: list[RootRow],
     real: bytes,
     found: list[tuple[RootRow, bytes]],
 ) -> list[tuple[RootRow, bytes]]:
     """The same for a path outside all roots, which a link within one may lead to."""
     for root in roots if os.path.lexists(real) else ():
-        for folder in lookups.folders_of(connection, root.id):
+        for folder in queries.folders_of(root.id):
             known = any(own == root and relative(folder, top) is not None for own, top in found)
             if not known and relative(canonical(join(root.path, folder)), real) is not None:
                 found.append((root, folder))

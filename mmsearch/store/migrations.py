@@ -1,174 +1,181 @@
 """Brings a catalog to the newest format, a numbered step at a time.
 
 A step and the record that it was taken (SQLite's `user_version`) commit together, so a kill
-leaves the catalog before a step or after it. A step, once released, never changes.
+leaves the catalog before a step or after it. A step, once released, never changes: its statements
+are spelled out here, where those of schema.py move on.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from mmsearch.errors import DamageError, FormatError
+from mmsearch.store.checksum import of_vector
 
 #: SQLite's application_id of a catalog: "mmsr".
 APPLICATION_ID = 0x6D6D7372
 
 
-def _first(connection: sqlite3.Connection) -> None:
-    for statement in _FIRST_TABLES:
+def _towers_and_segments(connection: sqlite3.Connection) -> None:
+    """From 4 to 5. No vector is written: columns get other names, and rows stand beside them."""
+    for statement in _BEFORE:
+        connection.execute(statement)
+    rows = connection.execute("SELECT id, identity, spec, precision FROM space").fetchall()
+    for number, identity, text, precision in rows:
+        try:
+            spec = json.loads(text)
+            how = {name: spec[name] for name in ("model", "parameters", "licence")}
+            inputs = {
+                "image": spec["preprocess"],
+                "text": {
+                    "context_length": spec["context_length"], "tokenizer": spec["tokenizer"],
+                    "clean": spec["tokenizer_clean"],
+                },
+            }  # fmt: skip
+            dim = int(spec["dim"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamageError.of_catalog(f"the description of its model ({error})") from error
+        connection.execute("UPDATE space SET dim = ? WHERE id = ?", (dim, number))
+        for key, modality in (("image", "image"), ("caption", "text")):
+            stored = json.dumps({"version": 1, **how, "input": inputs[modality]})
+            connection.execute(
+                "INSERT INTO tower VALUES (?, ?, ?, ?, ?, ?, 1)",
+                (number, key, modality, identity, stored, precision),
+            )
+    # A program before format 4 wrote vectors without a checksum; these few get theirs.
+    for number, item, vector in connection.execute(
+        "SELECT id, item_id, vector FROM embedding "
+        "WHERE checksum IS NULL AND typeof(vector) = 'blob'"
+    ).fetchall():
+        values = (of_vector(vector, item), number)
+        connection.execute("UPDATE embedding SET checksum = ? WHERE id = ?", values)
+    for statement in _AFTER:
         connection.execute(statement)
 
 
-# Spelled out rather than taken from schema.py: that file moves on, a released step does not.
-_FIRST_TABLES = (
-    "CREATE TABLE revision (number INTEGER NOT NULL)",
-    "INSERT INTO revision VALUES (0)",
-    """CREATE TABLE space (
-        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-        identity VARCHAR NOT NULL UNIQUE,
+_BEFORE = (
+    "ALTER TABLE space RENAME COLUMN active TO state",
+    "ALTER TABLE space ADD COLUMN dim INTEGER NOT NULL DEFAULT 0",
+    """CREATE TABLE tower (
+        space_id INTEGER NOT NULL REFERENCES space (id),
+        key VARCHAR NOT NULL,
+        modality VARCHAR NOT NULL,
+        identity VARCHAR NOT NULL,
         spec VARCHAR NOT NULL,
-        active INTEGER NOT NULL,
-        precision VARCHAR NOT NULL)""",
-    """CREATE TABLE root (
-        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-        path BLOB NOT NULL UNIQUE,
-        walked INTEGER NOT NULL,
-        exclude VARCHAR NOT NULL)""",
-    """CREATE TABLE media (
-        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-        root_id INTEGER NOT NULL REFERENCES root (id),
-        path BLOB NOT NULL,
-        size INTEGER NOT NULL,
-        mtime_ns INTEGER NOT NULL,
-        content_hash BLOB NOT NULL,
-        width INTEGER NOT NULL,
-        height INTEGER NOT NULL,
-        captured VARCHAR NOT NULL,
-        captured_from VARCHAR NOT NULL,
-        sidecar_size INTEGER,
-        sidecar_mtime_ns INTEGER,
-        UNIQUE (root_id, path))""",
-    "CREATE INDEX ix_media_content_hash ON media (content_hash)",
-    "CREATE INDEX ix_media_captured ON media (captured)",
-    """CREATE TABLE caption (
+        precision VARCHAR NOT NULL,
+        state INTEGER NOT NULL,
+        PRIMARY KEY (space_id, key))""",
+    """CREATE TABLE segment (
         id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
         media_id INTEGER NOT NULL REFERENCES media (id),
-        text VARCHAR NOT NULL,
-        source VARCHAR NOT NULL)""",
-    "CREATE INDEX ix_caption_media_id ON caption (media_id)",
-    """CREATE TABLE embedding (
-        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-        space_id INTEGER NOT NULL REFERENCES space (id),
         modality VARCHAR NOT NULL,
-        item_id INTEGER NOT NULL,
-        vector BLOB NOT NULL,
-        UNIQUE (space_id, modality, item_id))""",
-    # In the order of id within a modality, so that reading a tail costs what the tail costs.
-    "CREATE INDEX ix_embedding_order ON embedding (space_id, modality, id)",
-    """CREATE TABLE tombstone (
-        space_id INTEGER NOT NULL REFERENCES space (id),
-        modality VARCHAR NOT NULL,
-        item_id INTEGER NOT NULL,
-        PRIMARY KEY (space_id, modality, item_id))""",
-    """CREATE TABLE snapshot (
-        space_id INTEGER NOT NULL REFERENCES space (id),
-        modality VARCHAR NOT NULL,
-        generation INTEGER NOT NULL,
-        file VARCHAR NOT NULL,
-        vectors INTEGER NOT NULL,
-        last_embedding_id INTEGER NOT NULL,
-        PRIMARY KEY (space_id, modality))""",
-    """CREATE TABLE failure (
-        root_id INTEGER NOT NULL REFERENCES root (id),
-        path BLOB NOT NULL,
-        size INTEGER NOT NULL,
-        mtime_ns INTEGER NOT NULL,
-        reason VARCHAR NOT NULL,
-        failed_at VARCHAR NOT NULL,
-        PRIMARY KEY (root_id, path))""",
+        start_ms INTEGER,
+        end_ms INTEGER)""",
+    "INSERT INTO segment (id, media_id, modality) SELECT id, id, 'image' FROM media",
+    "CREATE INDEX ix_segment_media_id ON segment (media_id)",
+    "CREATE INDEX ix_segment_part ON segment (media_id) WHERE id != media_id",
+    *(
+        f"CREATE TABLE {name} ("  # what stands for a score in an index: nothing yet
+        "space_id INTEGER NOT NULL REFERENCES space (id), tower VARCHAR NOT NULL, "
+        f"query VARCHAR NOT NULL, {own}vectors INTEGER NOT NULL, content BLOB NOT NULL, "
+        f"PRIMARY KEY (space_id, tower, query{key}))"
+        for name, own, key in (
+            ("background", "", ""), ("ceiling", "rank INTEGER NOT NULL, ", ", rank"),
+        )
+    ),
+)  # fmt: skip
+_TEXTS = ", ".join(
+    f"group_concat(CASE WHEN {condition} THEN text END, char(10))"
+    for condition in (
+        "source = 'sidecar'", "(source = 'file' OR source GLOB 'file:*')", "source = 'embedded'",
+        "source = 'name'", "source GLOB 'model:*'", "source = 'text'",
+    )
+)  # fmt: skip
+_FILL_WORDS = (
+    "INSERT INTO words (rowid, sidecar, file, embedded, name, model, read_text) "
+    f"SELECT coalesce(segment_id, media_id), {_TEXTS} FROM caption"
 )
-
-
-def _words(connection: sqlite3.Connection) -> None:
-    connection.execute(
-        "CREATE VIRTUAL TABLE words USING fts5("
-        "text, tokenize = 'porter unicode61 remove_diacritics 2')"
-    )
-    connection.execute(
-        "INSERT INTO words (rowid, text) "
-        "SELECT media_id, group_concat(text, char(10)) FROM caption GROUP BY media_id"
-    )
-    # Triggers, so that an older program which had the index open keeps the words in step too.
-    for statement in _WORDS_TRIGGERS:
-        connection.execute(statement)
-
-
-_WORDS_TRIGGERS = (
-    """CREATE TRIGGER words_after_insert AFTER INSERT ON caption BEGIN
-        DELETE FROM words WHERE rowid = NEW.media_id;
-        INSERT INTO words (rowid, text) SELECT media_id, group_concat(text, char(10))
-            FROM caption WHERE media_id = NEW.media_id GROUP BY media_id;
+_KEEP_LETTERS = """INSERT INTO read_text (rowid, text)
+            SELECT NEW.id, NEW.text WHERE NEW.source = 'text';"""
+_AFTER = (
+    "ALTER TABLE space DROP COLUMN spec",
+    "ALTER TABLE space DROP COLUMN precision",
+    "ALTER TABLE media ADD COLUMN kind VARCHAR DEFAULT 'image'",
+    "ALTER TABLE media ADD COLUMN duration_ms INTEGER",
+    "ALTER TABLE media ADD COLUMN latitude FLOAT",
+    "ALTER TABLE media ADD COLUMN longitude FLOAT",
+    "ALTER TABLE caption ADD COLUMN segment_id INTEGER",
+    "ALTER TABLE caption ADD COLUMN model VARCHAR",
+    "ALTER TABLE caption ADD COLUMN language VARCHAR",
+    "ALTER TABLE caption ADD COLUMN confidence FLOAT",
+    "DROP TRIGGER words_after_insert",
+    "DROP TRIGGER words_after_delete",
+    "DROP TRIGGER look_before_delete",
+    "DROP TABLE words",
+    "DROP INDEX ix_embedding_unsummed",
+    "ALTER TABLE embedding RENAME COLUMN modality TO tower",
+    "ALTER TABLE tombstone RENAME COLUMN modality TO tower",
+    "ALTER TABLE snapshot RENAME COLUMN modality TO tower",
+    "ALTER TABLE snapshot RENAME COLUMN cells TO ivf",
+    "ALTER TABLE look RENAME TO patch_embedding",
+    # Where a program before format 4 wrote them: the next writer makes others.
+    "DELETE FROM snapshot WHERE checksum IS NULL",
+    """CREATE VIRTUAL TABLE words USING fts5(
+        sidecar, file, embedded, name, model, read_text,
+        tokenize = 'porter unicode61 remove_diacritics 2')""",
+    "CREATE VIRTUAL TABLE read_text USING fts5(text, tokenize = 'trigram')",
+    f"{_FILL_WORDS} GROUP BY coalesce(segment_id, media_id)",
+    *(
+        f"""CREATE TRIGGER caption_after_{event} AFTER {event.upper()} ON caption BEGIN
+        DELETE FROM words WHERE rowid = coalesce({row}.segment_id, {row}.media_id);
+        {_FILL_WORDS} WHERE media_id = {row}.media_id
+            AND coalesce(segment_id, media_id) = coalesce({row}.segment_id, {row}.media_id)
+            GROUP BY coalesce(segment_id, media_id);
+        {letters}
+    END"""
+        for event, row, letters in (
+            ("insert", "NEW", _KEEP_LETTERS),
+            ("delete", "OLD", "DELETE FROM read_text WHERE rowid = OLD.id;"),
+        )
+    ),
+    """CREATE TRIGGER media_before_delete BEFORE DELETE ON media BEGIN
+        DELETE FROM patch_embedding WHERE media_id = OLD.id;
+        DELETE FROM segment WHERE media_id = OLD.id;
     END""",
-    """CREATE TRIGGER words_after_delete AFTER DELETE ON caption BEGIN
-        DELETE FROM words WHERE rowid = OLD.media_id;
-        INSERT INTO words (rowid, text) SELECT media_id, group_concat(text, char(10))
-            FROM caption WHERE media_id = OLD.media_id GROUP BY media_id;
-    END""",
-)
+)  # fmt: skip
 
-
-def _looks(connection: sqlite3.Connection) -> None:
-    connection.execute(
-        """CREATE TABLE look (
-            id INTEGER NOT NULL PRIMARY KEY,
-            space_id INTEGER NOT NULL REFERENCES space (id),
-            media_id INTEGER NOT NULL REFERENCES media (id),
-            content BLOB NOT NULL,
-            UNIQUE (space_id, media_id))"""
-    )
-    # Also what counting and joining read instead of the wide rows themselves.
-    connection.execute("CREATE INDEX ix_look_media_id ON look (media_id)")
-    # Before, or the reference would forbid it. A trigger, for an older program that has it open.
-    connection.execute(
-        """CREATE TRIGGER look_before_delete BEFORE DELETE ON media BEGIN
-            DELETE FROM look WHERE media_id = OLD.id;
-        END"""
-    )
-
-
-def _checksums(connection: sqlite3.Connection) -> None:
-    connection.execute("ALTER TABLE embedding ADD COLUMN checksum INTEGER")
-    connection.execute("ALTER TABLE snapshot ADD COLUMN checksum BLOB")
-    connection.execute("ALTER TABLE snapshot ADD COLUMN cells BLOB")
-    # Writers fill in those that are missing, a portion at a time.
-    connection.execute(
-        "CREATE INDEX ix_embedding_unsummed ON embedding (id) WHERE checksum IS NULL"
-    )
-
-
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _words, _looks, _checksums)
-FORMAT_VERSION = len(MIGRATIONS)
+#: The first format that is brought up to date, and the step from each one to the next.
+OLDEST = 4
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_towers_and_segments,)
+FORMAT_VERSION = OLDEST + len(MIGRATIONS)
 
 
 def format_version(connection: sqlite3.Connection) -> int:
     """The version a catalog says it has.
 
     Raises:
-        FormatError: the file is not a catalog of mmsearch, or a newer program made it.
+        FormatError: the file is not a catalog of mmsearch, or its format is too old or too new.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise FormatError("catalog.sqlite3 is not a catalog of mmsearch; name another folder")
-    if version < 0:
+    if version < 1:
         raise DamageError.of_catalog("it has no format")
     if version > FORMAT_VERSION:
         raise FormatError(
             f"the index has format {version}, this program knows up to {FORMAT_VERSION}; "
             "update mmsearch",
-            is_newer=True,
+            is_ours=True,
+        )
+    if version < OLDEST:
+        raise FormatError(
+            f"the index has format {version}, which this program no longer reads (it reads from "
+            f"{OLDEST} on): index the folders again into a new index, with --index DIR",
+            is_ours=True,
         )
     return int(version)
 
@@ -183,8 +190,8 @@ def migrate(
     """
     while True:
         with begun():
-            number = format_version(connection) + 1
-            if number > FORMAT_VERSION:
+            number = format_version(connection)
+            if number == FORMAT_VERSION:
                 return
-            MIGRATIONS[number - 1](connection)
-            connection.execute(f"PRAGMA user_version = {number}")
+            MIGRATIONS[number - OLDEST](connection)
+            connection.execute(f"PRAGMA user_version = {number + 1}")

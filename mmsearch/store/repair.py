@@ -20,22 +20,25 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch.errors import DamageError
-from mmsearch.store import catalog, lookups
-from mmsearch.store.catalog import Catalog
+from mmsearch.store import catalog
+from mmsearch.store.catalog import Catalog, begun
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.files import make_folder, sync_file, sync_folder
-from mmsearch.store.lookups import SpaceRow
-from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION
+from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, OLDEST, migrate
 from mmsearch.store.paths import join
+from mmsearch.store.queries import Queries
+from mmsearch.store.rows import TowerRow, globs_of, is_snapshot_name
 from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer_lock
+from mmsearch.store.triggers import FILL_WORDS
 from mmsearch.store.verify import unsound, verify
 from mmsearch.store.writer import Writer
-from mmsearch.types import MODALITIES, Damage, Ids, Modality
+from mmsearch.types import Damage, Ids
 
-#: The tables, each after those that it refers to. `words` follows from `caption` by its triggers.
+#: The tables, each after those that it refers to; format 4 has patches in `look`. Words follow from
+#: captions by triggers.
 _TABLES = (
-    "revision", "space", "root", "media", "caption", "embedding", "look", "tombstone", "snapshot",
-    "failure", "sqlite_sequence",
+    "revision", "space", "tower", "root", "media", "segment", "caption", "embedding",
+    "patch_embedding", "look", "tombstone", "snapshot", "failure", "sqlite_sequence",
 )  # fmt: skip
 _PAGE = 16384
 #: So many unreadable places in a table are passed over.
@@ -77,8 +80,9 @@ def repair(folder: Path) -> Outcome:
             writer = Writer(store.catalog, folder / VECTORS)
             vectors_are_whole = _mend_vectors(store, folder / VECTORS)
             with store.catalog.write() as connection:
-                lookups.remake_words(catalog.raw(connection))
-            if not vectors_are_whole or kinds - {"words", "cells", "lacking"}:
+                for statement in FILL_WORDS:
+                    catalog.raw(connection).execute(statement)
+            if not vectors_are_whole or kinds - {"words", "cells", "missing"}:
                 writer.rewrite()
             writer.mend()
             writer.compact(only_if="short")
@@ -91,39 +95,34 @@ def repair(folder: Path) -> Outcome:
 def _mend_vectors(store: Store, folder: Path) -> bool:
     """Takes damaged vectors from the vector files, or out; whether none was damaged."""
     are_whole = True
-    with store.catalog.read() as connection:
-        spaces = [lookups.active_space(connection), lookups.coming_space(connection)]
-    for space in filter(None, spaces):
-        for modality in MODALITIES:
-            with store.catalog.read() as connection:
-                bad = list(unsound(connection, space, modality))
-                copies = _copies(connection, space, modality, folder, bad)
-            are_whole = are_whole and not bad
-            with store.catalog.write() as changing:
-                raw = catalog.raw(changing)
-                where = "WHERE space_id = ? AND modality = ? AND item_id = ?"
-                for item in bad:
-                    key = (space.id, modality, item)
-                    if (copy := copies.get(item)) is not None:
-                        raw.execute(
-                            f"UPDATE embedding SET vector = ?, checksum = ? {where}",
-                            (copy, of_vector(copy, item), *key),
-                        )
-                    else:
-                        raw.execute(f"DELETE FROM embedding {where}", key)
+    with store.catalog.read() as queries:
+        towers = queries.towers()
+    for tower in towers:
+        with store.catalog.read() as queries:
+            bad = list(unsound(queries, tower))
+            copies = _copies(queries, tower, folder, bad)
+        are_whole = are_whole and not bad
+        with store.catalog.write() as changing:
+            raw = catalog.raw(changing)
+            where = "WHERE space_id = ? AND tower = ? AND item_id = ?"
+            for item in bad:
+                key = (tower.space_id, tower.key, item)
+                if (copy := copies.get(item)) is not None:
+                    raw.execute(
+                        f"UPDATE embedding SET vector = ?, checksum = ? {where}",
+                        (copy, of_vector(copy, item), *key),
+                    )
+                else:
+                    raw.execute(f"DELETE FROM embedding {where}", key)
     return are_whole
 
 
 def _copies(
-    connection: sqlite3.Connection,
-    space: SpaceRow,
-    modality: Modality,
-    folder: Path,
-    items: Sequence[int],
+    queries: Queries, tower: TowerRow, folder: Path, items: Sequence[int]
 ) -> dict[int, bytes]:
     """The vectors that a vector file has of some items, where it is sound there."""
-    row = lookups.snapshot_of(connection, space.id, modality)
-    if row is None or row.checksum is None or not items:
+    row = queries.snapshot_of(tower)
+    if row is None or not items:
         return {}
     from mmsearch.store.faiss_index import FaissIndex
 
@@ -149,7 +148,7 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
         catalog.unlink_all(leftover)
     try:
         with closing(_opened(path, scratch)) as source:
-            Catalog.create(draft).close()
+            _create_like(source, draft)
             with closing(sqlite3.connect(draft, isolation_level=None)) as target:
                 target.execute("PRAGMA journal_mode = DELETE")  # see Catalog.create
                 target.execute("PRAGMA foreign_keys = ON")
@@ -158,6 +157,9 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
                     _copy(source, target, table)
                     if table == "root":
                         _add_roots(source, target)
+                target.execute("COMMIT")
+                migrate(target, lambda: begun(target, "BEGIN IMMEDIATE"))
+                target.execute("BEGIN IMMEDIATE")
                 _tidy(target)
                 outcome.lost += _lost(source, target)
                 target.execute("COMMIT")
@@ -174,6 +176,27 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
     path.replace(kept)
     finish_repair(folder, kept)
     outcome.kept = kept
+
+
+def _create_like(source: sqlite3.Connection, draft: Path) -> None:
+    """Makes an empty catalog, in the format of a damaged one."""
+    if _has_table(source, "tower"):
+        Catalog.create(draft).close()
+        return
+    with closing(sqlite3.connect(draft, isolation_level=None)) as target:
+        target.execute(f"PRAGMA page_size = {_PAGE}")
+        target.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for (statement,) in source.execute(
+            "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL "
+            "AND name NOT GLOB 'sqlite_*' AND name NOT GLOB 'words_[cdi]*' ORDER BY rowid"
+        ):
+            target.execute(statement)
+        target.execute(f"PRAGMA user_version = {OLDEST}")
+
+
+def _has_table(source: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+    return source.execute(query, (name,)).fetchone() is not None
 
 
 def _opened(path: Path, scratch: Path) -> sqlite3.Connection:
@@ -224,7 +247,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) ->
         have = {row[1] for row in source.execute(f"PRAGMA table_info({table})")}
     columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})") if row[1] in have]
     if not columns:
-        return  # an older program's
+        return
     marks = ", ".join("?" * len(columns))
     target.execute(f"DELETE FROM {table}")
     insert = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
@@ -300,29 +323,35 @@ def _tidy(target: sqlite3.Connection) -> None:
     Raises:
         DamageError: there is no space left, without which vectors mean nothing.
     """
-    for modality, table in (("image", "media"), ("caption", "caption")):
-        target.execute(
-            f"DELETE FROM embedding WHERE modality = ? AND item_id NOT IN (SELECT id FROM {table})",
-            (modality,),
-        )
+    target.execute("DELETE FROM segment WHERE media_id NOT IN (SELECT id FROM media)")
+    # A picture is one segment: it needs no row to tell. Of other files it is not known.
     target.execute(
-        "DELETE FROM embedding WHERE modality NOT IN ('image', 'caption') "
-        "OR space_id NOT IN (SELECT id FROM space)"
+        "INSERT OR IGNORE INTO segment (id, media_id, modality) SELECT id, id, 'image' FROM media "
+        "WHERE kind = 'image' AND id NOT IN (SELECT media_id FROM segment)"
+    )
+    target.execute("DELETE FROM caption WHERE media_id NOT IN (SELECT media_id FROM segment)")
+    target.execute("DELETE FROM media WHERE id NOT IN (SELECT media_id FROM segment)")
+    target.execute(
+        "DELETE FROM embedding WHERE NOT EXISTS (SELECT 1 FROM tower "
+        "WHERE tower.space_id = embedding.space_id AND key = tower AND CASE modality "
+        "WHEN 'text' THEN item_id IN (SELECT id FROM caption) "
+        "ELSE item_id IN (SELECT id FROM segment WHERE modality = tower.modality) END)"
     )
     for number, file in target.execute("SELECT rowid, file FROM snapshot").fetchall():
-        if not lookups.is_snapshot_name(file):
+        if not is_snapshot_name(file):
             target.execute("DELETE FROM snapshot WHERE rowid = ?", (number,))
     for number, exclude in target.execute("SELECT id, exclude FROM root").fetchall():
         try:
-            lookups.globs_of(exclude)
+            globs_of(exclude)
         except DamageError:
             target.execute("UPDATE root SET exclude = '[]' WHERE id = ?", (number,))
     if not target.execute("SELECT 1 FROM revision").fetchone():
         target.execute("INSERT INTO revision VALUES (1)")
     try:
-        lookups.retired_spaces(target)  # reads every description
-        space = lookups.active_space(target)
-        lookups.coming_space(target)
+        queries = Queries(target)
+        queries.obsolete_spaces()  # reads every description
+        space = queries.active_space()
+        queries.pending_space()
     except DamageError:
         space = None
     if space is None and target.execute("SELECT 1 FROM media LIMIT 1").fetchone():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import sqlite3
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.errors import DamageError
-from mmsearch.store import lookups
-from mmsearch.store.lookups import SpaceRow
+from mmsearch.store.queries import Queries
+from mmsearch.store.rows import TowerRow
 from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
-from mmsearch.types import Ids, Modality, Vectors
+from mmsearch.types import Ids, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,7 @@ class VectorView:
     """An immutable picture of the vectors: searches on it need no lock."""
 
     revision: int
-    space: SpaceRow
-    modality: Modality
+    tower: TowerRow
     generation: int
     snapshot: FaissIndex | None
     folder: Path
@@ -52,9 +50,7 @@ class VectorView:
     """Removed items, sorted."""
 
     @classmethod
-    def load(
-        cls, connection: sqlite3.Connection, space: SpaceRow, modality: Modality, folder: Path
-    ) -> VectorView:
+    def load(cls, queries: Queries, tower: TowerRow, folder: Path) -> VectorView:
         """The view of the transaction's state.
 
         Raises:
@@ -63,15 +59,12 @@ class VectorView:
         """
         from mmsearch.store.faiss_index import FaissIndex  # which takes a while
 
-        row = lookups.snapshot_of(connection, space.id, modality)
-        empty = ExactIndex(
-            np.empty(0, dtype=np.int64), np.empty((0, space.spec.dim), dtype=np.float32)
-        )
+        row = queries.snapshot_of(tower)
+        empty = ExactIndex(np.empty(0, dtype=np.int64), np.empty((0, tower.dim), dtype=np.float32))
         snapshot = FaissIndex.open(folder / row.file, row.checksum) if row else None
         view = cls(
             revision=-1,
-            space=space,
-            modality=modality,
+            tower=tower,
             generation=row.generation if row else 0,
             snapshot=snapshot,
             folder=folder,
@@ -80,21 +73,19 @@ class VectorView:
             tail=empty,
             hidden=np.empty(0, dtype=np.int64),
         )
-        return view.advanced(connection)
+        return view.advanced(queries)
 
-    def advanced(self, connection: sqlite3.Connection) -> VectorView:
+    def advanced(self, queries: Queries) -> VectorView:
         """This view with what was committed since; the snapshot must be the same."""
         last, tail = self.last_embedding, self.tail
-        for newest, ids, vectors in lookups.embeddings_after(
-            connection, self.space, self.modality, last
-        ):
+        for newest, ids, vectors in queries.embeddings_after(self.tower, last):
             last, tail = newest, tail.extended(ids, vectors)
-        hidden = np.sort(lookups.tombstones(connection, self.space.id, self.modality))
-        row = lookups.snapshot_of(connection, self.space.id, self.modality)
-        cells = (self.folder / cells_of(row.file), row.cells) if row and row.cells else None
+        hidden = np.sort(queries.tombstones(self.tower))
+        row = queries.snapshot_of(self.tower)
+        cells = (self.folder / cells_of(row.file), row.ivf) if row and row.ivf else None
         view = replace(
             self,
-            revision=lookups.revision_of(connection),
+            revision=queries.revision(),
             cells=cells,
             last_embedding=last,
             tail=tail,
@@ -149,6 +140,19 @@ class VectorView:
             return answers
         found = older.search(queries, k, among=among, without=without)
         return [_merged(first, second, k) for first, second in zip(found, answers, strict=True)]
+
+    def vectors_of(self, ids: Ids) -> tuple[Ids, Vectors]:
+        """Those of some items (sorted) that are in here, and their vectors (n, dim)."""
+        ids = ids[~np.isin(ids, self.hidden)] if len(self.hidden) else ids
+        newer = np.flatnonzero(np.isin(self.tail.ids, ids))
+        found = [(self.tail.ids[newer], self.tail.vectors_at(newer))]
+        if self.snapshot is not None:
+            rows = self.snapshot.rows_of(ids)
+            found.insert(0, (self.snapshot.ids[rows], self.snapshot.vectors_at(rows)))
+        return (
+            np.concatenate([one for one, _ in found]),
+            np.concatenate([vectors for _, vectors in found]),
+        )
 
 
 def cells_of(file: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.errors import DamageError
-from mmsearch.store import catalog, lookups
-from mmsearch.store.lookups import SnapshotRow, SpaceRow
+from mmsearch.store import catalog
+from mmsearch.store.queries import Queries, vectors_from
+from mmsearch.store.rows import SnapshotRow, TowerRow, decoding, is_sound
 from mmsearch.store.store import VECTORS, Store
+from mmsearch.store.triggers import COLUMNS, SEGMENT
 from mmsearch.store.vectors import cells_of
 from mmsearch.store.writer import is_whole
-from mmsearch.types import MODALITIES, Damage, Modality, Verified
+from mmsearch.types import Damage, Verified
 
 if TYPE_CHECKING:
     from mmsearch.store.faiss_index import FaissIndex
@@ -64,19 +65,19 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     counts = [0, 0]
     seen = now = 0
     try:
-        with store.catalog.read() as connection:
+        with store.catalog.read() as queries:
             try:
-                for check in _Look(connection, store.folder / VECTORS, deep=deep).checks():
+                for check in _Look(queries, store.folder / VECTORS, deep=deep).checks():
                     damages += _found_by(check, store.catalog.path)
-                seen = lookups.revision_of(connection)
-                counts = [lookups.count(connection, table) for table in ("media", "caption")]
+                seen = queries.revision()
+                counts = [queries.count(table) for table in ("media", "caption")]
             except MemoryError:
                 # A damaged row may claim any size; what was looked at first, the structure, tells
                 # it from a machine that is too small.
                 if not damages:
                     raise
-        with store.catalog.read() as connection:
-            now = lookups.revision_of(connection)
+        with store.catalog.read() as queries:
+            now = queries.revision()
     except DamageError as error:  # counting was too much for it
         damages.append(_catalog(error.reason))
     return Verified(counts[0], counts[1], deep, tuple(dict.fromkeys(damages))), seen, now
@@ -85,7 +86,7 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
 def _found_by(check: Check, path: Path) -> list[Damage]:
     found: list[Damage] = []
     try:
-        with lookups.decoding():
+        with decoding():
             found.extend(check())
     except DamageError as error:
         found.append(_catalog(error.reason))
@@ -104,81 +105,72 @@ def _catalog(reason: str) -> Damage:
 class _Look:
     """The checks of one transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, folder: Path, *, deep: bool) -> None:
-        self._connection = connection
+    def __init__(self, queries: Queries, folder: Path, *, deep: bool) -> None:
+        self._queries = queries
         self._folder = folder
         self._deep = deep
 
     def checks(self) -> tuple[Check, ...]:
-        quick = (self._structure, self._ownership, self._lacking, self._files)
+        quick = (self._structure, self._ownership, self._missing, self._files)
         return (*quick, self._vectors, self._words) if self._deep else quick
-
-    def _spaces(self) -> list[SpaceRow]:
-        active = lookups.active_space(self._connection)
-        coming = lookups.coming_space(self._connection)
-        return [space for space in (active, coming) if space is not None]
-
-    def _count(self, query: str, *values: object) -> int:
-        (number,) = self._connection.execute(query, values).fetchone()
-        return int(number)
 
     def _structure(self) -> Iterator[Damage]:
         pragma = "integrity_check" if self._deep else "quick_check"
-        for (line,) in self._connection.execute(f"PRAGMA {pragma}({_SHOWN})"):
+        for (line,) in self._queries.cursor(f"PRAGMA {pragma}({_SHOWN})"):
             if line != "ok":
                 yield _catalog(" ".join(line.split()))
-        lookups.roots(self._connection)  # which reads what they leave out
-        lookups.retired_spaces(self._connection)
+        self._queries.roots()  # which reads what they leave out
+        self._queries.obsolete_spaces()
 
     def _ownership(self) -> Iterator[Damage]:
         """Rows that belong to nothing: their owners' rows are gone."""
         if self._deep:
-            broken = self._connection.execute("PRAGMA foreign_key_check").fetchmany(_SHOWN)
+            broken = self._queries.cursor("PRAGMA foreign_key_check").fetchmany(_SHOWN)
             for table, row, owner, _ in broken:
                 yield Damage("item", f"row {row} of {table} belongs to no {owner}")
-        for modality, table in (("image", "media"), ("caption", "caption")):
-            number = self._count(
-                "SELECT count(*) FROM embedding WHERE modality = ? "
-                f"AND item_id NOT IN (SELECT id FROM {table})",
-                modality,
-            )
+        for tower in self._queries.towers():
+            number = self._queries.number(
+                "SELECT count(*) FROM embedding WHERE space_id = ? AND tower = ? "
+                f"AND item_id NOT IN (SELECT id FROM {tower.items})",
+                tower.space_id, tower.key,
+            )  # fmt: skip
             if number:
-                yield Damage("item", f"{number} vectors belong to no {modality}")
+                yield Damage("item", f"{number} vectors belong to no {tower.key}")
+        number = self._queries.number(
+            "SELECT count(*) FROM media WHERE id NOT IN (SELECT media_id FROM segment)"
+        )
+        if number:
+            yield Damage("item", f"{number} files have no segment")
 
-    def _lacking(self) -> Iterator[Damage]:
-        space = lookups.active_space(self._connection)
+    def _missing(self) -> Iterator[Damage]:
+        space = self._queries.active_space()
         if space is None:
-            number = lookups.count(self._connection, "media")
+            number = self._queries.count("media")
             if number:
                 yield Damage("catalog", f"there is no space, but there are {number} images")
             return
-        for modality in MODALITIES:
-            number = lookups.count_without_vector(self._connection, space, modality)
+        for tower in space.towers.values():
+            number = self._queries.count_without_vector(tower)
             if number:
-                yield Damage("lacking", f"{number} {modality}s have no vector")
+                yield Damage("missing", f"{number} {tower.key}s have no vector")
 
     def _files(self) -> Iterator[Damage]:
-        for space in self._spaces():
-            for modality in MODALITIES:
-                row = lookups.snapshot_of(self._connection, space.id, modality)
-                if row is not None:
-                    yield from self._snapshot(space, modality, row)
+        for tower in self._queries.towers():
+            row = self._queries.snapshot_of(tower)
+            if row is not None:
+                yield from self._snapshot(tower, row)
 
-    def _snapshot(self, space: SpaceRow, modality: Modality, row: SnapshotRow) -> Iterator[Damage]:
+    def _snapshot(self, tower: TowerRow, row: SnapshotRow) -> Iterator[Damage]:
         path = self._folder / row.file
-        if row.checksum is None:
-            return  # an older program's: the next writer makes another
-        if not is_whole(path, row, space.spec.dim):
+        if not is_whole(path, row, tower.dim):
             yield Damage("snapshot", f"{row.file}: missing, or not as it was written")
             return
-        if row.cells is not None and not (self._folder / cells_of(row.file)).is_file():
+        if row.ivf is not None and not (self._folder / cells_of(row.file)).is_file():
             yield Damage("cells", f"{cells_of(row.file)}: missing; searches are slower")
         if self._deep:
-            yield from self._deep_snapshot(space, modality, row)
+            yield from self._deep_snapshot(tower, row)
 
-    def _deep_snapshot(
-        self, space: SpaceRow, modality: Modality, row: SnapshotRow
-    ) -> Iterator[Damage]:
+    def _deep_snapshot(self, tower: TowerRow, row: SnapshotRow) -> Iterator[Damage]:
         from mmsearch.store.approximate import ApproximateIndex
         from mmsearch.store.faiss_index import FaissIndex
 
@@ -189,77 +181,85 @@ class _Look:
             yield Damage("snapshot", f"{row.file}: not what was written")
             return
         try:
-            if row.cells is not None:
-                ApproximateIndex.open(self._folder / cells_of(row.file), index, row.cells)
+            if row.ivf is not None:
+                ApproximateIndex.open(self._folder / cells_of(row.file), index, row.ivf)
         except (FileNotFoundError, DamageError):
             yield Damage("cells", f"{cells_of(row.file)}: not what was written")
-        yield from self._compared(space, modality, row, index)
+        yield from self._compared(tower, row, index)
 
-    def _compared(
-        self, space: SpaceRow, modality: Modality, row: SnapshotRow, index: FaissIndex
-    ) -> Iterator[Damage]:
+    def _compared(self, tower: TowerRow, row: SnapshotRow, index: FaissIndex) -> Iterator[Damage]:
         """A vector file that is whole holds what the catalog held when it was written."""
         order = np.argsort(index.ids)
         ids, sums = index.ids[order], index.checksums[order]
         left = np.ones(len(ids), bool)
-        cursor = self._connection.execute(
-            "SELECT item_id, checksum FROM embedding "
-            "WHERE space_id = ? AND modality = ? AND id <= ?",
-            (space.id, modality, row.last_embedding_id),
+        cursor = self._queries.cursor(
+            "SELECT item_id, checksum FROM embedding WHERE space_id = ? AND tower = ? AND id <= ?",
+            (tower.space_id, tower.key, row.last_embedding_id),
         )
         while rows := cursor.fetchmany(_PART):
             items = np.array([item for item, _ in rows], np.int64)
             places = np.minimum(np.searchsorted(ids, items), max(0, len(ids) - 1))
             there = ids[places] == items if len(ids) else np.zeros(len(items), bool)
-            same = np.array([checksum is None for _, checksum in rows])
-            same[there] |= sums[places[there]] == [
-                checksum or 0 for (_, checksum), known in zip(rows, there, strict=True) if known
-            ]
+            own = np.array([checksum for _, checksum in rows], np.int64)
+            same = there.copy()
+            same[there] = sums[places[there]] == own[there]
             left[places[there]] = False
-            for item in items[~(there & same)].tolist():
-                yield Damage("snapshot", f"{row.file}: {modality} {item} is not in it as it was")
-        gone = lookups.tombstones(self._connection, space.id, modality)
+            for item in items[~same].tolist():
+                yield Damage("snapshot", f"{row.file}: {tower.key} {item} is not in it as it was")
+        gone = self._queries.tombstones(tower)
         strange = int((~np.isin(ids[left], gone)).sum())
         if strange:
             yield Damage("snapshot", f"{row.file}: {strange} in it are not in the catalog")
 
     def _vectors(self) -> Iterator[Damage]:
-        for space in self._spaces():
-            for modality in MODALITIES:
-                for item in unsound(self._connection, space, modality):
-                    yield Damage(
-                        "vector", f"the vector of {modality} {item} is not what was written"
-                    )
+        for tower in self._queries.towers():
+            for item in unsound(self._queries, tower):
+                yield Damage("vector", f"the vector of {tower.key} {item} is not what was written")
 
     def _words(self) -> Iterator[Damage]:
-        captions = self._connection.execute("SELECT media_id, text FROM caption ORDER BY media_id")
-        words = self._connection.execute("SELECT rowid, text FROM words ORDER BY rowid")
-        own = (
-            (media, sorted("\n".join(text for _, text in rows).split("\n")))
-            for media, rows in itertools.groupby(captions, key=lambda row: row[0])
-        )
-        kept = ((media, sorted((text or "").split("\n"))) for media, text in words)
-        for one, other in itertools.zip_longest(own, kept):
-            if one != other:
-                media = min(row[0] for row in (one, other) if row is not None)
-                yield Damage("words", f"the words of image {media} are not those of its captions")
+        own: dict[int, list[list[str]]] = {}
+        columns = ", ".join(COLUMNS.values())
+        for segment, text, *is_in in self._queries.cursor(
+            f"SELECT {SEGMENT}, text, {columns} FROM caption"
+        ):
+            lines = own.setdefault(segment, [[] for _ in COLUMNS])
+            for column, is_here in zip(lines, is_in, strict=True):
+                column.extend(text.split("\n") if is_here else ())
+        for segment, *texts in self._queries.cursor(
+            f"SELECT rowid, {', '.join(COLUMNS)} FROM words"
+        ):
+            kept = [sorted((text or "").split("\n")) for text in texts]
+            if kept != [sorted(lines or [""]) for lines in own.pop(segment, [])]:
+                yield _words_of(segment)
                 return
+        if own:
+            yield _words_of(min(own))
+        strange = self._queries.number(
+            "SELECT count(*) FROM (SELECT id, text FROM caption WHERE source = 'text' EXCEPT "
+            "SELECT rowid, text FROM read_text)"
+        )
+        if strange:
+            yield Damage("words", f"the letters of {strange} texts are not those that were read")
 
 
-def unsound(connection: sqlite3.Connection, space: SpaceRow, modality: Modality) -> Iterator[int]:
+def _words_of(segment: int) -> Damage:
+    return Damage("words", f"the words of segment {segment} are not those of its captions")
+
+
+def unsound(queries: Queries, tower: TowerRow) -> Iterator[int]:
     """The items whose vectors are not what was written, or are none at all."""
-    cursor = connection.execute(
-        "SELECT item_id, vector, checksum FROM embedding WHERE space_id = ? AND modality = ?",
-        (space.id, modality),
+    cursor = queries.cursor(
+        "SELECT item_id, vector, checksum FROM embedding WHERE space_id = ? AND tower = ?",
+        (tower.space_id, tower.key),
     )
     while rows := cursor.fetchmany(_PART):
         sound = []
         for item, vector, checksum in rows:
-            if lookups.is_sound(space, item, vector, checksum):
+            if is_sound(tower, item, vector, checksum):
                 sound.append((item, vector))
             else:
                 yield item
-        vectors = lookups.vectors_from(b"".join(vector for _, vector in sound), space.spec.dim)
+        vectors = vectors_from(b"".join(vector for _, vector in sound), tower.dim)
         for (item, _), length in zip(sound, np.linalg.norm(vectors, axis=1), strict=True):
-            if not abs(length - 1) < _LENGTH:  # an older program's, or what was no vector ever
+            if not abs(length - 1) < _LENGTH:  # what was no vector ever
                 yield item

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -11,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.errors import DamageError, UnreadableError, UsageError
-from mmsearch.store import filters, lookups
+from mmsearch.store import filters
 from mmsearch.store.catalog import Catalog
 from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
-from mmsearch.store.lookups import RootRow, SnapshotRow, SpaceRow
 from mmsearch.store.paths import canonical, join, relative
+from mmsearch.store.rows import RootRow, SnapshotRow, SpaceRow, TowerRow
 from mmsearch.store.vectors import APPROXIMATE_FROM, cells_of
-from mmsearch.types import MODALITIES, EncoderSpec, Ids, Modality, Vectors
+from mmsearch.types import IMAGE, TEXT, EncoderSpec, Ids, Vectors
 
 if TYPE_CHECKING:
     from mmsearch.store.approximate import ApproximateIndex
-    from mmsearch.store.changes import Change
     from mmsearch.store.faiss_index import FaissIndex
+    from mmsearch.store.mutations import Change
 
 #: A tail this long is folded in at once, and at the end of a run the shorter one is. The share
 #: keeps the work of folding in proportion to what was added.
@@ -40,7 +39,7 @@ class Writer:
     @contextmanager
     def change(self) -> Iterator[Change]:
         """A transaction: everything in it is committed together, or nothing is."""
-        from mmsearch.store.changes import Change  # and SQLAlchemy with it
+        from mmsearch.store.mutations import Change  # and SQLAlchemy with it
 
         with self._catalog.write() as connection:
             change = Change(connection)
@@ -58,15 +57,15 @@ class Writer:
         Raises:
             SpaceError: the index has another space, and `beside` is not asked for.
         """
-        with self._catalog.read() as connection:
-            space = lookups.active_space(connection)
+        with self._catalog.read() as queries:
+            space = queries.active_space()
             if space is not None and beside and space.spec.space != spec.space:
-                space = lookups.coming_space(connection)
+                space = queries.pending_space()
             elif space is not None:
-                space = filters.require_space(connection, spec.space)
+                space = filters.require_space(queries, spec.space)
         if space is not None and space.spec.space != spec.space:
             with self.change() as change:
-                change.retire(space)
+                change.drop(space)
             space = None
         if space is None:
             with self.change() as change:
@@ -82,28 +81,28 @@ class Writer:
             change.activate(space)
         self.mend()
 
-    def give_up_coming(self) -> SpaceRow | None:
+    def drop_pending(self) -> SpaceRow | None:
         """Deletes the space that was to take the active one's place, and returns it, if any."""
-        with self._catalog.read() as connection:
-            coming = lookups.coming_space(connection)
-        if coming is not None:
+        with self._catalog.read() as queries:
+            pending = queries.pending_space()
+        if pending is not None:
             with self.change() as change:
-                change.retire(coming)
+                change.drop(pending)
             self.mend()
-        return coming
+        return pending
 
     def place(self, paths: Sequence[bytes]) -> tuple[dict[bytes, RootRow], set[bytes]]:
         """The root of each canonical path, and those paths that the index has already.
 
         That is the deepest root above it; for paths below none, a new one that is not walked.
         """
-        with self._catalog.read() as connection:
-            roots = lookups.roots(connection)
+        with self._catalog.read() as queries:
+            roots = queries.roots()
             tops = {root: canonical(root.path) for root in roots}
             known = {
                 join(tops[root], row.path)
                 for root in roots
-                for row in lookups.media_under(connection, root.id, b"")
+                for row in queries.media_under(root.id, b"")
             }
         roots.sort(key=lambda root: len(tops[root]), reverse=True)
         found: dict[bytes, RootRow] = {}
@@ -139,94 +138,78 @@ class Writer:
 
     def compact(self, *, only_if: str = "always") -> None:
         """Writes new snapshots. `only_if`: "always", or where the tail is "short" or "long"."""
-        for space, modality, row, waiting in self._loads():
+        for tower, row, waiting in self._loads():
             held = row.vectors if row else 0
             least = {"always": 1, "short": _SHORT_TAIL, "long": _LONG_TAIL}[only_if]
             if waiting >= (least if only_if == "always" else max(least, held * _TAIL_SHARE)):
-                self._write_snapshot(space, modality, row)
+                self._write_snapshot(tower, row)
         if only_if != "long":  # in the midst of a run they would be made again and again
             self._make_cells()
 
     def rewrite(self) -> None:
         """Writes all snapshots anew."""
-        for space, modality, row, _ in self._loads():
+        for tower, row, _ in self._loads():
             if row is not None:
-                self._write_snapshot(space, modality, row)
+                self._write_snapshot(tower, row)
 
     def mend(self) -> None:
         """Writes snapshots whose files are gone, and deletes what nothing names any more."""
         make_folder(self._folder)
-        self._drop_retired()
-        self._add_checksums()
-        for space, modality, row, _ in self._loads():
-            if row is not None and not is_whole(self._folder / row.file, row, space.spec.dim):
-                self._write_snapshot(space, modality, row)
-        files = [row.file for _, _, row, _ in self._loads() if row is not None]
+        self._delete_obsolete()
+        for tower, row, _ in self._loads():
+            if row is not None and not is_whole(self._folder / row.file, row, tower.dim):
+                self._write_snapshot(tower, row)
+        files = [row.file for _, row, _ in self._loads() if row is not None]
         named = {*files, *map(cells_of, files)}
         for path in self._folder.iterdir():
             if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
 
-    def _drop_retired(self) -> None:
-        with self._catalog.read() as connection:
-            retired = lookups.retired_spaces(connection)
-        for space in retired:
+    def _delete_obsolete(self) -> None:
+        with self._catalog.read() as queries:
+            obsolete = queries.obsolete_spaces()
+        for space in obsolete:
             is_gone = False
             while not is_gone:
                 with self.change() as change:
-                    is_gone = change.drop_some(space, _LONG_TAIL)
+                    is_gone = change.delete_some(space, _LONG_TAIL)
 
-    def _add_checksums(self) -> None:
-        """Of vectors that an older program wrote, as they are now."""
-        last = 0
-        while True:
-            with self._catalog.read() as connection:
-                some = lookups.without_checksum(connection, last, _LONG_TAIL)
-            if not some:
-                return
-            last = some[-1][0]
-            with self.change() as change:
-                change.add_checksums(some)
-
-    def _loads(self) -> list[tuple[SpaceRow, Modality, SnapshotRow | None, int]]:
-        """For each space and modality: its snapshot, and how many rows wait to be folded in."""
-        found: list[tuple[SpaceRow, Modality, SnapshotRow | None, int]] = []
-        with self._catalog.read() as connection:
-            spaces = (lookups.active_space(connection), lookups.coming_space(connection))
-            for space, modality in itertools.product(filter(None, spaces), MODALITIES):
-                row = lookups.snapshot_of(connection, space.id, modality)
-                after = row.last_embedding_id if row else 0
-                waiting = lookups.count_waiting(connection, space.id, modality, after)
-                found.append((space, modality, row, waiting))
+    def _loads(self) -> list[tuple[TowerRow, SnapshotRow | None, int]]:
+        """For each tower: its snapshot, and how many rows wait to be folded in."""
+        found: list[tuple[TowerRow, SnapshotRow | None, int]] = []
+        with self._catalog.read() as queries:
+            for tower in queries.towers():
+                row = queries.snapshot_of(tower)
+                waiting = queries.count_delta(tower, row.last_embedding_id if row else 0)
+                found.append((tower, row, waiting))
         return found
 
-    def _write_snapshot(self, space: SpaceRow, modality: Modality, old: SnapshotRow | None) -> None:
+    def _write_snapshot(self, tower: TowerRow, old: SnapshotRow | None) -> None:
         from mmsearch.store.faiss_index import FaissIndex
 
         generation = (old.generation if old else 0) + 1
-        name = f"{space.id}-{modality}-{generation}.faiss"
+        name = f"{tower.space_id}-{tower.key}-{generation}.faiss"
         path = self._folder / name
-        with self._catalog.read() as connection:
+        with self._catalog.read() as queries:
             last = 0
 
             def batches() -> Iterator[tuple[Ids, Vectors]]:
                 nonlocal last
-                for newest, ids, vectors in lookups.embeddings_after(
-                    connection, space, modality, 0
-                ):
+                for newest, ids, vectors in queries.embeddings_after(tower, 0):
                     last = newest
                     yield ids, vectors
 
-            index = FaissIndex.build(space.spec.dim, batches())
+            index = FaissIndex.build(tower.dim, batches())
         row = SnapshotRow(generation, name, len(index), last, self._keep(index, path))
         with self.change() as change:
-            change.set_snapshot(space, modality, row)
+            change.set_snapshot(tower, row)
         if old is not None and old.file != name:
             (self._folder / old.file).unlink(missing_ok=True)
 
     def _make_cells(self) -> None:
         """Makes the cells of large snapshots that have none yet."""
-        for space, modality, row, _ in self._loads():
+        loads = self._loads()
+        for tower, row, _ in loads:
             if row is None or row.vectors < APPROXIMATE_FROM:
                 continue
             from mmsearch.store.approximate import TRIAL, ApproximateIndex
@@ -235,22 +218,25 @@ class Writer:
             path = self._folder / cells_of(row.file)
             exact = FaissIndex.open(self._folder / row.file, row.checksum)
             try:
-                if row.cells is not None:
-                    ApproximateIndex.open(path, exact, row.cells)
+                if row.ivf is not None:
+                    ApproximateIndex.open(path, exact, row.ivf)
                     continue
             except (FileNotFoundError, DamageError):
                 pass  # made anew
-            names = cells_of(f"{space.id}-{modality}-*.faiss")
+            names = cells_of(f"{tower.space_id}-{tower.key}-*.faiss")
             older = sorted(other for other in self._folder.glob(names) if other != path)
-            # What asks is of the other kind: a text for an image, an image for a caption.
-            opposite: Modality = "caption" if modality == "image" else "image"
-            with self._catalog.read() as connection:
-                asking = lookups.some_vectors(connection, space, opposite, TRIAL)
-            queries = asking if len(asking) >= TRIAL // 2 else None
+            # What asks is of another kind: a text for an image, an image for a caption.
+            opposite = IMAGE if tower.modality == TEXT else TEXT
+            asks = [one for one, _, _ in loads
+                    if (one.space_id, one.modality) == (tower.space_id, opposite)]  # fmt: skip
+            with self._catalog.read() as stored:
+                asking = [stored.some_vectors(one, TRIAL) for one in asks]
+            asking = [one for one in asking if len(one) >= TRIAL // 2]
+            queries = asking[0] if asking else None
             cells = ApproximateIndex.build(exact, queries, older[-1] if older else None)
             checksum = self._keep(cells, path)
             with self.change() as change:
-                change.set_cells(space, modality, checksum)
+                change.set_ivf(tower, checksum)
             for other in older:
                 other.unlink(missing_ok=True)
 
@@ -283,4 +269,4 @@ def is_whole(path: Path, row: SnapshotRow, dim: int) -> bool:
     except OSError:
         return False
     is_same = begins == struct.pack("<4siq", b"IxMp", dim, row.vectors)
-    return is_same and row.checksum is not None and size >= row.vectors * (4 * dim + 16) + 24
+    return is_same and size >= row.vectors * (4 * dim + 16) + 24

@@ -212,12 +212,12 @@ def test_patches_are_kept_and_dropped(gallery, tmp_path):
     (photos / "00.png").rename(photos / "moved.png")
     paint(photos / "new.png", "red")
     report = json.loads(run("index", "--index", own, "--json").stdout)
-    assert (report["added"], report["moved"], report["looks"]) == (1, 1, 1)
+    assert (report["added"], report["moved"], report["patches"]) == (1, 1, 1)
     assert report["stages"]["patches"] > 0
     assert "patches of" not in run("index", "--index", own).stdout
     run("index", "--index", own, "--no-patches")
     assert "patches   of" not in run("status", "--index", own).stdout
-    assert json.loads(run("index", "--index", own, "--json").stdout)["looks"] == 0
+    assert json.loads(run("index", "--index", own, "--json").stdout)["patches"] == 0
 
 
 @pytest.mark.slow

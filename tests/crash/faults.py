@@ -24,12 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from format4 import make_older
 
 from mmsearch import Engine
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.registry import BUNDLED
 from mmsearch.errors import IndexNotFound
-from mmsearch.store import catalog, lookups
+from mmsearch.store import catalog
 from mmsearch.store.store import REPAIRED
 
 SOURCE = Path(__file__).with_name("shim.c")
@@ -40,14 +41,14 @@ MARKING = """
 import os, sys
 from contextlib import contextmanager
 from mmsearch.cli import main
-from mmsearch.store import catalog, lookups, writer
+from mmsearch.store import catalog, writer
 real = writer.Writer.change
 @contextmanager
 def change(self):
     with real(self) as one:
         yield one
     with self._catalog.read() as c:
-        numbers = [lookups.revision_of(c), lookups.count(c, "media"), lookups.count(c, "caption")]
+        numbers = [c.revision(), c.count("media"), c.count("caption")]
     try:
         os.unlink(os.environ["FAULT_DIR"] + "/mark:" + ":".join(map(str, numbers)))
     except FileNotFoundError:
@@ -222,12 +223,13 @@ def check_whole(index: Path, *, must_be_sound: bool = True) -> int:
         held = engine.store.contents()
         for modality, ids, vectors in (
             ("image", held.image_ids, held.image_vectors),
-            ("caption", held.caption_ids, held.caption_vectors),
+            ("text", held.caption_ids, held.caption_vectors),
         ):
-            answers = engine.store.search(space.spec.space, vectors, modality, len(ids) + 9)
-            for answer, vector in zip(answers, vectors, strict=True):
-                assert sorted(answer.ids) == ids.tolist()
-                assert answer.scores[0] > float(vector @ vector) - 1e-5
+            with engine.store.reader() as reader:
+                answers = reader.nearest(modality, vectors, len(ids) + 9)
+            for (scores, found_ids), vector in zip(answers, vectors, strict=True):
+                assert sorted(found_ids.tolist()) == ids.tolist()
+                assert scores[0] > float(vector @ vector) - 1e-5
         return len(held.image_ids)
 
 
@@ -386,9 +388,9 @@ def power_cuts(
     assert trial.code == 0, trial.errors
     with (
         Engine.open(trial.index, notify=lambda line: None) as engine,
-        engine.store.catalog.read() as connection,
+        engine.store.catalog.read() as queries,
     ):
-        last = lookups.revision_of(connection)
+        last = queries.revision()
     operations = recording(log)
     log.unlink()
     marks = {
@@ -431,10 +433,10 @@ def check_after_cut(
     try:
         with (
             Engine.open(index, notify=lambda line: None) as engine,
-            engine.store.catalog.read() as connection,
+            engine.store.catalog.read() as queries,
         ):
-            revision = lookups.revision_of(connection)
-            captions = lookups.count(connection, "caption")
+            revision = queries.revision()
+            captions = queries.count("caption")
     except IndexNotFound:
         assert told == 0
         return
@@ -511,7 +513,7 @@ def prepare(folder: Path) -> list[Scenario]:
     found.append(Scenario("switch", moved, index))
 
     shutil.copytree(index, folder / "old")
-    downgrade(folder / "old")
+    make_older(folder / "old" / catalog.FILE_NAME)
     found.append(Scenario("migrate", ("status", "--index", "INDEX"), folder / "old"))
 
     shutil.copytree(index, folder / "damaged")
@@ -524,28 +526,14 @@ def prepare(folder: Path) -> list[Scenario]:
     return found
 
 
-def downgrade(index: Path) -> None:
-    """Makes an index of the first format of one of the newest."""
-    with closing(sqlite3.connect(index / catalog.FILE_NAME)) as raw:
-        for statement in (
-            "DROP TRIGGER words_after_insert", "DROP TRIGGER words_after_delete",
-            "DROP TABLE words", "DROP TRIGGER look_before_delete", "DROP TABLE look",
-            "DROP INDEX ix_embedding_unsummed",
-            "ALTER TABLE embedding DROP COLUMN checksum",
-            "ALTER TABLE snapshot DROP COLUMN checksum", "ALTER TABLE snapshot DROP COLUMN cells",
-            "PRAGMA user_version = 1",
-        ):  # fmt: skip
-            raw.execute(statement)
-
-
 def damage(index: Path) -> None:
     """Damages an index in ways that leave everything to be had again."""
     with closing(sqlite3.connect(index / catalog.FILE_NAME)) as raw:
         raw.execute("UPDATE embedding SET vector = zeroblob(length(vector)) WHERE id % 7 = 0")
-        raw.execute("UPDATE words SET text = 'nonsense' WHERE rowid = 3")
+        raw.execute("UPDATE words SET sidecar = 'nonsense' WHERE rowid = 3")
         raw.execute("PRAGMA foreign_keys = OFF")
-        raw.execute("INSERT INTO embedding (space_id, modality, item_id, vector) "
-                    "SELECT space_id, modality, 987654, vector FROM embedding LIMIT 1")  # fmt: skip
+        raw.execute("INSERT INTO embedding (space_id, tower, item_id, vector) "
+                    "SELECT space_id, tower, 987654, vector FROM embedding LIMIT 1")  # fmt: skip
         raw.commit()
     (path,) = (index / "vectors").glob("*-caption-*.faiss")
     with path.open("r+b") as file:

@@ -62,8 +62,8 @@ def by_open_clip(name, pretrained, pictures, texts):
 def agrees(encoder, source, pictures, least):
     pixels = np.stack([fit(image, encoder.spec.preprocess) for image in pictures])
     images, texts = by_open_clip(source.open_clip_name, source.pretrained, pictures, TEXTS)
-    assert cosines(encoder.encode_images(pixels), images).min() > least
-    assert cosines(encoder.encode_texts(TEXTS), texts).min() > least
+    assert cosines(encoder.encode("image", pixels), images).min() > least
+    assert cosines(encoder.encode("text", TEXTS), texts).min() > least
 
 
 def test_tiny_is_what_open_clip_makes_of_the_same_folder(tiny, pictures):
@@ -75,8 +75,8 @@ def test_bf16_is_close_on_real_photos(tiny, data):
     files = sorted((data / "photos").glob("*.jpg"))[:40]
     how = tiny.spec.preprocess
     pixels = np.stack([fit(decode(file.read_bytes()).image, how) for file in files])
-    assert cosines(encoder.encode_images(pixels), tiny.encode_images(pixels)).min() > 0.98
-    assert cosines(encoder.encode_texts(TEXTS), tiny.encode_texts(TEXTS)).min() > 0.98
+    assert cosines(encoder.encode("image", pixels), tiny.encode("image", pixels)).min() > 0.98
+    assert cosines(encoder.encode("text", TEXTS), tiny.encode("text", TEXTS)).min() > 0.98
 
 
 def test_tiny_squashes_as_its_training_photos_were(tiny):
@@ -85,20 +85,20 @@ def test_tiny_squashes_as_its_training_photos_were(tiny):
 
 
 def test_vectors_are_float32_of_length_one(tiny):
-    vectors = tiny.encode_texts(["a", "b"])
+    vectors = tiny.encode("text", ["a", "b"])
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 def test_nothing_gives_no_vectors(tiny):
-    assert tiny.encode_texts([]).shape == (0, 256)
-    assert tiny.encode_images(np.empty((0, 224, 224, 3), np.uint8)).shape == (0, 256)
+    assert tiny.encode("text", []).shape == (0, 256)
+    assert tiny.encode("image", np.empty((0, 224, 224, 3), np.uint8)).shape == (0, 256)
 
 
 def test_batches_do_not_mix(tiny, pictures):
     pixels = np.stack([fit(image, tiny.spec.preprocess) for image in pictures])
-    alone = np.concatenate([tiny.encode_images(one[None]) for one in pixels])
-    assert cosines(tiny.encode_images(pixels), alone).min() > 0.99999
+    alone = np.concatenate([tiny.encode("image", one[None]) for one in pixels])
+    assert cosines(tiny.encode("image", pixels), alone).min() > 0.99999
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_bf16_agrees_after_fp32_was_compiled(checkpoint, tmp_path):
     agreement = json.loads((exported / "manifest.json").read_text())["agreement"]
     assert agreement["bf16"] > 0.99
     pixels = np.random.default_rng(1).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-    found = [openvino.OpenVinoEncoder(exported, name).encode_images(pixels)
+    found = [openvino.OpenVinoEncoder(exported, name).encode("image", pixels)
              for name in ("fp32", "bf16", "fp32", "bf16")]  # fmt: skip
     assert all(cosines(one, found[0]).min() > 0.99 for one in found)
 
@@ -138,7 +138,7 @@ def test_vectors_that_are_no_numbers_are_refused(tiny, monkeypatch):
     for precision, remedy in (("bf16", "use '--precision fp32'"), ("fp32", "weights are damaged")):
         broken = openvino.OpenVinoEncoder(tiny.folder, precision)
         with pytest.raises(UsageError, match=remedy):
-            broken.encode_texts(["a word"])
+            broken.encode("text", ["a word"])
 
 
 def test_a_local_checkpoint_runs_on_both_runtimes_as_in_open_clip(checkpoint, pictures, tmp_path):
@@ -260,8 +260,8 @@ def test_a_process_outlives_its_encoders_when_a_signal_comes(tmp_path):
 def test_a_model_is_gone_with_its_last_name(tiny):
     """What OpenVINO holds for it is large, and Python's collector does not see it."""
     encoder = openvino.OpenVinoEncoder(tiny.folder)
-    encoder.encode_texts(["a word", "antidisestablishmentarianism 1 2 3"])
-    encoder.encode_images(np.zeros((1, *tiny.spec.preprocess.size, 3), np.uint8))
+    encoder.encode("text", ["a word", "antidisestablishmentarianism 1 2 3"])
+    encoder.encode("image", np.zeros((1, *tiny.spec.preprocess.size, 3), np.uint8))
     gone = weakref.ref(encoder)
     gc.disable()
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmsearch.config import load_settings
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache, open_encoder, open_local
 from mmsearch.encoders.local_towers import LookTower, TokenTower
 from mmsearch.encoders.open_clip import LoadedModel, TorchEncoder, load_model
@@ -104,7 +104,7 @@ def test_tokens_hold_the_text_that_open_clip_pools(name, transformer, tmp_path):
     assert tokens.rows.shape[:2] == (3, lengths.max())
     # What is pooled is the last token.
     last = tokens.rows[np.arange(3), lengths - 1]
-    np.testing.assert_allclose(last, encoder.encode_texts(TEXTS), atol=1e-4)
+    np.testing.assert_allclose(last, encoder.encode("text", TEXTS), atol=1e-4)
     alone = local.tokens(TEXTS[:1])
     np.testing.assert_allclose(alone.rows[0], tokens.rows[0, : lengths[0]], atol=1e-4)
 
@@ -135,5 +135,5 @@ def test_weights_that_have_changed_are_not_taken(transformer, tmp_path):
 
 
 def test_a_choice_opens_it_once(tiny):
-    choice = ModelChoice(load_settings(), print, None)
+    choice = EncoderProvider(load_settings(), print, None)
     assert choice.local_of(tiny.spec) is choice.local_of(tiny.spec)

@@ -126,12 +126,12 @@ def test_int8_is_made_from_pictures_and_held_against_fp32(tmp_path, capfd):
     assert verdicts == read_verdicts(folder)
     assert verdicts["fp32"].overlap == 1.0
     small = OpenVinoEncoder(folder, "int8")
-    cosines = (small.encode_images(pixels) * tiny.encode_images(pixels)).sum(axis=1)
+    cosines = (small.encode("image", pixels) * tiny.encode("image", pixels)).sum(axis=1)
     # A quarter of the pictures was calibrated on, the others were compared.
     assert 0.95 < cosines.mean() < 0.9999  # drawn scenes lie near each other
     assert verdicts["int8"].cosine == pytest.approx(cosines.mean(), abs=0.002)
     texts = ["a red ring", "two blue squares"]
-    assert (small.encode_texts(texts) * tiny.encode_texts(texts)).sum(axis=1).min() > 0.999
+    assert (small.encode("text", texts) * tiny.encode("text", texts)).sum(axis=1).min() > 0.999
 
 
 def test_where_int8_cannot_be_made_the_others_stay(tmp_path, monkeypatch):

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import DECODERS, FakeEncoder, FakeLocal
+from fakes import DECODERS, FakeEncoder, FakeLocal, run_plan, searcher_over
 from PIL import Image
 
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison as measuring
 from mmsearch.evaluation.ranking import NOT_FOUND, Difference, metrics_of
-from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.learning.fusion import learn_fusion
 from mmsearch.search.fusion import fuse
 from mmsearch.search.rerank import Mix, Reranker
-from mmsearch.search.searcher import Learned, Searcher
-from mmsearch.store.changes import NewCaption
+from mmsearch.search.searcher import Learned
+from mmsearch.store.mutations import NewCaption
 from mmsearch.store.store import Store
 from mmsearch.types import Query, Term
 
@@ -43,7 +42,7 @@ def store(tmp_path):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [gallery], None), prune=None)
-        Pipeline(store, writer, FakeEncoder(), DECODERS, workers=2).run(plan)
+        run_plan(store, writer, plan, FakeEncoder(), workers=2)
     yield store
     store.close()
 
@@ -55,8 +54,8 @@ def test_what_asks_is_not_in_the_index(store):
     assert [one.text for one in asked] == [f"thing{n} of kind{n % 5}" for n in range(COUNT)]
     assert not {one.text for one in asked} & set(after.caption_texts)
     assert len(after.caption_texts) == len(before.caption_texts) - COUNT
-    with store.catalog.read() as connection:
-        texts = [text for (text,) in connection.execute("SELECT text FROM words")]
+    with store.catalog.read() as queries:
+        texts = [text for (text,) in queries.cursor("SELECT sidecar FROM words")]
     assert not any(one.text in text for one in asked for text in texts)
     assert len(after.image_ids) == COUNT
 
@@ -68,7 +67,7 @@ def test_the_same_text_twice_on_an_image_does_not_stay(store):
         with writer.change() as change:
             for owner in held.image_ids.tolist():
                 text = change.captions_of(owner)[0][1]
-                vector = FakeEncoder().encode_texts([text])[0]
+                vector = FakeEncoder().encode("text", [text])[0]
                 change.add_captions(owner, [NewCaption(text, "file", vector)], space)
     asked = measuring.hold_out(store, 1)
     assert not {one.text for one in asked} & set(store.contents().caption_texts)
@@ -79,7 +78,7 @@ def test_only_a_share_of_the_images_keeps_its_captions(store):
     assert len(asked) == COUNT
     kept = set(store.contents().caption_media.tolist())
     assert all(one.is_bare == (one.media not in kept) for one in asked)
-    rows = measuring.compare(Searcher(store, FakeEncoder()), asked, [("words", 0)])
+    rows = measuring.compare(searcher_over(store, FakeEncoder()), asked, [("words", 0)])
     assert rows[0].bare == {1: 0, 5: 0, 10: 0}  # words find no image without captions
     assert 0.2 < len(set(store.contents().caption_media.tolist())) / COUNT <= 0.25
 
@@ -91,11 +90,11 @@ def test_an_index_without_captions_cannot_be_measured(store):
 
 
 def test_the_figures_are_those_of_ranking_everything(store):
-    searcher = Searcher(store, FakeEncoder())
     asked = measuring.hold_out(store, 1)
+    searcher = searcher_over(store, FakeEncoder())
     rows = measuring.compare(searcher, asked, [(how, 0) for how in ("image", "words", "sum")])
     held = store.contents()
-    queries = FakeEncoder().encode_texts([one.text for one in asked])
+    queries = FakeEncoder().encode("text", [one.text for one in asked])
     scores = queries @ held.image_vectors.T
     true = np.array([one.media for one in asked])[:, None] == held.image_ids[None, :]
     own = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
@@ -114,7 +113,7 @@ def test_the_figures_are_those_of_ranking_everything(store):
 
 def test_a_rank_beyond_what_a_search_follows_is_not_found(store):
     """An image that its caption brought up has a rank by its picture, but among too few others."""
-    evidence = Searcher(store, FakeEncoder()).evidence(Query(Term(text="thing3")))
+    evidence = searcher_over(store, FakeEncoder()).candidates(Query(Term(text="thing3")))
     scores = fuse(evidence, "image", None)
     order = np.argsort(-scores)
     for place in (0, 6, 7, 30):
@@ -137,8 +136,8 @@ def test_a_median_that_is_not_known_is_not_a_number():
 
 
 def test_a_report_says_whether_a_difference_is_real(store):
-    searcher = Searcher(store, FakeEncoder())
     asked = measuring.hold_out(store, 1)
+    searcher = searcher_over(store, FakeEncoder())
     rows = measuring.compare(searcher, asked, [("image", 0), ("words", 0)])
     report = measuring.FusionReport("toys", "", "fake", COUNT, 9, rows)
     text = measuring.to_text(report)
@@ -159,11 +158,11 @@ class Corners:
 def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
     asked = measuring.hold_out(store, 0)
     assert len(asked) == 3 * COUNT - 2
-    assert not store.has_captions()
+    assert store.status().captions == 0
     reranker = Reranker(Corners(), np.eye(16, dtype=np.float32), Mix(0.5, 0.5))
     local = FakeLocal()
     learned = Learned(reranker=lambda: reranker)
-    searcher = Searcher(store, FakeEncoder(), learned, lambda: local, lambda: DECODERS)
+    searcher = searcher_over(store, FakeEncoder(), learned, lambda: local, lambda: DECODERS)
     plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)])
     assert (plain.name, again.name) == ("image", "image, rerank 7")
     assert plain.bare is None  # all of them are
@@ -187,8 +186,8 @@ def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
 def test_weights_are_learned_for_what_tells_images_apart(store):
     """Here the words: the pictures' colours tell nothing of their captions."""
     asked = measuring.hold_out(store, 1)
-    searcher = Searcher(store, FakeEncoder())
-    evidences = [found for _, _, found in measuring.evidence_of(searcher, asked)]
+    searcher = searcher_over(store, FakeEncoder())
+    evidences = [found for _, _, found in measuring.candidates_of(searcher, asked)]
     found = learn_fusion(evidences, asked)
     assert found.weights.words > 0.5
     assert sum(vars(found.weights).values()) == pytest.approx(1)
@@ -203,7 +202,7 @@ def test_weights_are_learned_for_what_tells_images_apart(store):
 
 def test_too_few_captions_teach_nothing(store):
     asked = measuring.hold_out(store, 1)[:8]
-    found = measuring.evidence_of(Searcher(store, FakeEncoder()), asked)
+    found = measuring.candidates_of(searcher_over(store, FakeEncoder()), asked)
     evidences = [evidence for _, _, evidence in found]
     with pytest.raises(UsageError, match="at least 10 are needed"):
         learn_fusion(evidences, asked)

@@ -13,7 +13,6 @@ from fakes import DECODERS, FakeEncoder, paint, unit_vectors
 
 from mmsearch.errors import LabelsError
 from mmsearch.ingest.exchange import import_embeddings, read_embeddings
-from mmsearch.store import lookups
 from mmsearch.store.store import Store
 
 SPEC = FakeEncoder().spec
@@ -50,10 +49,10 @@ def imported(tmp_path):
             import_embeddings(
                 writer, SPEC, images, DECODERS, workers=2, on_progress=lambda progress: None
             )
-        with store.catalog.read() as connection:
+        with store.catalog.read() as queries:
             found = [
-                row for root in lookups.roots(connection)
-                for row in lookups.media_under(connection, root.id, b"")
+                row for root in queries.roots()
+                for row in queries.media_under(root.id, b"")
             ]  # fmt: skip
         return {os.path.basename(row.path).decode(): row for row in found}, store.contents()
 

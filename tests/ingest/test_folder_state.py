@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from mmsearch import Engine
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
 from mmsearch.store.writer import Writer
@@ -37,7 +37,7 @@ class FolderMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.patches = [
-            mock.patch.object(ModelChoice, name, choose)
+            mock.patch.object(EncoderProvider, name, choose)
             for name, choose in (
                 ("for_new_index", lambda _, model, device: ENCODERS[model]),
                 ("for_space", lambda _, spec, device: ENCODERS[spec.model]),
@@ -226,11 +226,11 @@ class FolderMachine(RuleBasedStateMachine):
             pixels = fit(
                 decode(Path(os.fsdecode(path)).read_bytes()).image, encoder.spec.preprocess
             )
-            np.testing.assert_allclose(encoder.encode_images(pixels[None])[0], vector, atol=1e-6)
+            np.testing.assert_allclose(encoder.encode("image", pixels[None])[0], vector, atol=1e-6)
             text = Path(os.fsdecode(path)).with_suffix(".txt")
             lines = text.read_text().splitlines() if text.exists() else []
             assert sorted(captions.get(number, [])) == sorted(lines)
-        vectors = encoder.encode_texts(list(held.caption_texts))
+        vectors = encoder.encode("text", list(held.caption_texts))
         np.testing.assert_allclose(vectors, held.caption_vectors, atol=1e-6)
 
 

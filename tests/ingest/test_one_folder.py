@@ -6,21 +6,20 @@ import os
 import unicodedata
 
 import pytest
-from fakes import DECODERS, paint
+from fakes import paint, run_plan
 
 from mmsearch import Engine
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.errors import UsageError
-from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
 from mmsearch.store.store import Store
 
 
 @pytest.fixture
 def engine(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: encoder)
-    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: encoder)
+    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: encoder)
+    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: encoder)
     with Engine.open(tmp_path / "index") as opened:
         yield opened
 
@@ -312,7 +311,7 @@ def test_measuring_and_indexing_see_the_same_set(tmp_path, encoder):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = plan_of_files(writer, os.fsencode(tmp_path / "p"), labelled)
-        Pipeline(store, writer, encoder, DECODERS, workers=2).run(plan)
+        run_plan(store, writer, plan, encoder, workers=2)
     assert plan.labels.unmatched == ("gone.png",)
     held = store.contents()
     assert sorted(held.caption_texts) == ["one", "three", "two"]

@@ -7,15 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
-from fakes import DECODERS, paint
+from fakes import nearest, paint, run_plan
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import UsageError
-from mmsearch.ingest import pipeline as pipeline_module
-from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest import files
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.jobs.runner import BATCH
 from mmsearch.media import isolated
-from mmsearch.store import lookups
+from mmsearch.store import queries as queries_module
 from mmsearch.store.store import Store
 
 
@@ -28,12 +28,12 @@ def store(tmp_path):
 
 @pytest.fixture
 def run(store, encoder):
-    def index(*paths, prune=None, exclude=None, captions=None):
+    def index(*paths, prune=None, exclude=None, captions=None, batch=BATCH):
         with store.writer() as writer:
             scopes = scopes_of(store, writer, paths, exclude)
             labelled = (LabelledSet("set", tuple(captions)), paths[0]) if captions else None
             plan = make_plan(store, scopes, prune=prune, labelled=labelled)
-            return Pipeline(store, writer, encoder, DECODERS, workers=2).run(plan)
+            return run_plan(store, writer, plan, encoder, batch=batch)
 
     return index
 
@@ -61,7 +61,7 @@ def captions_in(store):
 
 
 def first(store, encoder, text):
-    answer = store.search(encoder.spec.space, encoder.encode_texts([text]), "image", 1)[0]
+    answer = nearest(store, encoder.encode("text", [text]), "image", 1)[0]
     return os.path.basename(answer.items[0].path).decode()
 
 
@@ -106,7 +106,7 @@ def test_a_moved_file_keeps_its_id_and_is_not_decoded(run, store, encoder, photo
     run(photos)
     before = _ids_by_path(store)
     (photos / "red.png").rename(photos / "more" / "scarlet.png")
-    monkeypatch.setattr(isolated.OpenFile, "picture", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(isolated.OpenFile, "read", lambda *a, **k: 1 / 0)
     assert counts(run(photos)) == {"unchanged": 5, "moved": 1}
     after = _ids_by_path(store)
     assert set(after[1]) == set(before[1])
@@ -128,8 +128,8 @@ def test_a_renamed_root_is_moved_files(run, store, encoder, photos):
     assert set(_ids_by_path(store)[1]) == before
     assert captions_in(store) == [("red.png", "one")]
     assert encoder.images_encoded == 6
-    with store.catalog.read() as connection:
-        assert [root.path for root in lookups.roots(connection)] == [os.fsencode(renamed)]
+    with store.catalog.read() as queries:
+        assert [root.path for root in queries.roots()] == [os.fsencode(renamed)]
 
 
 def test_a_copy_of_a_folder_that_is_still_there_is_copies(run, photos):
@@ -142,15 +142,15 @@ def test_a_touched_file_without_exif_gets_the_new_date(run, store, photos):
     run(photos)
     os.utime(photos / "red.png", (1_400_000_000, 1_400_000_000))
     run(photos)
-    with store.catalog.read() as connection:
-        rows = dict(connection.execute("SELECT path, captured FROM media"))
+    with store.catalog.read() as queries:
+        rows = dict(queries.cursor("SELECT path, captured FROM media"))
     assert rows[b"red.png"].startswith("2014-05-1")
 
 
 def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos, monkeypatch):
     run(photos)
     shutil.copy(photos / "red.png", photos / "copy.png")
-    monkeypatch.setattr(isolated.OpenFile, "picture", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(isolated.OpenFile, "read", lambda *a, **k: 1 / 0)
     assert counts(run(photos)) == {"added": 1, "unchanged": 6}
     assert encoder.images_encoded == 6
 
@@ -170,10 +170,10 @@ def test_what_a_copy_costs_does_not_grow_with_the_copies(run, photos, monkeypatc
     for number in range(300):
         shutil.copy(photos / "red.png", photos / f"copy{number}.png")
     looked_at = []
-    compare = lookups.is_sound
-    monkeypatch.setattr(lookups, "is_sound", lambda *a: looked_at.append(a) or compare(*a))
+    compare = queries_module.is_sound
+    monkeypatch.setattr(queries_module, "is_sound", lambda *a: looked_at.append(a) or compare(*a))
     assert counts(run(photos)) == {"added": 300, "unchanged": 6}
-    assert len(looked_at) <= 300 // pipeline_module.BATCH + 1
+    assert len(looked_at) <= 300
 
 
 def test_copies_that_move_together_keep_their_captions(run, store, photos):
@@ -202,29 +202,23 @@ def test_a_folder_that_moved_comes_before_a_later_copy_that_is_gone(run, store, 
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-def test_a_file_keeps_its_captions_when_a_known_picture_takes_its_place(
-    run, store, photos, monkeypatch, batch
-):
-    monkeypatch.setattr(pipeline_module, "BATCH", batch)
-    run(photos, captions=[LabelledImage("green.png", ("mine",))])
+def test_a_file_keeps_its_captions_when_a_known_picture_takes_its_place(run, store, photos, batch):
+    run(photos, captions=[LabelledImage("green.png", ("mine",))], batch=batch)
     shutil.copy(photos / "red.png", photos / "green.png")
     (photos / "red.png").rename(photos / "crimson.png")
-    run(photos)
+    run(photos, batch=batch)
     assert captions_in(store) == [("green.png", "mine")]
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-def test_of_copies_that_change_the_one_with_captions_gives_them(
-    run, store, photos, monkeypatch, batch
-):
-    monkeypatch.setattr(pipeline_module, "BATCH", batch)
+def test_of_copies_that_change_the_one_with_captions_gives_them(run, store, photos, batch):
     for name in ("a.png", "b.png"):
         shutil.copy(photos / "red.png", photos / name)
-    run(photos, captions=[LabelledImage("b.png", ("mine",))])
+    run(photos, captions=[LabelledImage("b.png", ("mine",))], batch=batch)
     for name in ("a.png", "b.png"):
         shutil.copy(photos / "green.png", photos / name)
     shutil.copy(photos / "red.png", photos / "0.png")
-    run(photos)
+    run(photos, batch=batch)
     assert captions_in(store) == [("0.png", "mine"), ("b.png", "mine")]
 
 
@@ -239,19 +233,17 @@ def test_what_was_damaged_leaves_its_captions_to_its_copy(run, store, photos):
 def test_a_root_that_vanishes_during_a_run_loses_no_row_to_itself(
     run, store, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pipeline_module, "BATCH", 1)
     for number in range(4):
         shutil.copy(photos / "red.png", photos / f"copy{number}.png")
-    kept = tmp_path / "kept"
-    original = Pipeline._take_in
+    original = files.FilesJob.commit
 
-    def take_in(self, batch):
-        if photos.exists() and self._done:
-            photos.rename(kept)
-        original(self, batch)
+    def commit(self, outcomes):
+        if photos.exists() and self.counts["done"]:
+            photos.rename(tmp_path / "kept")
+        original(self, outcomes)
 
-    monkeypatch.setattr(Pipeline, "_take_in", take_in)
-    run(photos)
+    monkeypatch.setattr(files.FilesJob, "commit", commit)
+    run(photos, batch=1)
     held = paths_in(store, photos)
     assert len(held) == len(set(held)) >= 2
 
@@ -263,8 +255,8 @@ def test_a_missing_folder_that_nothing_was_found_of_is_kept(run, store, photos, 
     (tmp_path / "card").rmdir()
     renamed = photos.rename(photos.with_name("pictures"))
     assert counts(run(renamed)) == {"moved": 6}
-    with store.catalog.read() as connection:
-        kept = [os.path.basename(root.path) for root in lookups.roots(connection)]
+    with store.catalog.read() as queries:
+        kept = [os.path.basename(root.path) for root in queries.roots()]
     assert sorted(kept) == [b"card", b"pictures"]
 
 
@@ -338,8 +330,8 @@ def test_a_single_file_that_is_gone_is_removed_by_a_rescan(run, tmp_path):
 def test_a_folder_around_a_known_one_takes_it_in(run, store, photos):
     run(photos / "more")
     assert counts(run(photos)) == {"added": 4, "unchanged": 2}
-    with store.catalog.read() as connection:
-        assert [root.path for root in lookups.roots(connection)] == [os.fsencode(photos)]
+    with store.catalog.read() as queries:
+        assert [root.path for root in queries.roots()] == [os.fsencode(photos)]
 
 
 def test_a_folder_inside_a_known_one_is_a_part_of_it(run, photos):
@@ -383,8 +375,8 @@ def test_a_bad_file_is_noted_and_costs_nobody_else(run, store, photos):
     (photos / "bad.png").write_bytes(b"nothing")
     (photos / "empty.jpg").touch()
     assert counts(run(photos)) == {"added": 6, "failed": 2}
-    with store.catalog.read() as connection:
-        noted = {f.path.name: f.reason for f in lookups.failures(connection)}
+    with store.catalog.read() as queries:
+        noted = {f.path.name: f.reason for f in queries.failures()}
     assert noted == {"bad.png": "not an image, or damaged at its start", "empty.jpg": "empty file"}
 
 
@@ -416,7 +408,7 @@ def test_a_picture_that_becomes_bad_is_no_longer_found(run, store, photos):
 
 
 def unreadable(_decoders, process, _path):
-    return isolated.OpenFile(process, 0.0, isolated.NEVER, b"", "cannot be read: EIO")
+    return isolated.OpenFile(process, 0.0, isolated.NEVER, b"", "cannot be read: EIO", 0, "image")
 
 
 def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
@@ -547,13 +539,16 @@ def test_captions_follow_two_pictures_that_trade_places(run, store, photos):
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-def test_captions_follow_a_chain_of_renames(run, store, photos, monkeypatch, batch):
-    monkeypatch.setattr(pipeline_module, "BATCH", batch)
-    run(photos, captions=[LabelledImage("red.png", ("r",)), LabelledImage("green.png", ("g",))])
+def test_captions_follow_a_chain_of_renames(run, store, photos, batch):
+    run(
+        photos,
+        captions=[LabelledImage("red.png", ("r",)), LabelledImage("green.png", ("g",))],
+        batch=batch,
+    )
     (photos / "green.png").rename(photos / "third.png")
     (photos / "red.png").rename(photos / "green.png")
     os.utime(photos / "green.png", ns=(5, 5))
-    run(photos)
+    run(photos, batch=batch)
     assert captions_in(store) == [("green.png", "r"), ("third.png", "g")]
 
 
@@ -563,7 +558,7 @@ def test_a_path_beside_the_captions_file_comes_first(store, encoder, photos):
     with store.writer() as writer:
         scopes = scopes_of(store, writer, [photos], None)
         plan = make_plan(store, scopes, prune=None, labelled=(given, photos / "more"))
-        Pipeline(store, writer, encoder, DECODERS, workers=1).run(plan)
+        run_plan(store, writer, plan, encoder, workers=1)
     held = store.contents()
     place = dict(zip(held.image_ids.tolist(), held.image_paths, strict=True))
     assert place[int(held.caption_media[0])] == os.fsencode(photos / "more" / "red.png")
@@ -583,13 +578,14 @@ def test_paths_relative_to_the_folder_that_was_named(run, store, photos, tmp_pat
 
 def test_many_captions_of_one_picture_are_encoded_in_portions(run, store, encoder, photos):
     sizes = []
-    plain = encoder.encode_texts
+    plain = encoder.encode
 
-    def counting(texts):
-        sizes.append(len(texts))
-        return plain(texts)
+    def counting(modality, batch):
+        if modality == "text":
+            sizes.append(len(batch))
+        return plain(modality, batch)
 
-    encoder.encode_texts = counting
+    encoder.encode = counting
     (photos / "red.txt").write_text("\n".join(f"line {i}" for i in range(1000)))
     assert run(photos).captions == 1000
     assert max(sizes) <= 256
@@ -617,18 +613,17 @@ def test_odd_captions_are_kept_as_far_as_text_goes(run, store, photos):
 
 
 def test_an_interrupt_keeps_what_was_committed(run, store, encoder, photos, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "BATCH", 2)
-    taken = encoder.encode_images
+    taken = encoder.encode
 
-    def interrupted(pixels):
+    def interrupted(modality, batch):
         if encoder.images_encoded >= 4:
             raise KeyboardInterrupt
-        return taken(pixels)
+        return taken(modality, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "encode_images", interrupted)
+        patch.setattr(encoder, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(photos)
+            run(photos, batch=2)
     assert len(paths_in(store, photos)) == 4
     assert counts(run(photos)) == {"added": 2, "unchanged": 4}
 
@@ -644,9 +639,9 @@ def test_names_that_are_not_text_are_indexed(run, store, photos):
 def test_a_file_that_does_not_stay_as_the_walk_saw_it_costs_itself(
     run, store, photos, monkeypatch, what
 ):
-    path, real = photos / "red.png", pipeline_module.read
+    path, real = photos / "red.png", files.FilesJob.read
 
-    def read(candidate, *others):
+    def read(self, candidate):
         if candidate.file.path == b"red.png" and path.is_file():
             if what == "changes":
                 paint(path, "blue", mark=77)
@@ -656,10 +651,10 @@ def test_a_file_that_does_not_stay_as_the_walk_saw_it_costs_itself(
                 path.mkdir()
             elif what == "becomes a FIFO":
                 os.mkfifo(path)
-        return real(candidate, *others)
+        return real(self, candidate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline_module, "read", read)
+        patch.setattr(files.FilesJob, "read", read)
         report = run(photos)
     assert report.added == (6 if what == "changes" else 5)
     assert report.failed == (0 if what == "changes" else 1)

@@ -328,7 +328,7 @@ def test_heads_stand_on_heads(gallery, tmp_path, monkeypatch):
     texts = ["a red circle", "two dogs"]
     found = open_encoder(source, ModelCache(tmp_path / "cache"), precision="fp32")
     one, two = TorchEncoder(load_model(source)), load_model(base_source(source)).spec.space
-    np.testing.assert_allclose(found.encode_texts(texts), one.encode_texts(texts), atol=1e-4)
+    np.testing.assert_allclose(found.encode("text", texts), one.encode("text", texts), atol=1e-4)
     assert len({found.spec.space, two}) == 2
     run("index", gallery, "--index", tmp_path / "i", "--model", "two")
     assert run("search", "two cats", "--index", tmp_path / "i", "--paths").stdout
@@ -344,11 +344,11 @@ def test_openvino_serves_an_aligned_model_as_torch_does(gallery, tmp_path, tiny)
     assert encoder.spec.dim == 64
     texts = ["a red circle", "two dogs"]
     np.testing.assert_allclose(
-        encoder.encode_texts(texts), torch_encoder.encode_texts(texts), atol=1e-4
+        encoder.encode("text", texts), torch_encoder.encode("text", texts), atol=1e-4
     )
     pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), dtype=np.uint8)
     np.testing.assert_allclose(
-        encoder.encode_images(pixels), torch_encoder.encode_images(pixels), atol=1e-3
+        encoder.encode("image", pixels), torch_encoder.encode("image", pixels), atol=1e-3
     )
     assert encoder.spec.space == torch_encoder.spec.space
 

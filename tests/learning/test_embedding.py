@@ -19,18 +19,18 @@ class Listening(FakeEncoder):
 
     seen = ()
 
-    def encode_texts(self, texts):
+    def texts(self, texts):
         self.seen = (*self.seen, *texts)
-        return super().encode_texts(texts)
+        return super().texts(texts)
 
 
 class Stopping(FakeEncoder):
     """Is stopped after some pictures."""
 
-    def encode_images(self, pixels):
+    def images(self, pixels):
         if self.images_encoded >= 3:
             raise KeyboardInterrupt
-        return super().encode_images(pixels)
+        return super().images(pixels)
 
 
 def quiet(_progress):
@@ -41,7 +41,7 @@ def test_a_text_that_comes_again_is_encoded_once(tmp_path):
     encoder = Listening("x")
     texts = ["red", "green", "red", "a red thing", "green"]
     found = embed_texts(encoder, texts, tmp_path / "cache", "job", quiet)
-    np.testing.assert_array_equal(found, FakeEncoder("x").encode_texts(texts))
+    np.testing.assert_array_equal(found, FakeEncoder("x").encode("text", texts))
     assert encoder.seen == ("red", "green", "a red thing")
 
 

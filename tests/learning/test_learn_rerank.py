@@ -94,7 +94,7 @@ def test_photos_are_looked_at_in_several_views(tmp_path):
     assert local.looked == 3 * rerank.VIEWS
     assert found.owner.tolist() == [0, 0, 1, 2, 2]
     assert [len(rows) for rows in found.tokens] == [1, 2, 1, 1, 3]
-    expected = FakeEncoder().encode_texts(["red", "so red", "blue", "green", "a green thing"])
+    expected = FakeEncoder().encode("text", ["red", "so red", "blue", "green", "a green thing"])
     np.testing.assert_allclose(found.captions, expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
     assert len({view[0] for view in found.looks}) > 1  # no view is like another

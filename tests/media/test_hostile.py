@@ -8,6 +8,7 @@ import random
 import socket
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import hostile
@@ -32,7 +33,7 @@ def outcome(path, decoders=DECODERS):
         if file.reason:
             return file.reason
         try:
-            file.picture(HOW)
+            file.pixels(asdict(HOW))
         except DecodeError as error:
             return str(error)
     return ""
@@ -162,9 +163,9 @@ def test_names_and_captions_reach_no_terminal_as_they_are(tmp_path, tiny):
 
 
 def test_what_is_no_file_is_in_the_ledger_and_ends_nothing(tmp_path, monkeypatch, encoder):
-    from mmsearch.encoders.choice import ModelChoice
+    from mmsearch.encoders.encoder_provider import EncoderProvider
 
-    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: encoder)
+    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: encoder)
     folder = tmp_path / "photos"
     paint(folder / "good.png", "red")
     os.mkfifo(folder / "fifo.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,13 @@ from mmsearch.media.image import decode
 from mmsearch.media.isolated import Decoders
 
 HOW = FakeEncoder().spec.preprocess
+
+
+def picture(file, how=HOW):
+    """What is said of a picture, and its pixels."""
+    facts, segment = file.read({"image": dataclasses.asdict(how)})
+    return SimpleNamespace(**vars(facts), pixels=segment.data)
+
 
 #: What a decoder's C code might do: a Pillow plugin in the child, for files that begin with a word.
 HOSTILE = """
@@ -57,7 +66,7 @@ def hostile(tmp_path, monkeypatch):
 def outcome(decoders, path):
     with decoders.open(os.fsencode(path)) as file:
         try:
-            file.picture(HOW)
+            picture(file)
         except DecodeError as error:
             return str(error)
     return ""
@@ -110,7 +119,7 @@ def test_pictures_are_those_of_this_process(tmp_path):
                 assert file.reason == ""
                 assert file.stamp == Stamp.of(path.stat())
                 assert file.digest == content_hash(content)
-                found = file.picture(how)
+                found = picture(file, how)
             np.testing.assert_array_equal(found.pixels, fit(expected.image, how))
             assert (found.width, found.height) == (expected.width, expected.height)
             assert found.captured == expected.captured
@@ -125,7 +134,7 @@ def test_many_threads_share_few_processes_and_each_gets_its_own(tmp_path):
 
         def pixels(path):
             with decoders.open(os.fsencode(path)) as file:
-                return file.picture(HOW).pixels
+                return picture(file).pixels
 
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(pixels, paths * 5))
@@ -148,7 +157,7 @@ def test_what_cannot_be_read_has_a_reason_and_no_stamp(tmp_path):
                 assert file.stamp == NEVER
         assert outcome(decoders, tmp_path / "fifo.png") != ""
         with decoders.open(name) as file:
-            assert file.picture(HOW).width == 40
+            assert picture(file).width == 40
 
 
 def test_no_process_is_no_fault_of_a_file(monkeypatch):
@@ -175,13 +184,11 @@ def test_a_picture_comes_as_large_as_it_is_needed(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
     with Decoders() as decoders, decoders.open(os.fsencode(tmp_path / "a.png")) as file:
-        found = file.upright(100)
-    assert found.pixels.shape == (900, 300, 3)
-    np.testing.assert_array_equal(
-        found.pixels, np.asarray(image.transpose(Image.Transpose.ROTATE_270))
-    )
+        found = file.pixels({"at_least": 100, "within": 0})
+    assert found.shape == (900, 300, 3)
+    np.testing.assert_array_equal(found, np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
     with Decoders() as decoders, decoders.open(os.fsencode(tmp_path / "a.png")) as file:
-        assert file.upright(60, within=120).pixels.shape == (120, 40, 3)
+        assert file.pixels({"at_least": 60, "within": 120}).shape == (120, 40, 3)
 
 
 def test_a_process_that_was_started_ahead_is_the_one_that_is_asked(tmp_path):
@@ -191,7 +198,7 @@ def test_a_process_that_was_started_ahead_is_the_one_that_is_asked(tmp_path):
         (process,) = decoders._idle
         with decoders.open(os.fsencode(paint(tmp_path / "a.png", "red"))) as file:
             assert file._process is process
-            assert file.picture(HOW).width == 40
+            assert picture(file).width == 40
 
 
 def test_a_path_is_taken_from_the_folder_that_the_caller_is_in(tmp_path, monkeypatch):
@@ -212,7 +219,7 @@ def test_an_error_among_threads_does_not_wait_for_what_is_being_decoded(tmp_path
         with decoders.open(os.fsencode(tmp_path / "hang.png")) as file:
             begun.wait(60)
             with pytest.raises(DecodeError, match="killed"):
-                file.picture(HOW)
+                picture(file)
 
     with Decoders(seconds=600) as decoders:
         started = time.monotonic()
@@ -241,9 +248,8 @@ from mmsearch.media import isolated
 with isolated.Decoders() as decoders:
     with decoders.open({os.fsencode(tmp_path / "hang.png")!r}) as file:
         print(file._process._child.pid, flush=True)
-        file.picture({HOW!r})
+        list(file.read({{"image": {dataclasses.asdict(HOW)!r}}}))
 """
-    code = "from mmsearch.types import Preprocess\n" + code
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
@@ -278,7 +284,7 @@ def test_a_large_picture_takes_no_more_memory_than_it_may(tmp_path):
         thread = threading.Thread(target=watch)
         thread.start()
         try:
-            file.picture(HOW)
+            picture(file)
         finally:
             done.set()
             thread.join()
@@ -296,6 +302,9 @@ def test_a_process_that_was_killed_while_it_was_idle_costs_no_file(tmp_path):
 
 
 #: Replies that no decoder of ours sends: a stranger's file might have taken over its process.
+FACTS = {"width": 9, "height": 9, "captured": None, "duration_ms": None, "latitude": None,
+         "longitude": None}  # fmt: skip
+SEGMENT = {"modality": "image", "start_ms": None, "end_ms": None, "shape": [0], "dtype": "uint8"}
 REPLIES = {
     "file": [
         "[]",
@@ -308,9 +317,29 @@ REPLIES = {
         '{"reason": "bad \\udce9"}',
         "7",
         "{}",
-        '{"reason": "", "shape": [-1, 9, 3], "width": 9, "height": 9, "captured": null}',
-        '{"reason": "", "shape": [9, 9, 3], "width": 1e99, "height": 9, "captured": null}',
-        '{"reason": "", "shape": [9, 9, 3], "width": 9, "height": 9, "captured": "now"}',
+        '{"reason": "", "is_last": true, "parts": 7}',
+        '{"reason": "", "is_last": true, "parts": [{}]}',
+        *(
+            json.dumps({"reason": "", "is_last": True, "parts": [FACTS | SEGMENT | strange]})
+            for strange in (
+                {"shape": [-1, 9, 3]},
+                {"shape": [9, 9, 3]},
+                {"dtype": "object"},
+                {"dtype": "O"},
+                {"start_ms": 1e99},
+                {"modality": 7},
+            )
+        ),
+        *(
+            json.dumps({"reason": "", "is_last": True, "parts": [FACTS | strange]})
+            for strange in (
+                {"width": 1e99},
+                {"captured": "now"},
+                {"latitude": "north"},
+                {"duration_ms": 0.5},
+            )
+        ),
+        '{"reason": "", "is_last": true, "parts": [{"text": 7, "segment": null}]}',
     ],
 }
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmsearch.errors import UsageError
 from mmsearch.networks.late_fusion import LateFusion
+from mmsearch.search.candidates import Background, CandidateScores
 from mmsearch.search.fusion import (
     BARE,
     EQUAL,
@@ -24,13 +25,13 @@ from mmsearch.search.fusion import (
     weighted_mean,
     write_weights,
 )
-from mmsearch.store.store import Evidence, Usual
 
 
 def evidence(image, caption, words, best=None):
     image, caption, words = (np.array(part, float) for part in (image, caption, words))
-    return Evidence(
-        np.arange(len(image)), (), image, caption, words, Usual(0.2, 0.1), Usual(0.5, 0.2),
+    return CandidateScores(
+        np.arange(len(image)), (), image, caption, words,
+        Background(0.2, 0.1), Background(0.5, 0.2),
         np.nanmax([0, *words]) if best is None else best,
     )  # fmt: skip
 
@@ -104,7 +105,7 @@ def test_words_that_no_caption_holds_tell_nothing():
 def test_no_score_counts_more_than_it_can_tell():
     """A caption apart from a thousand equal ones lies any number of deviations away."""
     held = dataclasses.replace(
-        evidence([0.2, 0.2], [0.9, 0.1], [0, 0]), usual_caption=Usual(0.5, 1e-6)
+        evidence([0.2, 0.2], [0.9, 0.1], [0, 0]), caption_background=Background(0.5, 1e-6)
     )
     np.testing.assert_allclose(calibrated(held)[1], [8, -8])
 

@@ -7,20 +7,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import DECODERS, DIM, FakeEncoder, FakeLocal, paint, unit_vectors
+from fakes import (
+    DECODERS,
+    DIM,
+    FakeEncoder,
+    FakeLocal,
+    paint,
+    run_plan,
+    searcher_over,
+    unit_vectors,
+)
 from safetensors.torch import save_file
 
 from mmsearch.encoders.local import Looks
 from mmsearch.errors import DamageError, UsageError
-from mmsearch.ingest.looks import add_looks
-from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.jobs.runner import Runner
 from mmsearch.networks.cross_attention import CrossAttention
 from mmsearch.networks.late_interaction import LateInteraction
 from mmsearch.search import rerank
 from mmsearch.search.matchers import matcher_of
 from mmsearch.search.rerank import FILE_NAME, Mix, Reranker, read_reranker
-from mmsearch.search.searcher import Learned, Searcher
+from mmsearch.search.searcher import Learned
 from mmsearch.store.store import Store
 from mmsearch.types import Filter, Query, Term
 
@@ -198,21 +207,21 @@ def store(tmp_path, folder):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [folder], None), prune=None)
-        Pipeline(store, writer, FakeEncoder(), DECODERS, workers=2).run(plan)
+        run_plan(store, writer, plan, FakeEncoder(), workers=2)
     yield store
     store.close()
 
 
 def searcher_of(store, local, mix=Mix(0.5, 0.3)):  # noqa: B008 - it is frozen
     reranker = Reranker(Brightness(), unit_vectors(np.random.default_rng(1), 30), mix)
-    return Searcher(
+    return searcher_over(
         store, FakeEncoder(), Learned(reranker=lambda: reranker), lambda: local, lambda: DECODERS
     )
 
 
 def keep_looks(store, local):
     with store.writer() as writer:
-        return add_looks(store, writer, local, store.active_space(), DECODERS, workers=2)
+        return add_patches(store, writer, local, store.active_space(), Runner(DECODERS, 2))
 
 
 RED = Query((Term(text="red"),), k=3)
@@ -254,6 +263,7 @@ def test_looks_that_are_not_kept_are_taken_now(store):
     before = ask(searcher, rerank=8, fusion="image")
     assert local.looked == 8
     assert keep_looks(store, local) == COUNT
+    searcher = searcher_of(store, local)
     assert ask(searcher, rerank=8, fusion="image") == before
     assert local.looked == 8 + COUNT
     assert keep_looks(store, local) == 0
@@ -271,7 +281,9 @@ def test_many_are_looked_at_in_portions(store, monkeypatch):
 def test_patches_that_cannot_be_read_are_told(store):
     keep_looks(store, FakeLocal())
     with store.catalog.write() as connection:
-        connection.exec_driver_sql("UPDATE look SET content = x'0102' WHERE media_id = 3")
+        connection.exec_driver_sql(
+            "UPDATE patch_embedding SET content = x'0102' WHERE media_id = 3"
+        )
     with pytest.raises(DamageError, match="drop them with 'mmsearch index --no-patches'"):
         ask(searcher_of(store, FakeLocal()), rerank=COUNT, fusion="image")
 
@@ -304,7 +316,7 @@ def test_a_fusion_takes_the_new_scores_for_the_image(store):
     assert all(hit.scores["image"] == by_media[hit.media_id].scores["image"] for hit in first)
     assert any(hit.scores["rerank"] != hit.scores["image"] for hit in first)
     vector = searcher.embed(RED.terms)
-    evidence = searcher.evidence(RED, vector)
+    evidence = searcher.candidates(RED, vector)
     scores, image = searcher.scores(replace(RED, rerank=8), vector, evidence, "sum")
     order = np.argsort(-scores)
     assert evidence.media[order[:3]].tolist() == [hit.media_id for hit in first]
@@ -348,10 +360,10 @@ def test_pictures_do_not_ask_for_a_second_look(store, folder):
 
 def test_nothing_learned_or_for_another_width_is_told(store):
     with pytest.raises(UsageError, match="train rerank"):
-        Searcher(store, FakeEncoder()).search(Query(RED.terms, rerank=5))
+        searcher_over(store, FakeEncoder()).search(Query(RED.terms, rerank=5))
     narrow = Reranker(Brightness(), np.ones((3, 5), np.float32), Mix(0, 0))
     with pytest.raises(UsageError, match="takes vectors of 5 dimensions"):
-        Searcher(store, FakeEncoder(), Learned(reranker=lambda: narrow)).search(
+        searcher_over(store, FakeEncoder(), Learned(reranker=lambda: narrow)).search(
             Query(RED.terms, rerank=5)
         )
 

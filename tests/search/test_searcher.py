@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import DECODERS
+from fakes import DECODERS, run_plan, searcher_over
 
 from mmsearch.errors import UsageError
-from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.search import searcher as module
 from mmsearch.search.fusion import Weights
 from mmsearch.search.page import Section, Tile, render_page, tiles_of
-from mmsearch.search.searcher import Learned, Searcher
+from mmsearch.search.searcher import Learned
 from mmsearch.store.store import Store
 from mmsearch.types import Filter, Query, Term
 
 
 @pytest.fixture
-def searcher(tmp_path, photos, encoder):
+def store(tmp_path, photos, encoder):
     store = Store.create(tmp_path / "index")
     (photos / "red.txt").write_text("it is red\n")
     (photos / "green.txt").write_text("it is green\n")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [photos], None), prune=None)
-        Pipeline(store, writer, encoder, DECODERS, workers=2).run(plan)
-    yield Searcher(store, encoder, decoders=lambda: DECODERS)
+        run_plan(store, writer, plan, encoder, workers=2)
+    yield store
     store.close()
+
+
+@pytest.fixture
+def searcher(store, encoder):
+    return searcher_over(store, encoder, decoders=lambda: DECODERS)
 
 
 def names(hits):
@@ -56,7 +60,7 @@ def test_captions_help_to_find_their_images(searcher, photos):
     assert [hit.rank for hit in only] == list(range(1, len(only) + 1))
 
 
-def test_what_auto_comes_to(searcher, photos, monkeypatch):
+def test_what_auto_comes_to(searcher, store, encoder, photos, monkeypatch):
     text, picture = Term(text="red"), Term(image=photos / "red.png")
     assert searcher.fusion_of(Query((text,))) == "image"  # two captions give no scale
     monkeypatch.setattr(module, "LEAST_CAPTIONS", 2)
@@ -66,7 +70,7 @@ def test_what_auto_comes_to(searcher, photos, monkeypatch):
     assert searcher.fusion_of(Query((text,), min_score=0.2)) == "image"
     assert searcher.fusion_of(Query((Term(text="red", weight=-1),))) == "image"
     weights = Weights(0.2, 0.3, 0.5)
-    learned = Searcher(searcher._store, searcher._encoder, Learned(weights=lambda: weights))
+    learned = searcher_over(store, encoder, Learned(weights=lambda: weights))
     assert learned.fusion_of(Query((text,))) == "learned"
     learned.search(Query((text,), fusion="learned"))
 
@@ -102,7 +106,7 @@ def test_a_text_finds_captions(searcher):
 
 
 def test_terms_add_up_by_their_weights(searcher, encoder):
-    red, blue = encoder.encode_texts(["red", "blue"])
+    red, blue = encoder.encode("text", ["red", "blue"])
     vector = searcher.embed([Term(text="red", weight=2), Term(text="blue", weight=-0.5)])
     expected = 2 * red - 0.5 * blue
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
@@ -110,7 +114,7 @@ def test_terms_add_up_by_their_weights(searcher, encoder):
 
 def test_text_and_image_terms_mix(searcher, encoder, photos):
     vector = searcher.embed([Term(image=photos / "green.png"), Term(text="red"), Term(text="blue")])
-    expected = encoder.encode_texts(["green", "red", "blue"]).sum(axis=0)
+    expected = encoder.encode("text", ["green", "red", "blue"]).sum(axis=0)
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-2)
 
 

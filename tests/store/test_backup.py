@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, root_at, unit_vectors
+from fakes import FakeEncoder, new_media, root_at, unit_vectors
 
 from mmsearch import Engine
 from mmsearch.errors import DamageError, FormatError, UsageError
 from mmsearch.store import catalog
-from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.store import Store
 
 SPEC = FakeEncoder().spec
@@ -28,12 +27,8 @@ def add(store, folder, names):
         with writer.change() as change:
             for name in names:
                 vectors = unit_vectors(RNG, 2)
-                caption = NewCaption(f"about {name}", "file", vectors[1])
-                change.add_media(
-                    NewMedia(root.id, name.encode(), 1, 1, name.encode(), 1, 1,
-                             "2020-01-01T00:00:00", "exif", vectors[0], (caption,)),
-                    space,
-                )  # fmt: skip
+                captions = [(f"about {name}", vectors[1])]
+                change.add_media(new_media(root, name, vectors[0], captions=captions), space)
 
 
 @pytest.fixture
@@ -129,7 +124,7 @@ def test_what_is_no_backup_is_refused(store, tmp_path):
     with closing(sqlite3.connect(file)) as raw:
         raw.execute("PRAGMA user_version = 99")
     with engine_at(tmp_path / "again") as engine:
-        with pytest.raises(FormatError, match="newer"):
+        with pytest.raises(FormatError, match="update mmsearch"):
             engine.restore(file)
         assert not engine.has_index()
 

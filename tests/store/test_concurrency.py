@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, paint, root_at, unit_vectors
+from fakes import FakeEncoder, nearest, new_media, paint, root_at, unit_vectors
 
 from mmsearch import Engine, Filter, Query, Term
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.store import writer as writer_module
-from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.store import Store
 
 pytestmark = pytest.mark.slow
@@ -34,12 +33,8 @@ def add_ten(store, ten, vectors):
         with writer.change() as change:
             for number, vector in enumerate(vectors):
                 name = b"%d/%d" % (ten, number)
-                caption = NewCaption(f"word{ten}", "file", vector)
-                change.add_media(
-                    NewMedia(root.id, name, 1, 1, name, 1, 1, "2020-01-01T00:00:00", "exif",
-                             vector, (caption,)),
-                    space,
-                )  # fmt: skip
+                captions = [(f"word{ten}", vector)]
+                change.add_media(new_media(root, name, vector, captions=captions), space)
 
 
 def test_readers_see_every_commit_whole_through_additions_removals_and_compactions(  # noqa: C901 - a writer and its readers
@@ -80,7 +75,7 @@ def test_readers_see_every_commit_whole_through_additions_removals_and_compactio
                 if not known:
                     continue
                 ten = known[looks % len(known)]
-                answers = reader.search(SPEC.space, vectors[ten], modality, 500)
+                answers = nearest(reader, vectors[ten], modality, 500)
                 paths = {item.path for item in answers[0].items}
                 found = {}
                 for path in paths:
@@ -106,8 +101,8 @@ def test_readers_see_every_commit_whole_through_additions_removals_and_compactio
 def test_threads_share_an_engine(tmp_path, monkeypatch):
     """All kinds of queries at once, and the index growing meanwhile: each answer is right."""
     made = FakeEncoder()
-    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made)
-    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made)
+    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made)
+    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made)
     colours = ("red", "green", "blue", "yellow", "white", "black")
     for number in range(60):
         paint(tmp_path / f"p/{number:02}.png", colours[number % 6], mark=number + 1)
@@ -144,8 +139,8 @@ def test_threads_share_an_engine(tmp_path, monkeypatch):
 
 def test_an_engine_that_is_closed_among_threads_opens_again(tmp_path, monkeypatch):
     made = FakeEncoder()
-    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made)
-    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made)
+    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made)
+    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made)
     paint(tmp_path / "p/red.png", "red")
     with Engine.open(tmp_path / "index", notify=lambda line: None) as engine:
         engine.index([tmp_path / "p"])

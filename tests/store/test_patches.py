@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import DIM, FakeEncoder, root_at, unit_vectors
+from fakes import DIM, FakeEncoder, new_media, root_at, unit_vectors
 
-from mmsearch.store import catalog, lookups, migrations
-from mmsearch.store.changes import NewMedia
 from mmsearch.store.patches import pack_looks, unpack_looks
 from mmsearch.store.store import Store
 
@@ -52,10 +50,7 @@ def store(tmp_path):
         with writer.change() as change:
             for number in range(4):
                 name = f"{number}".encode()
-                change.add_media(
-                    NewMedia(root.id, name, 1, 1, name, 1, 1, "2020-01-01T00:00:00", "exif",
-                             unit_vectors(RNG, 1)[0]), space,
-                )  # fmt: skip
+                change.add_media(new_media(root, name, unit_vectors(RNG, 1)[0]), space)
     yield store
     store.close()
 
@@ -65,46 +60,38 @@ def look_at(store, ids):
         space = writer.space_of(FakeEncoder().spec, "fp32")
         packed = pack_looks(*some_looks(len(ids)))
         with writer.change() as change:
-            change.add_looks(dict(zip(ids, packed, strict=True)), space)
+            change.add_patches(dict(zip(ids, packed, strict=True)), space)
     return packed
+
+
+def patches_of(store, ids):
+    with store.reader() as reader:
+        return reader.patches(ids), reader.vectors("image", ids)
 
 
 def test_looks_go_with_their_picture(store):
     ids = store.contents().image_ids.tolist()
     packed = look_at(store, ids[:3])
-    space = FakeEncoder().spec.space
-    kept, own = store.looks(space, [*ids, 99])
+    kept, own = patches_of(store, [*ids, 99])
     assert kept == dict(zip(ids, packed, strict=False))
     np.testing.assert_array_equal(
         [own[number] for number in ids], store.contents().image_vectors
     )  # fmt: skip
-    with store.catalog.read() as connection:
-        left = lookups.without_look(connection, lookups.active_space(connection))
-    assert left == [(ids[3], b"/r/3", b"3")]
+    with store.catalog.read() as queries:
+        (left,) = queries.media_without_patches(queries.active_space(), 0, 9)
+    assert (left.id, left.absolute, left.content_hash) == (ids[3], b"/r/3", b"3")
     with store.writer() as writer:
         writer.remove([b"/r/1"])
-    kept, own = store.looks(space, ids)
+    kept, own = patches_of(store, ids)
     assert list(kept) == [ids[0], ids[2]]
     assert list(own) == [ids[0], ids[2], ids[3]]
-    assert store.status().looks == 2
+    assert store.status().patches == 2
 
 
 def test_a_picture_that_went_meanwhile_gets_none(store):
     ids = store.contents().image_ids.tolist()
     look_at(store, [ids[0], 99])
-    assert store.status().looks == 1
+    assert store.status().patches == 1
     with store.writer() as writer, writer.change() as change:
-        change.remove_looks()
-    assert store.status().looks == 0
-
-
-def test_an_index_of_before_gets_the_table(tmp_path, monkeypatch):
-    with monkeypatch.context() as older:
-        for module in (migrations, catalog):
-            older.setattr(module, "FORMAT_VERSION", 2)
-        older.setattr(migrations, "MIGRATIONS", migrations.MIGRATIONS[:2])
-        catalog.Catalog.create(tmp_path / "catalog.sqlite3").close()
-    opened = catalog.Catalog(tmp_path / "catalog.sqlite3")
-    with opened.read() as connection:
-        assert connection.execute("SELECT count(*) FROM look").fetchone() == (0,)
-    opened.close()
+        change.remove_patches()
+    assert store.status().patches == 0

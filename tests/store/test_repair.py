@@ -16,7 +16,7 @@ import pytest
 from fakes import FakeEncoder, paint
 
 from mmsearch import Engine
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.errors import (
     DamageError,
     IndexNotFound,
@@ -24,7 +24,7 @@ from mmsearch.errors import (
     ModelNotFound,
     UnreadableError,
 )
-from mmsearch.store import catalog, lookups, verify
+from mmsearch.store import catalog, verify
 from mmsearch.store import repair as repairs
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.repair import _readable
@@ -39,8 +39,8 @@ COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch):
     made = FakeEncoder()
-    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made)
-    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made)
+    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made)
+    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made)
     return made
 
 
@@ -50,8 +50,8 @@ def made(tmp_path_factory):
     top = tmp_path_factory.mktemp("made")
     encoder = FakeEncoder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelChoice, "for_new_index", lambda self, model, device: encoder)
-        patch.setattr(ModelChoice, "for_space", lambda self, spec, device: encoder)
+        patch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: encoder)
+        patch.setattr(EncoderProvider, "for_space", lambda self, spec, device: encoder)
         with Engine.open(top / "index") as engine:
             for number in range(COUNT):
                 colour = COLOURS[number % 6]
@@ -184,7 +184,7 @@ def test_what_cannot_be_had_again_is_listed_and_taken_out(damaged, made, tmp_pat
     sql(
         damaged,
         "UPDATE embedding SET vector = zeroblob(length(vector)) "
-        f"WHERE modality = 'image' AND item_id IN {of_black}",
+        f"WHERE tower = 'image' AND item_id IN {of_black}",
     )
     vector_file(damaged).unlink()
     (made / "photos/05-black.png").rename(tmp_path / "away.png")
@@ -205,9 +205,9 @@ def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, mo
         raise ModelNotFound("not here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ModelChoice, "for_space", missing)
+        patch.setattr(EncoderProvider, "for_space", missing)
         assert damaged.repair().embedded == 0
-        assert kinds(damaged) == {"lacking"}
+        assert kinds(damaged) == {"missing"}
         assert [d.what for d in damaged.verify().damages] == ["1 images have no vector"]
     assert damaged.repair().embedded == 1
     assert kinds(damaged, deep=True) == set()
@@ -216,7 +216,7 @@ def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, mo
 def test_what_was_written_as_no_numbers_is_found_and_computed_anew(damaged):
     """As by a runtime that gave NaN before such vectors were refused."""
     nan = np.full(damaged.status().dim, np.nan, np.float32).tobytes()
-    key = "modality = 'image' AND item_id = 9"
+    key = "tower = 'image' AND item_id = 9"
     sql(
         damaged,
         (f"UPDATE embedding SET vector = ?, checksum = ? WHERE {key}", (nan, of_vector(nan, 9))),
@@ -228,7 +228,7 @@ def test_what_was_written_as_no_numbers_is_found_and_computed_anew(damaged):
 
 
 def test_words_are_made_of_captions_anew(damaged):
-    sql(damaged, "UPDATE words SET text = 'nonsense' WHERE rowid = 7")
+    sql(damaged, "UPDATE words SET sidecar = 'nonsense' WHERE rowid = 7")
     assert kinds(damaged, deep=True) == {"words"}
     assert damaged.repair().lost == ()
     assert kinds(damaged, deep=True) == set()
@@ -293,13 +293,13 @@ def test_a_damaged_header_costs_nothing(damaged):
 
 
 def test_ids_are_not_used_again_after_a_repair(damaged, made):
-    with damaged.store.catalog.read() as connection:
-        before = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+    with damaged.store.catalog.read() as queries:
+        before = dict(queries.cursor("SELECT name, seq FROM sqlite_sequence").fetchall())
     sql(damaged, "PRAGMA foreign_keys = OFF", "DELETE FROM media WHERE id > 40")
     assert kinds(damaged) == {"item"}
     damaged.repair()
-    with damaged.store.catalog.read() as connection:
-        after = dict(connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall())
+    with damaged.store.catalog.read() as queries:
+        after = dict(queries.cursor("SELECT name, seq FROM sqlite_sequence").fetchall())
     assert after == before
 
 
@@ -311,7 +311,7 @@ def test_a_folder_that_is_not_there_costs_no_image(damaged, made, tmp_path):
     (made / "photos").rename(tmp_path / "unmounted")
     try:
         assert damaged.repair().lost == ()
-        assert kinds(damaged) == {"lacking"}
+        assert kinds(damaged) == {"missing"}
         assert damaged.verify().images == COUNT + 3
     finally:
         (tmp_path / "unmounted").rename(made / "photos")
@@ -342,7 +342,7 @@ def test_a_caption_of_no_image_is_damage_whatever_its_number(damaged):
     sql(damaged, "UPDATE caption SET media_id = 0 WHERE id = 5")
     with pytest.raises(DamageError, match="0 is no id"):
         damaged.search("a thing", k=COUNT)
-    sql(damaged, "UPDATE embedding SET item_id = 0 WHERE modality = 'image' AND item_id = 7")
+    sql(damaged, "UPDATE embedding SET item_id = 0 WHERE tower = 'image' AND item_id = 7")
     with pytest.raises(DamageError):
         damaged.search("a thing", k=COUNT)
 
@@ -362,8 +362,8 @@ def test_opening_during_a_repair_touches_nothing_of_the_new_catalog(damaged):
                 connection.exec_driver_sql("UPDATE revision SET number = 1000")
         late = waiting.result()
     for store in (late, done, Store(damaged.folder)):
-        with store.catalog.read() as connection:
-            assert lookups.revision_of(connection) == 1000
+        with store.catalog.read() as queries:
+            assert queries.revision() == 1000
         store.close()
 
 
@@ -384,8 +384,8 @@ def test_a_log_that_was_left_behind_gets_into_no_other_catalog(damaged, tmp_path
     with Engine.open(folder) as engine:
         engine.restore(tmp_path / "backup")
         assert everything(engine) == before
-        with engine.store.catalog.read() as connection:
-            assert lookups.revision_of(connection) < 777
+        with engine.store.catalog.read() as queries:
+            assert queries.revision() < 777
 
 
 def test_an_index_without_its_catalog_is_no_place_for_another(damaged, made):
@@ -435,7 +435,7 @@ def test_a_disk_that_is_busy_or_full_is_no_damage(damaged, monkeypatch):
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
         raise error
 
-    monkeypatch.setattr(verify._Look, "_lacking", fails)
+    monkeypatch.setattr(verify._Look, "_missing", fails)
     with pytest.raises(UnreadableError, match="disk I/O error"):
         damaged.verify()
 
@@ -552,7 +552,7 @@ def test_too_little_memory_is_no_damage_to_a_sound_index(damaged, monkeypatch, t
     def greedy(*arguments):
         raise MemoryError
 
-    for name in ("_lacking", "_files"):
+    for name in ("_missing", "_files"):
         with monkeypatch.context() as patch:
             patch.setattr(verify._Look, name, greedy)
             with pytest.raises(UnreadableError, match="too little memory"):
@@ -560,7 +560,7 @@ def test_too_little_memory_is_no_damage_to_a_sound_index(damaged, monkeypatch, t
             with pytest.raises(UnreadableError, match="too little memory"):
                 damaged.repair()
     with monkeypatch.context() as patch:
-        patch.setattr(lookups, "is_sound", greedy)
+        patch.setattr(verify, "is_sound", greedy)
         with pytest.raises(UnreadableError, match="too little memory"):
             damaged.backup(tmp_path / "file")
     assert not (tmp_path / "file").exists()
@@ -575,5 +575,5 @@ def test_a_row_that_claims_all_memory_is_damage_where_the_structure_is(damaged, 
         yield verify._catalog("an offset leads out of its page")
 
     monkeypatch.setattr(verify._Look, "_structure", structure)
-    monkeypatch.setattr(verify._Look, "_lacking", greedy)
+    monkeypatch.setattr(verify._Look, "_missing", greedy)
     assert kinds(damaged) == {"catalog"}

@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from fakes import FakeEncoder, root_at, unit_vectors
+from fakes import FakeEncoder, nearest, new_media, root_at, unit_vectors
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mmsearch.store.changes import NewCaption, NewMedia
 from mmsearch.store.store import Store
 
 SPEC = FakeEncoder().spec
@@ -43,24 +42,18 @@ class StoreMachine(RuleBasedStateMachine):
                     self.made += 1
                     vectors = unit_vectors(self.rng, 1 + captions)
                     name = f"{self.made}".encode()
+                    texts = [(str(i), vector) for i, vector in enumerate(vectors[1:])]
                     number = change.add_media(
-                        NewMedia(
-                            root.id, name, 1, 1, name, 1, 1, "2020-01-01T00:00:00", "exif",
-                            vectors[0],
-                            tuple(NewCaption(str(i), "file", v) for i, v in enumerate(vectors[1:])),
-                        ),
-                        space,
-                    )  # fmt: skip
+                        new_media(root, name, vectors[0], captions=texts), space
+                    )
                     self.images[number] = vectors[0]
                     self.owner[name] = number
-        with self.store.catalog.read() as connection:
-            from mmsearch.store import lookups
-
-            rows = lookups.captions_of(connection, list(self.images))
-            space = lookups.active_space(connection)
+        with self.store.catalog.read() as queries:
+            rows = queries.captions_of(list(self.images))
+            space = queries.active_space()
             for number, own in rows.items():
                 ids = [row.id for row in own]
-                stored = lookups.vectors_of(connection, space, "caption", ids)
+                stored = queries.vectors_of(space.towers["text"], ids)
                 for caption_id, content in stored.items():
                     self.captions[caption_id] = (number, np.frombuffer(content, "<f4"))
 
@@ -95,9 +88,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _check_words(self, store):
         """Kept beside the captions, and always what those make."""
-        with store.catalog.read() as connection:
-            kept = connection.execute("SELECT rowid, text FROM words").fetchall()
-            texts = connection.execute("SELECT media_id, text FROM caption").fetchall()
+        with store.catalog.read() as queries:
+            kept = queries.cursor("SELECT rowid, file FROM words").fetchall()
+            texts = queries.cursor("SELECT media_id, text FROM caption").fetchall()
         made = {}
         for owner, text in texts:
             made.setdefault(owner, []).append(text)
@@ -106,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
 
     def _check(self, store, to, truth):
-        answers = store.search(SPEC.space, QUERIES, to, len(truth) + 3)
+        answers = nearest(store, QUERIES, to, len(truth) + 3)
         for query, answer in zip(QUERIES, answers, strict=True):
             expected = sorted(((-float(v @ query), n) for n, v in truth.items()))
             assert set(answer.ids) == set(truth)

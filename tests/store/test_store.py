@@ -12,7 +12,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from fakes import DIM, FakeEncoder, root_at, unit_vectors
+from fakes import DIM, FakeEncoder, candidates, nearest, new_media, root_at, unit_vectors
 
 from mmsearch.config import MARKER
 from mmsearch.errors import (
@@ -23,10 +23,10 @@ from mmsearch.errors import (
     UnreadableError,
     UsageError,
 )
-from mmsearch.store import approximate, catalog, lookups, migrations
+from mmsearch.store import approximate, catalog
 from mmsearch.store import writer as writer_module
-from mmsearch.store.changes import NewCaption, NewMedia
-from mmsearch.store.migrations import FORMAT_VERSION
+from mmsearch.store.mutations import NewCaption
+from mmsearch.store.rows import RootRow, under
 from mmsearch.store.store import Store
 from mmsearch.types import Filter
 
@@ -41,14 +41,6 @@ def store(tmp_path):
     store.close()
 
 
-def new(root, name, vector, *, captured="2020-01-01T00:00:00", captions=()):
-    return NewMedia(
-        root_id=root.id, path=name.encode(), size=1, mtime_ns=2, content_hash=name.encode(),
-        width=3, height=4, captured=captured, captured_from="exif", vector=vector,
-        captions=tuple(NewCaption(text, "file", row) for text, row in captions),
-    )  # fmt: skip
-
-
 def fill(store, names, vectors, **options):
     """Adds pictures under the root /photos; returns their ids."""
     with store.writer() as writer:
@@ -56,13 +48,13 @@ def fill(store, names, vectors, **options):
         root = root_at(writer, b"/photos")
         with writer.change() as change:
             return [
-                change.add_media(new(root, name, vector, **options), space)
+                change.add_media(new_media(root, name, vector, **options), space)
                 for name, vector in zip(names, vectors, strict=True)
             ]
 
 
 def ids_found(store, query, k=10, to="image", where=None):
-    return list(store.search(SPEC.space, query[None, :], to, k, where)[0].ids)
+    return list(nearest(store, query[None], to, k, where)[0].ids)
 
 
 def test_what_is_committed_is_found_beside_an_older_snapshot(store):
@@ -103,7 +95,7 @@ def test_ids_are_never_used_twice(store):
 def test_captions_go_with_their_picture(store):
     image, one, two = unit_vectors(RNG, 3)
     fill(store, "a", [image], captions=[("one", one), ("two", two)])
-    answer = store.search(SPEC.space, two[None], "caption", 5)[0]
+    answer = nearest(store, two[None], "caption", 5)[0]
     assert answer.items[0].caption == "two"
     assert answer.scores[0] == pytest.approx(1, abs=1e-6)
     with store.writer() as writer:
@@ -116,9 +108,9 @@ def test_a_failing_transaction_leaves_nothing(store):
     (vector,) = unit_vectors(RNG, 1)
     fill(store, "a", [vector])
     with store.writer() as writer:
-        root, space = lookups.RootRow(1, b"/photos", False, ()), writer.space_of(SPEC, "fp32")
+        root, space = RootRow(1, b"/photos", False, ()), writer.space_of(SPEC, "fp32")
         with pytest.raises(RuntimeError, match="power"), writer.change() as change:  # noqa: PT012
-            change.add_media(new(root, "b", vector), space)
+            change.add_media(new_media(root, "b", vector), space)
             change.flush()
             raise RuntimeError("power cut")
     assert len(ids_found(store, vector)) == 1
@@ -201,11 +193,11 @@ def test_a_strange_folder_among_the_vectors_is_left_alone(store):
 def test_what_lies_below_a_folder_is_looked_up_by_the_index(store):
     """Not a look at every row: an index may hold a million."""
     fill(store, ["a/1", "a-b/1", "a", "a0", "b/1"], unit_vectors(RNG, 5))
-    condition, values = lookups.under(b"a")
-    with store.catalog.read() as connection:
+    condition, values = under(b"a")
+    with store.catalog.read() as queries:
         query = f"SELECT path FROM media WHERE root_id = 1 AND {condition}"
-        found = sorted(path for (path,) in connection.execute(query, values))
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
+        found = sorted(path for (path,) in queries.cursor(query, values))
+        plan = queries.cursor(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
     assert found == [b"a", b"a/1"]
     assert "path>? AND path<?" in plan[0][-1]
 
@@ -269,11 +261,9 @@ def test_leftovers_of_a_killed_compaction_are_cleared_away(store):
     assert list((store.folder / "vectors").iterdir()) == []
 
 
-def test_a_query_of_another_space_is_refused(store):
+def test_vectors_of_another_space_are_refused(store):
     fill(store, "a", unit_vectors(RNG, 1))
-    with pytest.raises(SpaceError, match="made with 'fake'"):
-        store.search("another", unit_vectors(RNG, 1), "image", 1)
-    with store.writer() as writer, pytest.raises(SpaceError):
+    with store.writer() as writer, pytest.raises(SpaceError, match="made with 'fake'"):
         writer.space_of(FakeEncoder("other").spec, "fp32")
 
 
@@ -289,7 +279,7 @@ def test_filters_by_folder_and_date(store):
     query = vectors[0]
 
     def found(**limits):
-        answer = store.search(SPEC.space, query[None], "image", 9, Filter(**limits))[0]
+        answer = nearest(store, query[None], "image", 9, Filter(**limits))[0]
         return sorted(item.path.decode() for item in answer.items)
 
     assert found(under="/photos/2019") == ["/photos/2019/a"]
@@ -309,15 +299,13 @@ def test_a_root_takes_in_the_roots_inside_it(store):
         space = writer.space_of(SPEC, "fp32")
         (vector,) = unit_vectors(RNG, 1)
         with writer.change() as change:
-            change.add_media(new(inner, "a", vector), space)
+            change.add_media(new_media(inner, "a", vector), space)
         with writer.change() as change:
             change.take_over(inner, outer)
-    answer = store.search(SPEC.space, vector[None], "image", 1)[0]
+    answer = nearest(store, vector[None], "image", 1)[0]
     assert answer.items[0].path == b"/photos/tr\xe9es/a"
-    with store.catalog.read() as connection:
-        assert [row.path for row in lookups.media_under(connection, outer.id, b"tr\xe9es")] == [
-            b"tr\xe9es/a"
-        ]
+    with store.catalog.read() as queries:
+        assert [row.path for row in queries.media_under(outer.id, b"tr\xe9es")] == [b"tr\xe9es/a"]
 
 
 # -- files and formats -------------------------------------------------------------------------
@@ -327,35 +315,6 @@ def test_pages_are_large_and_the_log_is_ahead(store):
     with sqlite3.connect(store.folder / catalog.FILE_NAME) as raw:
         assert raw.execute("PRAGMA page_size").fetchone() == (16384,)
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-def test_the_tables_are_those_of_the_schema(store):
-    """The migrations spell tables out; schema.py must describe the same."""
-    from sqlalchemy import create_engine
-
-    from mmsearch.store import schema
-
-    other = create_engine("sqlite://")
-    schema.metadata.create_all(other)
-
-    def columns(connection):
-        tables = connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' "
-            "AND name NOT LIKE 'words%'"  # FTS5's own
-        ).fetchall()
-        return {
-            table: [
-                (name, kind, notnull, key)
-                for _, name, kind, notnull, _, key in connection.execute(
-                    f"PRAGMA table_info({table})"
-                )
-            ]
-            for (table,) in tables
-        }
-
-    with store.catalog.read() as ours, other.connect() as theirs:
-        assert columns(ours) == columns(catalog.raw(theirs))
-    other.dispose()
 
 
 def test_no_index_is_said_so(tmp_path):
@@ -383,31 +342,10 @@ def test_a_database_of_another_program_is_refused(tmp_path):
         Store(tmp_path)
 
 
-def test_a_migration_and_its_record_commit_together(store, monkeypatch):
-    def half(connection):
-        connection.execute("CREATE TABLE half (x)")
-        raise RuntimeError("power cut")
-
-    def whole(connection):
-        connection.execute("CREATE TABLE whole (x)")
-
-    newer = FORMAT_VERSION + 1
-    for module in (migrations, catalog):
-        monkeypatch.setattr(module, "FORMAT_VERSION", newer)
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, half))
-    with pytest.raises(RuntimeError):
-        Store(store.folder)
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS[:-1], whole))
-    with Store(store.folder).catalog.read() as connection:
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
-        assert migrations.format_version(connection) == newer
-    assert "whole" in tables
-    assert "half" not in tables
-
-
 def words_of(store):
-    with store.catalog.read() as connection:
-        return dict(connection.execute("SELECT rowid, text FROM words"))
+    with store.catalog.read() as queries:
+        rows = queries.cursor("SELECT rowid, file FROM words").fetchall()
+    return {number: sorted(text.split("\n")) for number, text in rows}
 
 
 def captioned(store, texts):
@@ -420,14 +358,14 @@ def captioned(store, texts):
             for number, captions in enumerate(texts):
                 vectors = unit_vectors(RNG, 1 + len(captions))
                 rows = list(zip(captions, vectors[1:], strict=True))
-                media = new(root, f"c{number}", vectors[0], captions=rows)
+                media = new_media(root, f"c{number}", vectors[0], captions=rows)
                 ids.append(change.add_media(media, space))
     return ids
 
 
 def test_the_words_follow_the_captions(store):
     first, second, third = captioned(store, [["a dog", "it runs"], ["a cat"], []])
-    assert words_of(store) == {first: "a dog\nit runs", second: "a cat"}
+    assert words_of(store) == {first: ["a dog", "it runs"], second: ["a cat"]}
     with store.writer() as writer:
         space = writer.space_of(SPEC, "fp32")
         with writer.change() as change:
@@ -435,37 +373,50 @@ def test_the_words_follow_the_captions(store):
                                 space)  # fmt: skip
             (old, _, _), _ = change.captions_of(first)
             change.remove_captions([old])
-        assert words_of(store) == {first: "it runs", second: "a cat", third: "two birds"}
+        assert words_of(store) == {
+            first: ["it runs"], second: ["a cat"], third: ["two birds"]
+        }  # fmt: skip
         with writer.change() as change:
             change.remove_media([second])
-    assert words_of(store) == {first: "it runs", third: "two birds"}
+    assert words_of(store) == {first: ["it runs"], third: ["two birds"]}
 
 
-def test_an_index_of_the_first_format_gains_its_words(store):
-    first, _ = captioned(store, [["a dog", "it runs"], ["a cat"]])
-    expected = words_of(store)
-    store.close()
-    with sqlite3.connect(store.folder / catalog.FILE_NAME) as raw:
-        raw.execute("DROP TRIGGER words_after_insert")
-        raw.execute("DROP TRIGGER words_after_delete")
-        raw.execute("DROP TABLE words")
-        raw.execute("DROP TRIGGER look_before_delete")
-        raw.execute("DROP TABLE look")
-        raw.execute("DROP INDEX ix_embedding_unsummed")
-        for table, column in (
-            ("embedding", "checksum"), ("snapshot", "checksum"), ("snapshot", "cells"),
-        ):  # fmt: skip
-            raw.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        raw.execute("PRAGMA user_version = 1")
-    raw.close()
-    older = Store(store.folder)
-    assert words_of(older) == expected
-    with older.catalog.read() as connection:
-        assert list(lookups.media_with_words(connection, "dogs", 9)) == [first]
-    with older.catalog.write() as connection:  # as a program would that knows of no words
-        connection.exec_driver_sql("DELETE FROM caption WHERE text = 'it runs'")
-    assert words_of(older)[first] == "a dog"
-    older.close()
+def test_each_source_has_its_own_column_of_words(store):
+    (first,) = captioned(store, [["a dog"]])
+    sources = {"sidecar": "sidecar", "file": "file:12ab", "embedded": "embedded", "name": "name",
+               "model": "model:x", "read_text": "text"}  # fmt: skip
+    with store.writer() as writer:
+        space = writer.space_of(SPEC, "fp32")
+        with writer.change() as change:
+            new = [NewCaption(f"word{n}", source, unit_vectors(RNG, 1)[0])
+                   for n, source in enumerate(sources.values())]  # fmt: skip
+            change.add_captions(first, new, space)
+    with store.catalog.read() as queries:
+        for number, column in enumerate(sources):
+            query = "SELECT rowid FROM words WHERE words MATCH ?"
+            assert queries.cursor(query, (f"{column} : word{number}",)).fetchall() == [(first,)]
+            assert queries.cursor(query, (f"- {column} : word{number}",)).fetchall() == []
+
+
+def test_texts_read_in_pictures_are_found_by_any_of_their_letters(store):
+    (first,) = captioned(store, [["a dog"]])
+    with store.writer() as writer:
+        space = writer.space_of(SPEC, "fp32")
+        with writer.change() as change:
+            (vector,) = unit_vectors(RNG, 1)
+            change.add_captions(first, [NewCaption("EXIT 12b", "text", vector)], space)
+
+    def found(letters):
+        with store.catalog.read() as queries:
+            return queries.cursor(
+                "SELECT text FROM read_text WHERE read_text MATCH ?", (f'"{letters}"',)
+            ).fetchall()
+
+    assert found("xit 12") == [("EXIT 12b",)]
+    assert found("dog") == []
+    with store.writer() as writer:
+        writer.remove([b"/photos"])
+    assert found("xit 12") == []
 
 
 def bm25(documents, query, k1=1.2, b=0.75):
@@ -491,26 +442,26 @@ def test_words_are_ranked_by_bm25(store):
              ["green car hill"], ["tall tree"], ["old man"], ["thin ice"]]  # fmt: skip
     ids = captioned(store, texts)
     documents = {number: " ".join(text) for number, text in zip(ids, texts, strict=True)}
-    with store.catalog.read() as connection:
+    with store.catalog.read() as queries:
         for query in ("red dog", "hill", "green car sun", "the red car"):
-            found = lookups.media_with_words(connection, query, 99)
+            found = queries.media_with_words(query, 99)
             expected = bm25(documents, set(query.split()) - {"the"})
             assert found == pytest.approx(expected, rel=1e-6)
             assert list(found.values()) == sorted(found.values(), reverse=True)
-            assert list(lookups.media_with_words(connection, query, 1)) == list(found)[:1]
-            some = lookups.media_with_words(connection, query, 99, ids[:3])
+            assert list(queries.media_with_words(query, 1)) == list(found)[:1]
+            some = queries.media_with_words(query, 99, ids[:3])
             assert some == {n: score for n, score in found.items() if n in ids[:3]}
 
 
 def test_words_are_found_however_they_are_composed(store):
     ids = captioned(store, [["a résumé"], ["İstanbul"], ["Émile"]])
-    with store.catalog.read() as connection:
+    with store.catalog.read() as queries:
         for text, number in (
             ("re\u0301sume\u0301", ids[0]),
             ("İstanbul", ids[1]),
             ("emile", ids[2]),
         ):
-            assert list(lookups.media_with_words(connection, text, 9)) == [number]
+            assert list(queries.media_with_words(text, 9)) == [number]
 
 
 @pytest.mark.parametrize(
@@ -520,14 +471,14 @@ def test_words_are_found_however_they_are_composed(store):
 def test_any_text_can_be_asked_for_its_words(store, text):
     """FTS5 has a language of its own, which nobody meant."""
     ids = captioned(store, [["a dog"], ["the cat"]])
-    with store.catalog.read() as connection:
-        found = list(lookups.media_with_words(connection, text, 9))
+    with store.catalog.read() as queries:
+        found = list(queries.media_with_words(text, 9))
     # A text of nothing but function words is taken as it is.
     found_by = {"the": [ids[1]], "a AND": [ids[0]]}
     assert found == found_by.get(text, [ids[0]] if "dog" in text else [])
 
 
-def test_the_evidence_is_what_comparing_everything_gives(store):
+def test_the_candidates_is_what_comparing_everything_gives(store):
     rng = np.random.default_rng(5)
     texts = [[f"word{rng.integers(30)} thing" for _ in range(rng.integers(4))] for _ in range(60)]
     captioned(store, texts[:40])
@@ -543,10 +494,10 @@ def test_the_evidence_is_what_comparing_everything_gives(store):
         held.caption_media.tolist(), held.caption_vectors @ query, strict=True
     ):
         best[owner] = max(best.get(owner, -1), cosine)
-    with store.catalog.read() as connection:
-        scores = lookups.media_with_words(connection, "word7", 99)
+    with store.catalog.read() as queries:
+        scores = queries.media_with_words("word7", 99)
     for depth in (3, 100):
-        found = store.evidence(SPEC.space, query, "word7", depth)
+        found = candidates(store, query, "word7", depth)
         media = found.media.tolist()
         assert media == sorted(media)
         nearest = sorted(image, key=image.get, reverse=True)[:depth]
@@ -561,12 +512,12 @@ def test_the_evidence_is_what_comparing_everything_gives(store):
         assert [item.media_id for item in found.items] == media
 
 
-def test_the_evidence_heeds_filters(store):
+def test_the_candidates_heeds_filters(store):
     """Before it counts to its depth: the best of those that may be found are found."""
     captioned(store, [["a dog"], ["a dog"], ["a cat"]])
     where = Filter(after=datetime(2031, 1, 1))
     query = unit_vectors(RNG, 1)[0]
-    found = store.evidence(SPEC.space, query, "dog", 10, where)
+    found = candidates(store, query, "dog", 10, where)
     assert found.media.tolist() == []
     assert found.best_words == 0
     later = [["a dog and many other things beside it"]] * 2
@@ -576,10 +527,10 @@ def test_the_evidence_heeds_filters(store):
             ids = []
             for number, captions in enumerate(later):
                 rows = [(text, unit_vectors(RNG, 1)[0]) for text in captions]
-                media = new(root, f"late{number}", unit_vectors(RNG, 1)[0], captions=rows,
+                media = new_media(root, f"late{number}", unit_vectors(RNG, 1)[0], captions=rows,
                             captured="2032-01-01T00:00:00")  # fmt: skip
                 ids.append(change.add_media(media, space))
-    found = store.evidence(SPEC.space, query, "dog", 1, where)
+    found = candidates(store, query, "dog", 1, where)
     assert found.best_words > 0
     assert set(found.media.tolist()) <= set(ids)
     assert (found.words > 0).all()
@@ -593,9 +544,9 @@ def test_candidates_have_their_words_whoever_brought_them(store):
         with writer.change() as change:
             for number, vector in enumerate(vectors):
                 text = "dog" + " and more to say of it" * number
-                media = new(root, f"w{number}", vector, captions=[(text, vector)])
+                media = new_media(root, f"w{number}", vector, captions=[(text, vector)])
                 change.add_media(media, space)
-    found = store.evidence(SPEC.space, vectors[5], "dog", 1)
+    found = candidates(store, vectors[5], "dog", 1)
     assert len(found.media) > 1
     assert (found.words > 0).all()
 
@@ -613,14 +564,14 @@ def test_scores_are_compared_with_a_sample_of_all(store):
         with writer.change() as change:
             change.remove_media(gone)
     fill(store, [f"n{n}" for n in range(2000)], tail)
-    usual = store.evidence(SPEC.space, query, "", 5).usual_image
+    background = candidates(store, query, "", 5).image_background
     scores = np.concatenate([older, tail]) @ query
-    assert usual.mean == pytest.approx(scores.mean(), abs=0.03)
-    assert usual.deviation == pytest.approx(scores.std(), abs=0.03)
+    assert background.mean == pytest.approx(scores.mean(), abs=0.03)
+    assert background.deviation == pytest.approx(scores.std(), abs=0.03)
     with store.writer() as writer:
         writer.compact()
-    again = store.evidence(SPEC.space, query, "", 5).usual_image
-    assert again.mean == pytest.approx(usual.mean, abs=1e-6)
+    again = candidates(store, query, "", 5).image_background
+    assert again.mean == pytest.approx(background.mean, abs=1e-6)
 
 
 def test_a_folder_of_other_things_is_never_taken(tmp_path):
@@ -638,6 +589,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from mmsearch.store import writer as writer_module
+from mmsearch.store.rows import RootRow, under
 from mmsearch.store.store import Store
 with Store(Path(sys.argv[1])).writer():
     print("held", flush=True)
@@ -694,7 +646,7 @@ def test_a_large_index_is_searched_through_cells_and_exactly_where_asked(large):
     kept = 0
     for query in unit_vectors(RNG, 40):
         true = ids[np.argsort(-(vectors @ query))[:10]].tolist()
-        exact = store.search(SPEC.space, query[None], "image", 10, exact=True)[0]
+        exact = nearest(store, query[None], "image", 10, exact=True)[0]
         assert list(exact.ids) == true
         kept += len(set(ids_found(store, query)) & set(true))
     assert 0.9 < kept / 400 <= 1
@@ -770,10 +722,10 @@ def test_a_reader_sees_cells_that_were_made_after_it_looked(store, monkeypatch):
         writer.compact()
     reader = Store(store.folder)
     ids_found(reader, vectors[0])
-    assert [view.quick for view in reader._views.values()] == [None]
+    assert [view.quick for view in reader._views.values() if view.snapshot] == [None]
     monkeypatch.setattr(writer_module, "APPROXIMATE_FROM", 1000)
     with store.writer() as writer:
         writer.compact(only_if="short")
     ids_found(reader, vectors[0])
-    assert [view.quick is not None for view in reader._views.values()] == [True]
+    assert [view.quick is not None for view in reader._views.values() if view.snapshot] == [True]
     reader.close()

@@ -8,8 +8,9 @@ from fakes import FakeEncoder, FakeLocal, paint
 
 from mmsearch import Engine
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.encoders.choice import ModelChoice
+from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.errors import Interrupted, UsageError
+from mmsearch.jobs.runner import Runner
 from mmsearch.store.store import Store
 
 pytestmark = pytest.mark.slow
@@ -27,17 +28,17 @@ class OtherEncoder(FakeEncoder):
         self._basis = np.random.default_rng(seed).normal(size=(4, self.spec.dim)).astype("f4")
         self.breaks_after = None
 
-    def encode_images(self, pixels):
+    def images(self, pixels):
         if self.breaks_after is not None and self.images_encoded >= self.breaks_after:
             raise KeyboardInterrupt
-        return super().encode_images(pixels)
+        return super().images(pixels)
 
 
 @pytest.fixture
 def encoders(monkeypatch):
     made = {name: OtherEncoder(name) for name in ("one", "other", "third")}
-    monkeypatch.setattr(ModelChoice, "for_new_index", lambda self, model, device: made[model])
-    monkeypatch.setattr(ModelChoice, "for_space", lambda self, spec, device: made[spec.model])
+    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made[model])
+    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made[spec.model])
     return made
 
 
@@ -82,8 +83,8 @@ def vectors_agree(engine, encoder):
     for path, vector in zip(held.image_paths, held.image_vectors, strict=True):
         with open(path, "rb") as file:
             pixels = fit(decode(file.read()).image, encoder.spec.preprocess)
-        np.testing.assert_allclose(encoder.encode_images(pixels[None])[0], vector, atol=1e-6)
-    expected = encoder.encode_texts(list(held.caption_texts))
+        np.testing.assert_allclose(encoder.encode("image", pixels[None])[0], vector, atol=1e-6)
+    expected = encoder.encode("text", list(held.caption_texts))
     np.testing.assert_allclose(expected, held.caption_vectors, atol=1e-6)
     return len(held.image_ids), len(held.caption_ids)
 
@@ -92,17 +93,17 @@ def test_an_index_goes_over_to_another_model(engine_for, encoders, gallery, tmp_
     engine_for("one").index([gallery])
     old_files = set((tmp_path / "index/vectors").iterdir())
     report = engine_for("other").index()
-    assert (report.embedded_again, report.lacking, report.replaced) == (40, 0, "one")
+    assert (report.embedded_again, report.missing, report.replaced) == (40, 0, "one")
     assert (report.unchanged, report.added, report.removed) == (40, 0, 0)
     engine = engine_for(None)
     assert engine.status().model == "other"
-    assert engine.status().coming == ""
+    assert engine.status().pending == ""
     assert vectors_agree(engine, encoders["other"]) == (40, 1)
     assert all(name.startswith("blue") for name in found(engine))
     assert not old_files & set((tmp_path / "index/vectors").iterdir())
-    with engine.store.catalog.read() as connection:
+    with engine.store.catalog.read() as queries:
         for table in ("space", "embedding"):
-            (spaces,) = connection.execute(
+            (spaces,) = queries.cursor(
                 f"SELECT count(DISTINCT {'id' if table == 'space' else 'space_id'}) FROM {table}"
             ).fetchone()
             assert spaces == 1
@@ -112,7 +113,7 @@ def test_an_index_goes_over_to_another_model(engine_for, encoders, gallery, tmp_
 def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
     engine_for, encoders, gallery, in_order, monkeypatch
 ):
-    monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 8)
+    monkeypatch.setattr(Runner.__init__, "__defaults__", (8,))
     engine_for("one").index([gallery])
     before = found(engine_for(None))
     encoders["other"].breaks_after = 24
@@ -120,13 +121,13 @@ def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
         engine_for("other").index([gallery])
     assert found(engine_for(None)) == before
     status = engine_for(None).status()
-    assert (status.model, status.coming) == ("one", "other")
-    assert 40 - 24 <= status.lacking < 40
+    assert (status.model, status.pending) == ("one", "other")
+    assert 40 - 24 <= status.missing < 40
     encoders["other"].breaks_after = None
     done = encoders["other"].images_encoded
     report = engine_for("other").index([gallery])
-    assert report.embedded_again == status.lacking
-    assert encoders["other"].images_encoded == done + status.lacking
+    assert report.embedded_again == status.missing
+    assert encoders["other"].images_encoded == done + status.missing
     assert report.replaced == "one"
     assert vectors_agree(engine_for(None), encoders["other"]) == (40, 1)
 
@@ -141,7 +142,7 @@ def test_while_a_folder_is_missing_the_index_keeps_its_model(
     paint(gallery / "red00.png", "yellow")
     report = engine_for("other").index(prune=None)
     assert (report.added, report.updated) == (1, 1)
-    assert (report.embedded_again, report.lacking, report.replaced) == (41, 1, "")
+    assert (report.embedded_again, report.missing, report.replaced) == (41, 1, "")
     engine = engine_for(None)
     assert engine.status().model == "one"
     assert len(engine.search("white", k=100)) == 42  # what is new is found meanwhile
@@ -159,7 +160,7 @@ def test_folders_that_were_not_named_are_neither_pruned_nor_forgotten(
     engine_for("one").index([gallery, tmp_path / "more"])
     (tmp_path / "more").rename(tmp_path / "elsewhere")
     report = engine_for("other").index([gallery], prune=True)
-    assert (report.removed, report.lacking, report.replaced) == (0, 1, "")
+    assert (report.removed, report.missing, report.replaced) == (0, 1, "")
     (tmp_path / "elsewhere").rename(tmp_path / "more")
     assert engine_for("other").index([gallery], prune=True).replaced == "one"
     assert vectors_agree(engine_for(None), encoders["other"]) == (41, 1)
@@ -170,7 +171,7 @@ def test_a_file_that_changes_meanwhile_is_for_the_next_run(engine_for, encoders,
     engine_for("one").index([gallery, tmp_path / "more"])
     paint(gallery / "red00.png", "white")  # in a folder that the run does not look at
     report = engine_for("other").index([tmp_path / "more"])
-    assert (report.lacking, report.failed, report.replaced) == (1, 0, "")
+    assert (report.missing, report.failed, report.replaced) == (1, 0, "")
     assert engine_for(None).errors() == []
     report = engine_for("other").index()
     assert (report.updated, report.replaced) == (1, "one")
@@ -182,7 +183,7 @@ def test_what_is_gone_for_good_does_not_hold_it_up(engine_for, encoders, gallery
     engine_for("one").index([gallery, tmp_path / "more"])
     (tmp_path / "more/black.png").unlink()
     report = engine_for("other").index(prune=True)
-    assert (report.removed, report.lacking, report.replaced) == (1, 0, "one")
+    assert (report.removed, report.missing, report.replaced) == (1, 0, "one")
 
 
 def test_a_damaged_file_holds_it_up_and_is_in_the_ledger(engine_for, encoders, gallery, tmp_path):
@@ -194,7 +195,7 @@ def test_a_damaged_file_holds_it_up_and_is_in_the_ledger(engine_for, encoders, g
     bad.write_bytes(b"\x89PNG damaged".ljust(status.st_size, b"!"))
     os.utime(bad, ns=(status.st_atime_ns, status.st_mtime_ns))
     report = engine_for("other").index()
-    assert (report.lacking, report.failed, report.replaced) == (1, 1, "")
+    assert (report.missing, report.failed, report.replaced) == (1, 1, "")
     assert [failure.path for failure in engine_for(None).errors()] == [bad]
     engine_for(None).remove([bad])
     assert engine_for("other").index([gallery]).replaced == "one"
@@ -222,7 +223,7 @@ def test_what_changes_and_comes_meanwhile_is_in_the_new_space(engine_for, encode
 
 
 def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, in_order, monkeypatch):
-    monkeypatch.setattr("mmsearch.ingest.beside._PORTION", 4)
+    monkeypatch.setattr(Runner.__init__, "__defaults__", (4,))
     engine_for("one").index([gallery])
     paint(gallery / "black.png", "black")
     (gallery / "black.txt").write_text("a black hole\n")
@@ -233,13 +234,13 @@ def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, in_order, mon
     engine = engine_for(None)
     assert vectors_agree(engine, encoders["one"]) == (41, 2)  # a move is no reason to wait
     assert engine.index([gallery]).model == "one"
-    assert engine.status().coming == "other"  # a run that names no model leaves it as it is
+    assert engine.status().pending == "other"  # a run that names no model leaves it as it is
     said = []
     engine = Engine.open(engine.folder, model="one", notify=said.append)
     engine.index([gallery])
     engine.close()
     assert "other" in said[0]
-    assert engine_for(None).status().coming == ""
+    assert engine_for(None).status().pending == ""
     assert vectors_agree(engine_for(None), encoders["one"]) == (41, 2)
 
 
@@ -252,7 +253,7 @@ def test_a_third_model_takes_the_place_of_the_one_on_its_way(
         engine_for("other").index()
     report = engine_for("third").index()
     assert report.replaced == "one"
-    assert engine_for(None).status().coming == ""
+    assert engine_for(None).status().pending == ""
     assert vectors_agree(engine_for(None), encoders["third"]) == (40, 1)
 
 
@@ -269,7 +270,7 @@ def test_an_open_engine_follows_the_switch(engine_for, encoders, gallery):
     assert all(name.startswith("blue") for name in found(reader))
     engine_for("other").index()
     assert all(name.startswith("blue") for name in found(reader))
-    assert all(space == 2 for space, _ in reader.store._views)
+    assert all(tower.space_id == 2 for tower in reader.store._views)
 
 
 def test_a_search_that_is_overtaken_by_the_switch_asks_again(
@@ -277,15 +278,15 @@ def test_a_search_that_is_overtaken_by_the_switch_asks_again(
 ):
     reader = engine_for(None)
     engine_for("one").index([gallery])
-    search, calls = Store.search, []
+    read, calls = Store.reader, []
 
     def overtaken(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == 1:
             engine_for("other").index()
-        return search(self, *args, **kwargs)
+        return read(self, *args, **kwargs)
 
-    monkeypatch.setattr(Store, "search", overtaken)
+    monkeypatch.setattr(Store, "reader", overtaken)
     assert all(name.startswith("blue") for name in found(reader))
     assert len(calls) == 2
 
@@ -306,15 +307,15 @@ def patches(monkeypatch, encoders):
             raise UsageError("a model whose patches cannot be read")
         return FakeLocal(encoders[spec.model])
 
-    monkeypatch.setattr(ModelChoice, "local_of", local_of)
+    monkeypatch.setattr(EncoderProvider, "local_of", local_of)
     return having
 
 
 def test_patches_that_were_kept_are_made_before_the_switch(engine_for, gallery, patches):
     engine_for("one").index([gallery], patches=True)
     report = engine_for("other").index([gallery])
-    assert (report.looks, report.replaced) == (40, "one")
-    assert engine_for(None).status().looks == 40
+    assert (report.patches, report.replaced) == (40, "one")
+    assert engine_for(None).status().patches == 40
 
 
 def test_patches_are_dropped_where_the_new_model_has_none(engine_for, gallery, patches, tmp_path):
@@ -325,9 +326,9 @@ def test_patches_are_dropped_where_the_new_model_has_none(engine_for, gallery, p
     said = []
     with Engine.open(tmp_path / "index", model="other", notify=said.append) as engine:
         report = engine.index([gallery])
-    assert (report.looks, report.replaced) == (0, "one")
+    assert (report.patches, report.replaced) == (0, "one")
     assert "patches are no longer kept" in said[-1]
-    assert engine_for(None).status().looks == 0
+    assert engine_for(None).status().patches == 0
 
 
 def test_a_dry_run_says_that_all_would_be_embedded(engine_for, gallery, tmp_path):
@@ -384,7 +385,7 @@ def test_patches_go_on_in_the_own_space_while_a_switch_is_held_up(
     (tmp_path / "more").rename(tmp_path / "elsewhere")
     paint(gallery / "white.png", "white")
     report = engine_for("other").index([gallery])
-    assert (report.lacking, report.looks) == (1, 1)
-    assert engine_for(None).status().looks == 42
+    assert (report.missing, report.patches) == (1, 1)
+    assert engine_for(None).status().patches == 42
     engine_for("other").index([gallery], patches=False)
-    assert engine_for(None).status().looks == 0
+    assert engine_for(None).status().patches == 0

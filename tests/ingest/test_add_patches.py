@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fakes import DECODERS, FakeEncoder, FakeLocal, paint
+from fakes import DECODERS, FakeEncoder, FakeLocal, paint, run_plan
 
-from mmsearch.ingest import looks
-from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.plan import make_plan, scopes_of
+from mmsearch.jobs.runner import Runner
 from mmsearch.store.store import Store
 
 
@@ -18,13 +18,13 @@ def store(tmp_path):
     store = Store.create(tmp_path / "index")
     with store.writer() as writer:
         plan = make_plan(store, scopes_of(store, writer, [tmp_path / "p"], None), prune=None)
-        Pipeline(store, writer, FakeEncoder(), DECODERS, workers=2).run(plan)
+        run_plan(store, writer, plan, FakeEncoder(), workers=2)
     yield store
     store.close()
 
 
-def test_what_was_committed_before_an_interrupt_is_kept(store, monkeypatch):
-    monkeypatch.setattr(looks, "BATCH", 3)
+def test_what_was_committed_before_an_interrupt_is_kept(store):
+    runner = Runner(DECODERS, 2, batch=3)
     local, told = FakeLocal(), []
 
     def stop(progress):
@@ -33,23 +33,13 @@ def test_what_was_committed_before_an_interrupt_is_kept(store, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), store.writer() as writer:
-        looks.add_looks(
-            store, writer, local, store.active_space(), DECODERS, workers=2, on_progress=stop
-        )
-    assert store.status().looks == 6
+        add_patches(store, writer, local, store.active_space(), runner, on_progress=stop)
+    assert store.status().patches == 6
     with store.writer() as writer:
-        assert (
-            looks.add_looks(
-                store,
-                writer,
-                local,
-                store.active_space(),
-                DECODERS,
-                workers=2,
-                on_progress=told.append,
-            )
-            == 4
+        again = add_patches(
+            store, writer, local, store.active_space(), runner, on_progress=told.append
         )
+    assert again == 4
     assert local.looked == 10
     assert [(p.stage, p.done, p.total) for p in told] == [
         ("patches", 3, 10), ("patches", 6, 10), ("patches", 3, 4), ("patches", 4, 4)
@@ -60,8 +50,6 @@ def test_a_file_that_cannot_be_read_is_passed_over(store, tmp_path):
     (tmp_path / "p" / "3.png").unlink()
     (tmp_path / "p" / "4.png").write_bytes(b"no picture any more")
     with store.writer() as writer:
-        assert (
-            looks.add_looks(store, writer, FakeLocal(), store.active_space(), DECODERS, workers=2)
-            == 8
-        )
-    assert store.status().looks == 8
+        added = add_patches(store, writer, FakeLocal(), store.active_space(), Runner(DECODERS, 2))
+    assert added == 8
+    assert store.status().patches == 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,38 +22,64 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from mmsearch.store import catalog, lookups, schema
+from mmsearch.store import catalog, schema
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.filters import places_of
-from mmsearch.store.lookups import RootRow, SpaceRow
 from mmsearch.store.paths import canonical, join, relative
-from mmsearch.types import EncoderSpec, Modality
+from mmsearch.store.queries import Queries
+from mmsearch.store.rows import (
+    ACTIVE,
+    OBSOLETE,
+    PENDING,
+    MediaFacts,
+    RootRow,
+    SnapshotRow,
+    SpaceRow,
+    TowerRow,
+    chunks,
+    is_from_file,
+)
+from mmsearch.types import TEXT, EncoderSpec, Modality
+
+Vector = NDArray[np.float32] | bytes
 
 
 @dataclass(frozen=True)
 class NewCaption:
-    """A caption with its vector (dim,); `source` is "sidecar", "file", or "file:" and which."""
+    """A caption with its vector (dim,)."""
 
     text: str
     source: str
-    vector: NDArray[np.float32] | bytes
+    """`caption.source` in the catalog: "sidecar", "embedded", "file", or "file:" and which."""
+    vector: Vector
+    segment: int | None = None
+    """The place of the segment that it is about among the file's; None for all of the file."""
+    language: str | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class NewSegment:
+    """A part of a file with its vector (dim,), or all of it."""
+
+    modality: Modality
+    vector: Vector
+    start_ms: int | None = None
+    end_ms: int | None = None
 
 
 @dataclass(frozen=True)
 class NewMedia:
-    """A media file as it goes into the catalog, with its vector (dim,)."""
+    """A media file as it goes into the catalog."""
 
     root_id: int
     path: bytes
     size: int
     mtime_ns: int
     content_hash: bytes
-    width: int
-    height: int
-    captured: str
-    captured_from: str
-    vector: NDArray[np.float32] | bytes
-    captions: tuple[NewCaption, ...] = ()
+    facts: MediaFacts
+    segments: Sequence[NewSegment]
+    captions: Sequence[NewCaption] = ()
     sidecar: tuple[int, int] | None = None
     """Size and mtime_ns of the sidecar file that the captions came from."""
 
@@ -63,7 +89,9 @@ class Change:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._reading = catalog.raw(connection)
+        self._raw = catalog.raw(connection)
+        self.queries = Queries(self._raw)
+        """Reads what this transaction has written so far (`flush`)."""
         self._next: dict[str, int] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {}
 
@@ -71,52 +99,60 @@ class Change:
 
     def add_space(self, spec: EncoderSpec, precision: str) -> SpaceRow:
         """Adds the space of a model: as the active one where there is none, else beside that."""
-        has_one = lookups.active_space(self._reading) is not None
+        state = PENDING if self.queries.active_space() is not None else ACTIVE
         number = self._connection.execute(
             insert(schema.space)
-            .values(
-                identity=spec.space,
-                spec=json.dumps(spec.to_json()),
-                active=lookups.COMING if has_one else lookups.ACTIVE,
-                precision=precision,
-            )
+            .values(identity=spec.space, state=state, dim=spec.dim)
             .returning(schema.space.c.id)
         ).scalar_one()
-        return SpaceRow(number, spec, precision)
+        rows = [
+            {
+                "space_id": number, "key": _key_of(modality), "modality": modality,
+                "identity": spec.space, "spec": json.dumps(spec.tower(modality)),
+                "precision": precision, "state": ACTIVE,
+            }
+            for modality in spec.inputs
+        ]  # fmt: skip
+        self._connection.execute(insert(schema.tower), rows)
+        towers = {
+            row["modality"]: TowerRow(number, row["key"], row["modality"], spec.dim) for row in rows
+        }
+        return SpaceRow(number, spec, precision, towers)
 
     def activate(self, space: SpaceRow) -> None:
-        """Makes a space the one that searches use; all others are retired."""
+        """Makes a space the one that searches use; all others become obsolete."""
         table = schema.space
-        self._connection.execute(update(table).values(active=lookups.RETIRED))
-        self._connection.execute(
-            update(table).where(table.c.id == space.id).values(active=lookups.ACTIVE)
-        )
+        self._connection.execute(update(table).values(state=OBSOLETE))
+        self._connection.execute(update(table).where(table.c.id == space.id).values(state=ACTIVE))
 
-    def retire(self, space: SpaceRow) -> None:
+    def drop(self, space: SpaceRow) -> None:
         """Says that nothing uses a space any more."""
-        self._connection.execute(
-            update(schema.space).where(schema.space.c.id == space.id).values(active=lookups.RETIRED)
-        )
+        table = schema.space
+        self._connection.execute(update(table).where(table.c.id == space.id).values(state=OBSOLETE))
 
-    def drop_some(self, space: SpaceRow, limit: int) -> bool:
-        """Deletes up to `limit` vectors of a retired space, at last the space; whether it is gone.
+    def delete_some(self, space: SpaceRow, limit: int) -> bool:
+        """Deletes up to `limit` vectors of an obsolete space, at last the space; if it is gone.
 
         A portion at a time: all of a large space in one transaction would need its size again in
         SQLite's log.
         """
-        for table in (schema.embedding, schema.look):
+        for table in (schema.embedding, schema.patch_embedding):
             chosen = select(table.c.id).where(table.c.space_id == space.id).limit(limit)
             found = self._connection.execute(delete(table).where(table.c.id.in_(chosen)))
             if found.rowcount:
                 return False
-        for table in (schema.tombstone, schema.snapshot):
+        for table in (
+            schema.tombstone, schema.snapshot, schema.background, schema.ceiling, schema.tower,
+        ):  # fmt: skip
             self._connection.execute(delete(table).where(table.c.space_id == space.id))
         self._connection.execute(delete(schema.space).where(schema.space.c.id == space.id))
         return True
 
     def set_precision(self, space: SpaceRow, precision: str) -> None:
         self._connection.execute(
-            update(schema.space).where(schema.space.c.id == space.id).values(precision=precision)
+            update(schema.tower)
+            .where(schema.tower.c.space_id == space.id)
+            .values(precision=precision)
         )
 
     def add_root(self, path: bytes, *, walked: bool) -> RootRow:
@@ -141,8 +177,8 @@ class Change:
         """
         top = canonical(root.path)
         inner = relative(canonical(other.path), top)
-        failed = lookups.failures_under(self._reading, other.id, b"")
-        folders = {*lookups.folders_of(self._reading, other.id)}
+        failed = self.queries.failures_under(other.id, b"")
+        folders = {*self.queries.folders_of(other.id)}
         folders |= {os.path.dirname(row.path) for row in failed}
         within: dict[bytes, bytes] = {}
         for folder in folders:
@@ -165,19 +201,19 @@ class Change:
                 return None
             return os.path.join(within[folder], name) if name else within[folder]
 
-        taken = {row.path for row in lookups.media_under(self._reading, root.id, b"")}
+        taken = {row.path for row in self.queries.media_under(root.id, b"")}
         moves, copies = [], []
-        for row in lookups.media_under(self._reading, other.id, b""):
+        for row in self.queries.media_under(other.id, b""):
             place = place_of(row.path)
             if place is not None and place not in taken:
                 moves.append((root.id, place, row.id))
-                taken.add(place)  # an older program may have it by two names
+                taken.add(place)
             elif place is not None:
                 copies.append(row.id)
         self.remove_media(copies)
-        self._reading.executemany("UPDATE media SET root_id = ?, path = ? WHERE id = ?", moves)
+        self._raw.executemany("UPDATE media SET root_id = ?, path = ? WHERE id = ?", moves)
         there = [(row.path, place_of(row.path)) for row in failed]
-        self._reading.executemany(
+        self._raw.executemany(
             "UPDATE OR REPLACE failure SET root_id = ?, path = ? WHERE root_id = ? AND path = ?",
             [(root.id, place, other.id, path) for path, place in there if place is not None],
         )
@@ -185,49 +221,55 @@ class Change:
     # -- media -----------------------------------------------------------------------------
 
     def add_media(self, new: NewMedia, space: SpaceRow) -> int:
-        """Adds a file with its captions and all their vectors; returns the new id."""
-        number = self._take_id("media")
+        """Adds a file with its segments, its captions and all their vectors; returns the new id."""
+        numbers = [self._take_id("segment") for _ in new.segments] or [self._take_id("segment")]
+        facts = new.facts
         self._queue(
             "media",
-            id=number,
+            id=numbers[0],
             root_id=new.root_id,
             path=new.path,
             size=new.size,
             mtime_ns=new.mtime_ns,
             content_hash=new.content_hash,
-            width=new.width,
-            height=new.height,
-            captured=new.captured,
-            captured_from=new.captured_from,
             sidecar_size=new.sidecar[0] if new.sidecar else None,
             sidecar_mtime_ns=new.sidecar[1] if new.sidecar else None,
+            **vars(facts),
         )
-        self._queue_vector(space, "image", number, new.vector)
-        self.add_captions(number, new.captions, space)
-        return number
+        for number, one in zip(numbers, new.segments, strict=False):
+            self._queue(
+                "segment", id=number, media_id=numbers[0], modality=one.modality,
+                start_ms=one.start_ms, end_ms=one.end_ms,
+            )  # fmt: skip
+            self._queue_vector(space.towers[one.modality], number, one.vector)
+        self.add_captions(numbers[0], new.captions, space, numbers)
+        return numbers[0]
 
-    def add_captions(self, media_id: int, captions: Iterable[NewCaption], space: SpaceRow) -> None:
+    def add_captions(
+        self,
+        media_id: int,
+        captions: Iterable[NewCaption],
+        space: SpaceRow,
+        segments: Sequence[int] = (),
+    ) -> None:
+        """Adds captions to a file.
+
+        Args:
+            segments: the ids of the file's segments, where captions are about some of them.
+        """
         for new in captions:
             number = self._take_id("caption")
-            self._queue("caption", id=number, media_id=media_id, text=new.text, source=new.source)
-            self._queue_vector(space, "caption", number, new.vector)
+            self._queue(
+                "caption", id=number, media_id=media_id, text=new.text, source=new.source,
+                segment_id=None if new.segment is None else segments[new.segment],
+                language=new.language, confidence=new.confidence,
+            )  # fmt: skip
+            self._queue_vector(space.towers[TEXT], number, new.vector)
 
-    def add_vectors(
-        self,
-        vectors: Mapping[int, NDArray[np.float32] | bytes],
-        space: SpaceRow,
-        modality: Modality,
-    ) -> None:
-        """Adds vectors (dim,) for media, or captions, that have none in a space, by id."""
+    def add_vectors(self, vectors: Mapping[int, Vector], tower: TowerRow) -> None:
+        """Adds vectors (dim,) for items that have none of a tower, by id."""
         for number, vector in vectors.items():
-            self._queue_vector(space, modality, number, vector)
-
-    def add_checksums(self, rows: Iterable[tuple[int, int, bytes]]) -> None:
-        """Of embeddings that have none: id, item and vector."""
-        self._reading.executemany(
-            "UPDATE embedding SET checksum = ? WHERE id = ?",
-            [(of_vector(vector, item), number) for number, item, vector in rows],
-        )
+            self._queue_vector(tower, number, vector)
 
     def set_file(
         self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int, modified: str
@@ -263,9 +305,9 @@ class Change:
         """
         found: list[int] = []
         known = False
-        for root, prefix in places_of(self._reading, path):
-            rows = lookups.media_under(self._reading, root.id, prefix)
-            failed = lookups.failures_under(self._reading, root.id, prefix)
+        for root, prefix in places_of(self.queries, path):
+            rows = self.queries.media_under(root.id, prefix)
+            failed = self.queries.failures_under(root.id, prefix)
             known = known or bool(rows or failed or not prefix)
             found.extend(row.id for row in rows)
             self.clear_failures((root.id, row.path) for row in failed)
@@ -276,84 +318,96 @@ class Change:
     def drop_empty_roots(self, also: Iterable[int] = ()) -> None:
         """Deletes roots that hold nothing and are not walked, or are among `also`."""
         chosen = set(also)
-        for root in lookups.roots(self._reading):
+        for root in self.queries.roots():
             may_go = not root.walked or root.id in chosen
-            if may_go and lookups.is_empty(self._reading, root):
+            if may_go and self.queries.is_empty(root):
                 self._connection.execute(delete(schema.root).where(schema.root.c.id == root.id))
 
     def remove_media(self, ids: Sequence[int]) -> None:
         """Removes files with their captions; every snapshot's copies become tombstones."""
-        for chunk in lookups.chunks(ids):
+        for chunk in chunks(ids):
             captions = list(
                 self._connection.execute(
                     select(schema.caption.c.id).where(schema.caption.c.media_id.in_(chunk))
                 ).scalars()
             )
             self.remove_captions(captions)
-            self._bury("image", chunk)
+            self._bury_segments(chunk)
             self._connection.execute(delete(schema.media).where(schema.media.c.id.in_(chunk)))
 
     def captions_of(self, media_id: int) -> list[tuple[int, str, str]]:
         """Id, text and source of the captions of a file, as of this transaction."""
         self.flush()
-        rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
+        rows = self.queries.captions_of([media_id]).get(media_id, [])
         return [(row.id, row.text, row.source) for row in rows]
 
     def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
         """The captions that a file has from a captions file, with their vectors."""
-        rows = lookups.captions_of(self._reading, [media_id]).get(media_id, [])
-        given = [row for row in rows if lookups.is_from_file(row.source)]
-        ids = [row.id for row in given]
-        vectors = lookups.vectors_of(self._reading, space, "caption", ids)
-        return [NewCaption(row.text, row.source, vectors[row.id]) for row in given]
+        return stored_captions(self.queries, space, media_id, is_from_file)
 
     def set_source(self, ids: Sequence[int], source: str) -> None:
         """Says where captions come from now; their texts and vectors are the same."""
-        for chunk in lookups.chunks(ids):
+        for chunk in chunks(ids):
             self._connection.execute(
                 update(schema.caption).where(schema.caption.c.id.in_(chunk)).values(source=source)
             )
 
     def remove_captions(self, ids: Sequence[int]) -> None:
-        for chunk in lookups.chunks(ids):
-            self._bury("caption", chunk)
+        for chunk in chunks(ids):
+            self._bury(TEXT, chunk)
             self._connection.execute(delete(schema.caption).where(schema.caption.c.id.in_(chunk)))
 
+    def _bury_segments(self, media_ids: Sequence[int]) -> None:
+        table = schema.segment
+        rows = self._connection.execute(
+            select(table.c.id, table.c.modality).where(table.c.media_id.in_(media_ids))
+        ).all()
+        of_modality: dict[Modality, list[int]] = {}
+        for number, modality in rows:
+            of_modality.setdefault(modality, []).append(number)
+        for modality, ids in of_modality.items():
+            for chunk in chunks(ids):
+                self._bury(modality, chunk)
+
     def _bury(self, modality: Modality, ids: Sequence[int]) -> None:
-        table = schema.embedding
-        # The spaces stand at the front of the index over these columns.
-        spaces = list(self._connection.execute(select(schema.space.c.id)).scalars())
-        chosen = (
-            table.c.space_id.in_(spaces) & (table.c.modality == modality) & table.c.item_id.in_(ids)
-        )
-        self._connection.execute(
-            insert(schema.tombstone).from_select(
-                ["space_id", "modality", "item_id"],
-                select(table.c.space_id, table.c.modality, table.c.item_id).where(chosen),
+        """Removes the vectors of some items, of every tower of their modality."""
+        table, towers = schema.embedding, schema.tower
+        # They stand at the front of the index over these columns.
+        keys = self._connection.execute(
+            select(towers.c.space_id, towers.c.key).where(towers.c.modality == modality)
+        ).all()
+        for space_id, key in keys:
+            chosen = (
+                (table.c.space_id == space_id) & (table.c.tower == key) & table.c.item_id.in_(ids)
             )
-        )
-        self._connection.execute(delete(table).where(chosen))
+            self._connection.execute(
+                insert(schema.tombstone).from_select(
+                    ["space_id", "tower", "item_id"],
+                    select(table.c.space_id, table.c.tower, table.c.item_id).where(chosen),
+                )
+            )
+            self._connection.execute(delete(table).where(chosen))
 
-    # -- second looks ----------------------------------------------------------------------
+    # -- patch embeddings ------------------------------------------------------------------
 
-    def add_looks(self, looks: Mapping[int, bytes], space: SpaceRow) -> None:
-        """Keeps second looks at media, by id; what was removed meanwhile gets none."""
+    def add_patches(self, patches: Mapping[int, bytes], space: SpaceRow) -> None:
+        """Keeps patch embeddings of media, by id; what was removed meanwhile gets none."""
         table = schema.media.c.id
         there = {
             number
-            for chunk in lookups.chunks(list(looks))
+            for chunk in chunks(list(patches))
             for number in self._connection.execute(select(table).where(table.in_(chunk))).scalars()
         }
         rows = [
             {"media_id": number, "space_id": space.id, "content": content}
-            for number, content in looks.items()
+            for number, content in patches.items()
             if number in there
         ]
         if rows:
-            self._connection.execute(insert(schema.look), rows)
+            self._connection.execute(insert(schema.patch_embedding), rows)
 
-    def remove_looks(self) -> None:
-        self._connection.execute(delete(schema.look))
+    def remove_patches(self) -> None:
+        self._connection.execute(delete(schema.patch_embedding))
 
     # -- the ledger ------------------------------------------------------------------------
 
@@ -378,7 +432,7 @@ class Change:
         for root_id, path in files:
             by_root.setdefault(root_id, []).append(path)
         for root_id, paths in by_root.items():
-            for chunk in lookups.chunks(paths):
+            for chunk in chunks(paths):
                 self._connection.execute(
                     delete(schema.failure).where(
                         schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
@@ -391,33 +445,34 @@ class Change:
 
     # -- snapshots -------------------------------------------------------------------------
 
-    def set_snapshot(self, space: SpaceRow, modality: Modality, row: lookups.SnapshotRow) -> None:
+    def set_snapshot(self, tower: TowerRow, row: SnapshotRow) -> None:
         values = {
             "generation": row.generation,
             "file": row.file,
             "vectors": row.vectors,
             "last_embedding_id": row.last_embedding_id,
             "checksum": row.checksum,
-            "cells": row.cells,
+            "ivf": row.ivf,
         }
         self._connection.execute(
             upsert(schema.snapshot)
-            .values(space_id=space.id, modality=modality, **values)
-            .on_conflict_do_update(index_elements=["space_id", "modality"], set_=values)
+            .values(space_id=tower.space_id, tower=tower.key, **values)
+            .on_conflict_do_update(index_elements=["space_id", "tower"], set_=values)
         )
         self._connection.execute(
             delete(schema.tombstone).where(
-                schema.tombstone.c.space_id == space.id, schema.tombstone.c.modality == modality
+                schema.tombstone.c.space_id == tower.space_id,
+                schema.tombstone.c.tower == tower.key,
             )
         )
 
-    def set_cells(self, space: SpaceRow, modality: Modality, checksum: bytes) -> None:
-        """Says that the cells over a snapshot are made."""
+    def set_ivf(self, tower: TowerRow, checksum: bytes) -> None:
+        """Says that the inverted lists over a snapshot are made."""
         table = schema.snapshot
         self._connection.execute(
             update(table)
-            .where(table.c.space_id == space.id, table.c.modality == modality)
-            .values(cells=checksum)
+            .where(table.c.space_id == tower.space_id, table.c.tower == tower.key)
+            .values(ivf=checksum)
         )
 
     # -- writing ---------------------------------------------------------------------------
@@ -431,43 +486,72 @@ class Change:
 
     def flush(self) -> None:
         """Writes the gathered rows now, for a query of this very transaction to see them."""
-        for name in ("media", "caption", "embedding"):
+        for name in ("media", "segment", "caption", "embedding"):
             if rows := self._rows.pop(name, []):
                 self._connection.execute(insert(schema.metadata.tables[name]), rows)
 
     def _queue(self, table: str, **values: Any) -> None:
         self._rows.setdefault(table, []).append(values)
 
-    def _queue_vector(self, space: SpaceRow, modality: Modality, item_id: int, vector: Any) -> None:
+    def _queue_vector(self, tower: TowerRow, item_id: int, vector: Vector) -> None:
         if not isinstance(vector, bytes):
             vector = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-        if len(vector) != 4 * space.spec.dim:
-            raise ValueError(
-                f"a vector of {len(vector) // 4} numbers in a {space.spec.dim}-d space"
-            )
+        if len(vector) != 4 * tower.dim:
+            raise ValueError(f"a vector of {len(vector) // 4} numbers in a {tower.dim}-d space")
         self._queue(
             "embedding",
-            space_id=space.id,
-            modality=modality,
+            space_id=tower.space_id,
+            tower=tower.key,
             item_id=item_id,
             vector=vector,
             checksum=of_vector(vector, item_id),
         )
 
     def _take_id(self, table: str) -> int:
-        """The next id of a table. Ids are given here, so that rows can be written in bulk."""
+        """The next id of a table. Ids are given here, so that rows can be written in bulk.
+
+        Files take theirs from `segment`: a file has the id of its first segment.
+        """
         if table not in self._next:
             # AUTOINCREMENT's own memory: the highest id ever used, also where it was removed.
-            used = self._connection.execute(
-                text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": table}
-            ).scalar()
-            newest = self._connection.execute(
-                select(func.max(schema.metadata.tables[table].c.id))
-            ).scalar()
-            self._next[table] = max(int(used or 0), int(newest or 0)) + 1
+            names = ("segment", "media") if table == "segment" else (table,)
+            self._next[table] = 1 + max(
+                int(self._connection.execute(query).scalar() or 0)
+                for name in names
+                for query in (
+                    text("SELECT seq FROM sqlite_sequence WHERE name = :name").bindparams(
+                        name=name
+                    ),
+                    select(func.max(schema.metadata.tables[name].c.id)),
+                )
+            )
         number = self._next[table]
         self._next[table] += 1
         return number
+
+
+def stored_captions(
+    queries: Queries, space: SpaceRow, media_id: int, is_wanted: Callable[[str], bool]
+) -> list[NewCaption]:
+    """The captions that a file has of some sources, with their vectors."""
+    rows = [
+        row for row in queries.captions_of([media_id]).get(media_id, []) if is_wanted(row.source)
+    ]
+    vectors = queries.vectors_of(space.towers[TEXT], [row.id for row in rows]) if rows else {}
+    return [
+        NewCaption(
+            row.text, row.source, vectors[row.id],
+            # A file's segments have ids one after the other, from its own.
+            None if row.segment_id is None else row.segment_id - media_id,
+            row.language, row.confidence,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _key_of(modality: Modality) -> str:
+    """The name of a space's first tower of a modality: its items are what it gives vectors to."""
+    return "caption" if modality == TEXT else modality
 
 
 def _place_within(top: bytes, root: bytes, folder: bytes) -> bytes | None:

@@ -1,11 +1,11 @@
-"""Which model serves an index, and what "auto" stands for."""
+"""Who gives an index its encoder, and what "auto" stands for."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmsearch.config import Settings
 from mmsearch.encoders.base import Encoder
@@ -26,15 +26,82 @@ from mmsearch.encoders.registry import (
     full_name,
     parse_model,
 )
-from mmsearch.errors import ModelNotFound
+from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.types import EncoderSpec, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.encoders.local import LocalEncoder
 
 
-class ModelChoice:
-    """Opens models as the settings say. Threads may share it: a model is opened once."""
+class Provider(Protocol):
+    """Gives an index its encoder. Threads may share it, and so may the indexes of a process."""
+
+    def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
+        """The model that an index was made with.
+
+        Raises:
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
+        ...
+
+    def for_new_index(self, model: str, device: str) -> Encoder:
+        """The model of that name, or "auto".
+
+        Raises:
+            ModelNotFound: no such model, or its weights cannot be had.
+        """
+        ...
+
+    def is_of(self, name: str, spec: EncoderSpec) -> bool:
+        """Whether a name is one of a space's model, as far as is known without loading it."""
+        ...
+
+    def checked(self, encoder: Encoder, count: int, sample: Callable[[], Pixels]) -> Encoder:
+        """The encoder in the precision that serves a run of `count` pictures best.
+
+        Args:
+            sample: gives some of them to compare precisions on.
+        """
+        ...
+
+    def local_of(self, spec: EncoderSpec) -> LocalEncoder:
+        """What gives the patches and tokens of the model that an index was made with, on the CPU.
+
+        Raises:
+            UsageError: a model whose patches cannot be read.
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
+        ...
+
+
+class GivenEncoder:
+    """A provider of one encoder that its caller has made."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def for_space(self, spec: EncoderSpec, device: str) -> Encoder:  # noqa: ARG002 - the protocol's
+        if spec.space != self._encoder.spec.space:
+            raise ModelNotFound(
+                f"the index was made with '{spec.model}', not '{self._encoder.spec.model}'"
+            )
+        return self._encoder
+
+    def for_new_index(self, model: str, device: str) -> Encoder:  # noqa: ARG002 - the protocol's
+        return self._encoder
+
+    def is_of(self, name: str, spec: EncoderSpec) -> bool:
+        return name == spec.model
+
+    def checked(self, encoder: Encoder, *_: Any) -> Encoder:
+        return encoder
+
+    def local_of(self, spec: EncoderSpec) -> LocalEncoder:
+        raise UsageError(f"'{spec.model}' has no patches that mmsearch can read")
+
+
+class EncoderProvider:
+    """Opens models as the settings say: each once."""
 
     def __init__(
         self, settings: Settings, notify: Notify, confirm: Callable[[str], bool] | None
@@ -46,7 +113,8 @@ class ModelChoice:
         self._confirm = confirm
         self._open: dict[tuple[str, str], Encoder] = {}
         self._local: dict[str, LocalEncoder] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # around the tables here; never while a model is opened
+        self._opening: dict[tuple[str, str], threading.Lock] = {}
 
     @cached_property
     def cache(self) -> ModelCache:
@@ -64,50 +132,35 @@ class ModelChoice:
         return parse_model(full_name(name, self._settings.home_folder()))
 
     def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
-        """The model that an index was made with.
-
-        Raises:
-            ModelNotFound: it cannot be had, or its weights are others by now.
-        """
-        with self._lock:
-            key = (spec.space, device)
+        key = (spec.space, device)
+        with self._alone(key):
             if key not in self._open:
                 self._open[key] = self._open_space(spec, device)
             return self._open[key]
 
-    def checked(self, encoder: Encoder, count: int, sample: Callable[[], Pixels]) -> Encoder:
-        """The encoder in the precision that serves a run of `count` pictures best.
+    def _alone(self, key: tuple[str, str]) -> threading.Lock:
+        """Held while a model is opened, so that two threads do not do it twice."""
+        with self._lock:
+            return self._opening.setdefault(key, threading.Lock())
 
-        Args:
-            sample: gives some of them to compare precisions on.
-        """
+    def checked(self, encoder: Encoder, count: int, sample: Callable[[], Pixels]) -> Encoder:
         found = with_checked_precision(
             encoder, self.cache, self._precision, count, sample, self._notify
         )
-        with self._lock:
-            if found is not encoder:
+        if found is not encoder:
+            with self._alone((encoder.spec.space, "cpu")):
                 self._open[encoder.spec.space, "cpu"] = found
         return found
 
     def local_of(self, spec: EncoderSpec) -> LocalEncoder:
-        """What gives the patches and tokens of the model that an index was made with, on the CPU.
-
-        Raises:
-            UsageError: a model whose patches cannot be read.
-            ModelNotFound: it cannot be had, or its weights are others by now.
-        """
         encoder = self.for_space(spec, "cpu")
-        with self._lock:
+        with self._alone((spec.space, "patches")):
             if spec.space not in self._local:
                 self._local[spec.space] = open_local(encoder, self.cache, self._notify)
             return self._local[spec.space]
 
     def for_new_index(self, model: str, device: str) -> Encoder:
-        """The named model; "auto" is `base` where it is here or may be fetched, else `tiny`.
-
-        Raises:
-            ModelNotFound: no such model, or its weights cannot be had.
-        """
+        # "auto" is `base` where it is here or may be fetched, else `tiny`.
         if model != "auto":
             return self._load(self.source(model), device)
         if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
@@ -148,7 +201,6 @@ class ModelChoice:
         )
 
     def is_of(self, name: str, spec: EncoderSpec) -> bool:
-        """Whether a name is one of a space's model, as far as is known without loading it."""
         source = self.source(name)
         entry = self.cache.find(source)
         return source.name == spec.model or (entry is not None and entry["space"] == spec.space)

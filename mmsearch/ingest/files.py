@@ -1,0 +1,441 @@
+"""The job of indexing: files that are new or changed become media, segments and captions."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.encoders.base import Encoder
+from mmsearch.errors import DecodeError
+from mmsearch.ingest.labels import CaptionChange, caption_change
+from mmsearch.ingest.plan import Candidate, Plan
+from mmsearch.ingest.reading import Decoded, sidecar_of
+from mmsearch.jobs.runner import parts
+from mmsearch.media.fingerprint import NEVER, Stamp
+from mmsearch.media.isolated import Decoders
+from mmsearch.media.media_types import Facts
+from mmsearch.store.filters import local_time, stored_time
+from mmsearch.store.mutations import (
+    Change,
+    NewCaption,
+    NewMedia,
+    NewSegment,
+    stored_captions,
+)
+from mmsearch.store.rows import EMBEDDED, MediaFacts, Row, SpaceRow
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
+from mmsearch.types import TEXT, Modality
+
+_TEXTS = 64  # that are encoded together
+Vector = NDArray[np.float32] | bytes
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the catalog is to hold of a file's content."""
+
+    facts: MediaFacts | None = None
+    """Its capture time is that of the file where the content does not tell one."""
+    segments: Sequence[NewSegment] = ()
+    captions: Sequence[NewCaption] = ()
+    """Those that lie in the file."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of one candidate."""
+
+    candidate: Candidate
+    stamp: Stamp
+    digest: bytes = b""
+    kind: str = ""
+    """Its media type."""
+    decoded: Decoded | None = None
+    stored: Content | None = None
+    """What the index has of it already: then it is not decoded."""
+    sidecar: tuple[str, ...] = ()
+    unread_sidecar: bytes = b""
+    """The path of a sidecar that is no text."""
+    reason: str = ""
+    """Why it cannot be used; "" where it can."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What goes into the catalog of some files."""
+
+    files: Sequence[tuple[Reading, Future[Content]]]
+    texts: Mapping[str, Vector]
+    """The vectors of their captions."""
+    embedded: int
+    encode_seconds: float
+
+
+class FilesJob:
+    """One run over a plan's files. A `mmsearch.jobs.runner.Job`."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        encoder: Encoder,
+        space: SpaceRow,
+        decoders: Decoders,
+        plan: Plan,
+        on_done: Callable[[int], None],
+    ) -> None:
+        """Takes what the job needs.
+
+        Args:
+            on_done: told how many files are done.
+        """
+        self._on_done = on_done
+        self._store = store
+        self._writer = writer
+        self._encoder = encoder
+        self._space = space
+        self._decoders = decoders
+        self._plan = plan
+        self.counts: Counter[str] = Counter()
+        self.stages = {"decode": 0.0, "encode": 0.0, "write": 0.0}
+        self.unread_sidecars: list[str] = []
+        self._inputs = {
+            modality: spec for modality, spec in encoder.spec.inputs.items() if modality != TEXT
+        }
+        self._claims: dict[bytes, Future[Content]] = {}
+        self._lock = threading.Lock()
+        with store.catalog.read() as queries:
+            self._roots = {root.id: root for root in queries.roots()}
+            self._is_first = not queries.has_media()  # then to ask for each file is of no use
+        self._read_roots = {item.root.id for item in plan.read}
+        self.is_lost: dict[int, bool] = {}
+        """For roots that were looked at because of a move: whether they are gone as a whole."""
+        self._left: dict[bytes, deque[int]] = {}
+        self._changing = defaultdict[bytes, list[int]](list)
+        for item in plan.read:
+            if item.old is not None:
+                self._changing[item.old.content_hash].append(item.old.id)
+        self._left_behind: dict[bytes, list[NewCaption]] = {}
+
+    def missing(self) -> Iterator[Candidate]:
+        return iter(self._plan.read)
+
+    # -- by workers --------------------------------------------------------------------------
+
+    def read(self, item: Candidate) -> Reading:
+        """Reads a file once: hashes it, and decodes it only where its content is not known.
+
+        Never raises for what is wrong with the file: that is the outcome's `reason`.
+        """
+        started = time.perf_counter()
+        with self._decoders.open(item.absolute) as file:
+            if file.reason:
+                return Reading(item, file.stamp, reason=file.reason)
+            stored = None if self._is_first else self._stored([file.digest]).get(file.digest)
+            decoded = None
+            if stored is None:
+                try:
+                    decoded = Decoded.of(file.read(self._inputs))
+                except DecodeError as error:
+                    return Reading(item, file.stamp, reason=str(error))
+                if not decoded.segments:
+                    reason = "holds nothing that the index's model embeds"
+                    return Reading(item, file.stamp, reason=reason)
+        sidecar, unread = sidecar_of(item)
+        seconds = time.perf_counter() - started
+        return Reading(
+            item, file.stamp, file.digest, file.kind, decoded, stored, sidecar, unread,
+            seconds=seconds,
+        )  # fmt: skip
+
+    def compute(self, reads: Sequence[Reading]) -> Outcome:
+        started = time.perf_counter()
+        own: list[tuple[Future[Content], Reading]] = []
+        # What was committed since they were read, too.
+        stored = self._stored({one.digest for one in reads if one.decoded is not None})
+        files = [(one, self._claim(one, stored.get(one.digest, one.stored), own)) for one in reads]
+        try:
+            texts = dict.fromkeys(
+                text for one in reads for part in self._wanted(one).values() for text in part
+            )
+            texts |= dict.fromkeys(
+                caption.text for _, one in own if one.decoded for caption in one.decoded.captions
+            )
+            vectors = encode_texts(self._encoder, list(texts))
+            self._embed(own, vectors)
+        except BaseException as error:
+            for claim, _ in own:  # others may wait for it
+                if not claim.done():
+                    claim.set_exception(error)
+            raise
+        return Outcome(files, vectors, len(own), time.perf_counter() - started)
+
+    def _claim(
+        self, one: Reading, stored: Content | None, own: list[tuple[Future[Content], Reading]]
+    ) -> Future[Content]:
+        """Where a file's content will be: of several with the same, one is embedded."""
+        if stored is not None or one.decoded is None:
+            found: Future[Content] = Future()
+            found.set_result(stored or Content())
+            return found
+        with self._lock:
+            if one.digest in self._claims:
+                return self._claims[one.digest]
+            claim = self._claims[one.digest] = Future()
+        own.append((claim, one))
+        return claim
+
+    def _stored(self, digests: Iterable[bytes]) -> dict[bytes, Content]:
+        """What the index has of some contents already."""
+        known: dict[bytes, Content] = {}
+        with self._store.catalog.read() as queries:
+            for digest, found in queries.embedded_contents(self._space, digests).items():
+                captions = stored_captions(queries, self._space, found.media_id, EMBEDDED.__eq__)
+                segments = [
+                    NewSegment(one.modality, one.vector, one.start_ms, one.end_ms)
+                    for one in found.segments
+                ]
+                known[digest] = Content(found.facts, segments, captions)
+        return known
+
+    def _embed(
+        self, own: Sequence[tuple[Future[Content], Reading]], texts: Mapping[str, Vector]
+    ) -> None:
+        decoded = [one.decoded for _, one in own if one.decoded is not None]
+        places: dict[Modality, list[tuple[int, int]]] = {}
+        for number, one in enumerate(decoded):
+            for place, segment in enumerate(one.segments):
+                places.setdefault(segment.modality, []).append((number, place))
+        vectors: dict[tuple[int, int], Vector] = {}
+        for modality, those in places.items():
+            for some in parts(those, self._encoder.batch):
+                batch = [decoded[number].segments[place].data for number, place in some]
+                vectors.update(zip(some, self._encoder.encode(modality, batch), strict=True))
+        for number, ((claim, reading), one) in enumerate(zip(own, decoded, strict=True)):
+            segments = [
+                NewSegment(part.modality, vectors[number, place], part.start_ms, part.end_ms)
+                for place, part in enumerate(one.segments)
+            ]
+            captions = [
+                NewCaption(c.text, EMBEDDED, texts[c.text], c.segment, c.language)
+                for c in one.captions
+            ]
+            claim.set_result(Content(_facts_of(reading.kind, one.facts), segments, captions))
+
+    def _wanted(self, one: Reading) -> dict[str, tuple[str, ...]]:
+        """The captions that each source has for a file; a source that says nothing is absent."""
+        return {"sidecar": one.sidecar, **self._plan.labels.wanted(one.candidate.key)}
+
+    # -- committing --------------------------------------------------------------------------
+
+    def commit(self, outcomes: Sequence[Outcome]) -> None:
+        started = time.perf_counter()
+        files = [pair for some in outcomes for pair in some.files]
+        texts = {text: vector for some in outcomes for text, vector in some.texts.items()}
+        good = [(one, content.result()) for one, content in files if not one.reason]
+        self._look_for_the_left(one.digest for one, _ in good)
+        with self._writer.change() as change:
+            for one, _ in files:
+                if one.reason:
+                    self._note_failure(change, one)
+            change.clear_failures(one.candidate.key for one, _ in good)
+            for one, content in good:
+                if one.unread_sidecar:
+                    self.unread_sidecars.append(os.fsdecode(one.unread_sidecar))
+                self._enter(change, one, content, texts)
+        with self._lock:  # from now on the catalog tells
+            for one, _ in good:
+                self._claims.pop(one.digest, None)
+        self.counts["done"] += len(files)
+        self.counts["embedded"] += sum(one.embedded for one in outcomes)
+        self._writer.compact(only_if="long")
+        self.stages["decode"] += sum(one.seconds for one, _ in files)
+        self.stages["encode"] += sum(one.encode_seconds for one in outcomes)
+        self.stages["write"] += time.perf_counter() - started
+        self._on_done(self.counts["done"])
+
+    def _note_failure(self, change: Change, one: Reading) -> None:
+        candidate, stamp = one.candidate, one.stamp
+        change.record_failure(
+            candidate.root.id, candidate.file.path, stamp.size, stamp.mtime_ns, one.reason
+        )
+        self.counts["failed"] += 1
+        # A file that cannot be read just now keeps what was indexed of it; a damaged one does not.
+        if candidate.old is not None and stamp != NEVER:
+            self._remove_old(change, candidate.old)
+
+    def _enter(
+        self, change: Change, one: Reading, content: Content, texts: Mapping[str, Vector]
+    ) -> None:
+        """Writes one good file: as new, changed, moved, or only touched."""
+        old = one.candidate.old
+        if old is not None and old.content_hash == one.digest:
+            self._keep(change, old.id, one, texts)
+            self.counts["unchanged"] += 1
+            return
+        inherited = self._inherited(change, one)
+        if old is not None:
+            self._remove_old(change, old)
+        if left := self._left.get(one.digest):
+            moved = left.popleft()
+            self._plan.gone.pop(moved, None)
+            self._keep(change, moved, one, texts)
+            self.counts["moved"] += 1
+            return
+        self._add(change, one, content, texts, inherited)
+        self.counts["added" if old is None else "updated"] += 1
+
+    def _look_for_the_left(self, contents: Iterable[bytes]) -> None:
+        """Finds the media of some contents whose files are gone.
+
+        Once a run for each content, which may have any number of copies.
+        """
+        with self._store.catalog.read() as queries:
+            for digest in contents:
+                if digest in self._left:
+                    continue
+                if rows := queries.media_with_content(digest):
+                    left = (number for number, root in rows if self._has_left(number, root))
+                    self._left[digest] = deque(left)
+
+    def _has_left(self, media_id: int, root_id: int) -> bool:
+        """Whether the file of a medium is gone: by this run's scan, or with its whole root."""
+        if media_id in self._plan.gone:
+            return True
+        if root_id not in self.is_lost:
+            root = self._roots.get(root_id)
+            self.is_lost[root_id] = (
+                root is not None
+                and root_id not in self._read_roots
+                and not os.path.lexists(root.path)
+            )
+        return self.is_lost[root_id]
+
+    def _inherited(self, change: Change, one: Reading) -> list[NewCaption]:
+        """The captions that a new or changed file takes over, as a captions file gave them once.
+
+        They belong to the content where that had a name that now has another, and else to the
+        name: an edited picture keeps its captions. A run without the captions file must not lose
+        them.
+        """
+        old = one.candidate.old
+        wanted = self._plan.labels.wanted(one.candidate.key)
+        if any(wanted.values()):
+            return []
+        if one.digest in self._changing:
+            found = self._captions_left_behind(change, one.digest)
+        else:
+            found = change.given_captions(old.id, self._space) if old is not None else []
+        return [caption for caption in found if caption.source not in wanted]
+
+    def _captions_left_behind(self, change: Change, digest: bytes) -> list[NewCaption]:
+        """What the files that had a content before this run, and are read anew, had of captions."""
+        if digest not in self._left_behind:
+            given = (
+                change.given_captions(one, self._space) for one in sorted(self._changing[digest])
+            )
+            self._left_behind[digest] = next(filter(None, given), [])
+        return self._left_behind[digest]
+
+    def _remove_old(self, change: Change, old: Row) -> None:
+        self._captions_left_behind(change, old.content_hash)  # before they are gone
+        change.remove_media([old.id])
+
+    def _keep(
+        self, change: Change, media_id: int, one: Reading, texts: Mapping[str, Vector]
+    ) -> None:
+        candidate, stamp = one.candidate, one.stamp
+        change.set_file(
+            media_id,
+            root_id=candidate.root.id,
+            path=candidate.file.path,
+            size=stamp.size,
+            mtime_ns=stamp.mtime_ns,
+            modified=local_time(stamp.mtime_ns),
+        )
+        rows = change.captions_of(media_id)
+        captions = caption_change(rows, self._wanted(one))
+        apply_captions(change, self._space, media_id, captions, texts, self.counts)
+        change.set_sidecar(media_id, candidate.sidecar)
+
+    def _add(
+        self,
+        change: Change,
+        one: Reading,
+        content: Content,
+        texts: Mapping[str, Vector],
+        inherited: Sequence[NewCaption],
+    ) -> None:
+        candidate, stamp, facts = one.candidate, one.stamp, content.facts
+        assert facts is not None, "it has no reason not to be used"
+        if facts.captured_from == "mtime":
+            facts = replace(facts, captured=local_time(stamp.mtime_ns))
+        given = caption_change((), self._wanted(one)).add
+        captions = (
+            *content.captions,
+            *(NewCaption(text, source, texts[text]) for text, source in given),
+        )
+        change.add_media(
+            NewMedia(
+                root_id=candidate.root.id,
+                path=candidate.file.path,
+                size=stamp.size,
+                mtime_ns=stamp.mtime_ns,
+                content_hash=one.digest,
+                facts=facts,
+                segments=content.segments,
+                captions=(*inherited, *captions),
+                sidecar=candidate.sidecar,
+            ),
+            self._space,
+        )
+        self.counts["captions"] += len(captions)
+
+
+def _facts_of(kind: str, facts: Facts) -> MediaFacts:
+    return MediaFacts(
+        facts.width,
+        facts.height,
+        stored_time(facts.captured) if facts.captured else "",
+        "exif" if facts.captured else "mtime",
+        kind,
+        facts.duration_ms,
+        facts.latitude,
+        facts.longitude,
+    )
+
+
+def encode_texts(encoder: Encoder, texts: Sequence[str]) -> dict[str, Vector]:
+    """The vectors of texts, in portions: one sidecar may hold thousands of lines."""
+    found: dict[str, Vector] = {}
+    for some in parts(texts, _TEXTS):
+        found.update(zip(some, encoder.encode(TEXT, some), strict=True))
+    return found
+
+
+def apply_captions(
+    change: Change,
+    space: SpaceRow,
+    media_id: int,
+    captions: CaptionChange,
+    texts: Mapping[str, Vector],
+    counts: Counter[str],
+) -> None:
+    """Brings the captions of a file in step with what they should be, and counts it."""
+    change.remove_captions(captions.remove)
+    counts["captions_removed"] += len(captions.remove)
+    for source, numbers in captions.keep.items():
+        change.set_source(numbers, source)
+    new = [NewCaption(text, source, texts[text]) for text, source in captions.add]
+    change.add_captions(media_id, new, space)
+    counts["captions"] += len(new)

@@ -1,0 +1,97 @@
+"""Patch embeddings of pictures that are in an index already, kept for re-ranking."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmsearch.encoders.local import LocalEncoder
+from mmsearch.ingest.reading import open_known
+from mmsearch.jobs.runner import Runner
+from mmsearch.media.isolated import Decoders
+from mmsearch.media.media_types import Segment
+from mmsearch.store.patches import pack_looks
+from mmsearch.store.rows import MissingSegment, SpaceRow
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
+from mmsearch.types import IMAGE, Progress
+
+_PORTION = 1024  # pictures that are looked up together
+
+OnProgress = Callable[[Progress], None]
+
+
+def add_patches(
+    store: Store,
+    writer: Writer,
+    local: LocalEncoder,
+    space: SpaceRow,
+    runner: Runner,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+) -> int:
+    """Adds the patch embeddings of every picture that has none in a space yet; returns how many.
+
+    A batch at a time is committed. Files that have changed since they were indexed are left to
+    the next run, and so are those that cannot be read.
+    """
+    with store.catalog.read() as queries:
+        total = queries.count("media") - queries.count_patches(space)
+    job = _PatchesJob(store, writer, local, space, runner.decoders, total, on_progress)
+    runner.run(job, total)
+    return job.added
+
+
+@dataclass(frozen=True)
+class _Part:
+    count: int
+    patches: dict[int, bytes]
+
+
+@dataclass
+class _PatchesJob:
+    """The pictures that have no patch embeddings."""
+
+    store: Store
+    writer: Writer
+    local: LocalEncoder
+    space: SpaceRow
+    decoders: Decoders
+    total: int
+    on_progress: OnProgress
+    done: int = 0
+    added: int = 0
+
+    def missing(self) -> Iterator[MissingSegment]:
+        after = 0
+        while True:
+            with self.store.catalog.read() as queries:
+                some = queries.media_without_patches(self.space, after, _PORTION)
+            if not some:
+                return
+            yield from some
+            after = some[-1].id
+
+    def read(self, item: MissingSegment) -> tuple[int, Sequence[Segment]]:
+        inputs = {IMAGE: dataclasses.asdict(self.local.preprocess)}
+        opened = open_known(item.absolute, item.content_hash, inputs, self.decoders)
+        return item.id, opened.segments
+
+    def compute(self, reads: Sequence[tuple[int, Sequence[Segment]]]) -> _Part:
+        good = {number: segments[0].data for number, segments in reads if segments}
+        if not good:
+            return _Part(len(reads), {})
+        found = self.local.looks(np.stack(list(good.values())))
+        packed = pack_looks(found.vectors, found.patches)
+        return _Part(len(reads), dict(zip(good, packed, strict=True)))
+
+    def commit(self, outcomes: Sequence[_Part]) -> None:
+        with self.writer.change() as change:
+            for part in outcomes:
+                change.add_patches(part.patches, self.space)
+                self.done += part.count
+                self.added += len(part.patches)
+        self.on_progress(Progress("patches", self.done, self.total))

@@ -1,0 +1,204 @@
+"""Vectors that are missing: those of another model on the way to it, and those that were lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmsearch.encoders.base import Encoder
+from mmsearch.ingest.reading import Opened, open_known
+from mmsearch.jobs.runner import Runner, parts
+from mmsearch.media.fingerprint import NEVER
+from mmsearch.media.isolated import Decoders
+from mmsearch.store.rows import MissingSegment, SpaceRow, TowerRow
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
+from mmsearch.types import TEXT, Progress, Vectors
+
+_PORTION = 1024  # items that are looked up together
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was done, and what is still to do."""
+
+    images: int
+    captions: int
+    failed: int
+    """Files that could not be used."""
+    missing: int
+    """Segments without a vector in the space: their files could not be had, or not used."""
+
+
+def embed_missing(
+    store: Store,
+    writer: Writer,
+    encoder: Encoder,
+    space: SpaceRow,
+    runner: Runner,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+) -> Embedded:
+    """Gives a vector in `space` to all segments and captions that have none there yet.
+
+    A batch at a time is committed: what was done stays, whatever happens. Files that are not
+    there, or not as they were indexed, are passed over: the next look at their folder is for them.
+    Those that cannot be used go to the ledger.
+    """
+    with store.catalog.read() as queries:
+        totals = {tower: queries.count_without_vector(tower) for tower in space.towers.values()}
+    done = dict.fromkeys(("images", "captions", "failed"), 0)
+    bulk = encoder.bulk(runner.workers) if any(totals.values()) else encoder
+    for tower, total in totals.items():
+        if not total:
+            continue
+        if tower.modality == TEXT:
+            texts = _Captions(store, writer, bulk, tower, total, on_progress)
+            runner.run(texts, total)
+            done["captions"] += texts.done
+        else:
+            bulk.warm_up(tower.modality)
+            segments = _Segments(store, writer, bulk, tower, runner.decoders, total, on_progress)
+            runner.run(segments, total)
+            done["images"] += segments.embedded
+            done["failed"] += segments.failed
+    writer.compact(only_if="short")
+    total = sum(total for tower, total in totals.items() if tower.modality != TEXT)
+    return Embedded(**done, missing=total - done["images"])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Segments that were read, with the vectors (dim,) of those that are good."""
+
+    reads: Sequence[tuple[MissingSegment, Opened]]
+    vectors: dict[int, np.ndarray]
+
+
+class _Segments:
+    """The segments that have no vector of a tower."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        encoder: Encoder,
+        tower: TowerRow,
+        decoders: Decoders,
+        total: int,
+        on_progress: OnProgress,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._encoder = encoder
+        self._tower = tower
+        self._decoders = decoders
+        self._total = total
+        self._on_progress = on_progress
+        self._done = self.embedded = self.failed = 0
+
+    def missing(self) -> Iterator[MissingSegment]:
+        after = 0
+        while True:
+            with self._store.catalog.read() as queries:
+                some = queries.segments_without_vector(self._tower, after, _PORTION)
+            if not some:
+                return
+            yield from some
+            after = some[-1].id
+
+    def read(self, item: MissingSegment) -> tuple[MissingSegment, Opened]:
+        modality = self._tower.modality
+        inputs = {modality: self._encoder.spec.inputs[modality]}
+        return item, open_known(item.absolute, item.content_hash, inputs, self._decoders)
+
+    def compute(self, reads: Sequence[tuple[MissingSegment, Opened]]) -> _Part:
+        good = [
+            (item.id, segment.data)
+            for item, opened in reads
+            for segment in opened.segments
+            if (segment.start_ms, segment.end_ms) == (item.start_ms, item.end_ms)
+        ]
+        vectors: dict[int, np.ndarray] = {}
+        for some in parts(good, self._encoder.batch):
+            rows = self._encoder.encode(self._tower.modality, [data for _, data in some])
+            vectors.update(zip((number for number, _ in some), rows, strict=True))
+        return _Part(reads, vectors)
+
+    def commit(self, outcomes: Sequence[_Part]) -> None:
+        with self._writer.change() as change:
+            for part in outcomes:
+                change.add_vectors(part.vectors, self._tower)
+                # What failed before has not failed any more.
+                change.clear_failures(
+                    (item.root_id, item.path) for item, _ in part.reads if item.id in part.vectors
+                )
+                for item, opened in part.reads:
+                    if opened.reason and _has_failed(item, opened):
+                        change.record_failure(
+                            item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,
+                            opened.reason,
+                        )  # fmt: skip
+                        self.failed += 1
+                self._done += len(part.reads)
+                self.embedded += len(part.vectors)
+        self._writer.compact(only_if="long")
+        self._on_progress(Progress("embed again", self._done, self._total))
+
+
+def _has_failed(item: MissingSegment, opened: Opened) -> bool:
+    """Not so a file that is not there, or not as it was when the index looked at it."""
+    if opened.stamp == NEVER:
+        return os.path.lexists(item.absolute)
+    return opened.stamp == (item.size, item.mtime_ns)
+
+
+class _Captions:
+    """The captions that have no vector of a tower."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        encoder: Encoder,
+        tower: TowerRow,
+        total: int,
+        on_progress: OnProgress,
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._encoder = encoder
+        self._tower = tower
+        self._total = total
+        self._on_progress = on_progress
+        self.done = 0
+
+    def missing(self) -> Iterator[tuple[int, str]]:
+        after = 0
+        while True:
+            with self._store.catalog.read() as queries:
+                some = queries.captions_without_vector(self._tower, after, _PORTION)
+            if not some:
+                return
+            yield from some
+            after = some[-1][0]
+
+    def read(self, item: tuple[int, str]) -> tuple[int, str]:
+        return item
+
+    def compute(self, reads: Sequence[tuple[int, str]]) -> dict[int, np.ndarray]:
+        rows: Vectors = self._encoder.encode(TEXT, [text for _, text in reads])
+        return dict(zip((number for number, _ in reads), rows, strict=True))
+
+    def commit(self, outcomes: Sequence[dict[int, np.ndarray]]) -> None:
+        with self._writer.change() as change:
+            for vectors in outcomes:
+                change.add_vectors(vectors, self._tower)
+                self.done += len(vectors)
+        self._writer.compact(only_if="long")
+        self._on_progress(Progress("embed captions again", self.done, self._total))

@@ -1,0 +1,573 @@
+"""What is read from the catalog, in one transaction."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import unicodedata
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from mmsearch.errors import DamageError
+from mmsearch.store.paths import join, to_path
+from mmsearch.store.rows import (
+    ACTIVE,
+    OBSOLETE,
+    PENDING,
+    Item,
+    MediaFacts,
+    MissingSegment,
+    RootRow,
+    Row,
+    SnapshotRow,
+    SpaceRow,
+    StoredContent,
+    StoredSegment,
+    TowerRow,
+    chunks,
+    decoding,
+    globs_of,
+    id_of,
+    is_snapshot_name,
+    is_sound,
+    under,
+)
+from mmsearch.types import TEXT, EncoderSpec, Failure, Ids, Vectors
+
+_QUERY_WORDS = 64
+#: They stand in most captions, so they cost much and tell nothing.
+_FUNCTION_WORDS = frozenset(
+    """a an and are as at be by for from has have her his in into is it its of on or that the their
+    there they this to up was were while who with""".split()  # noqa: SIM905 - to be read as words
+)
+_FACTS = "width, height, captured, captured_from, kind, duration_ms, latitude, longitude"
+
+Table = Literal["media", "caption", "failure"]
+
+
+class Queries:
+    """One transaction's view of the catalog: all that it reads is of one moment."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Takes the connection of the transaction."""
+        self._connection = connection
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[Row]:
+        """The rows of a query, as named tuples."""
+        cursor = self._connection.execute(query, values)
+        make = _row_type(tuple(column[0] for column in cursor.description))._make
+        return list(map(make, cursor))
+
+    def rows_in(self, query: str, ids: Iterable[Any], *before: Any) -> list[Row]:
+        """The rows of a query that ends with "IN": for ids of any number, in portions.
+
+        Args:
+            before: the values of what stands before the IN.
+        """
+        found: list[Row] = []
+        for chunk in chunks(list(ids)):
+            marks = ", ".join("?" * len(chunk))
+            found += self.rows(f"{query} ({marks})", (*before, *chunk))
+        return found
+
+    def cursor(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """The rows of a query, one at a time."""
+        return self._connection.execute(query, values)
+
+    def number(self, query: str, *values: Any) -> int:
+        """The one number that a query gives."""
+        with decoding():
+            (number,) = self._connection.execute(query, values).fetchone()
+            return int(number)
+
+    def has(self, query: str, *values: Any) -> bool:
+        """Whether a query gives any row."""
+        return self._connection.execute(f"{query} LIMIT 1", values).fetchone() is not None
+
+    # -- the index as a whole --------------------------------------------------------------
+
+    def revision(self) -> int:
+        """The number of committed changes."""
+        return self.number("SELECT number FROM revision")
+
+    def count(self, table: Table) -> int:
+        return self.number(f"SELECT count(*) FROM {table}")
+
+    def active_space(self) -> SpaceRow | None:
+        """The space that searches use; None in an index that nothing was added to yet."""
+        return next(iter(self._spaces(ACTIVE)), None)
+
+    def pending_space(self) -> SpaceRow | None:
+        """The space that is embedded beside the active one, to take its place; None for none."""
+        return next(iter(self._spaces(PENDING)), None)
+
+    def obsolete_spaces(self) -> list[SpaceRow]:
+        """Spaces that nothing uses any more and whose rows are to be deleted."""
+        return self._spaces(OBSOLETE)
+
+    def spaces(self) -> list[SpaceRow]:
+        """The active and the pending space, those that there are."""
+        return [*self._spaces(ACTIVE)[:1], *self._spaces(PENDING)[:1]]
+
+    def towers(self) -> list[TowerRow]:
+        """All that give vectors to these spaces."""
+        return [tower for space in self.spaces() for tower in space.towers.values()]
+
+    @decoding()
+    def _spaces(self, state: int) -> list[SpaceRow]:
+        found = []
+        query = "SELECT id, identity, dim FROM space WHERE state = ? ORDER BY id"
+        for number, identity, dim in self._connection.execute(query, (state,)).fetchall():
+            towers = self._connection.execute(
+                "SELECT key, modality, spec, precision FROM tower WHERE space_id = ? AND state = ? "
+                "ORDER BY rowid",
+                (number, ACTIVE),
+            ).fetchall()
+            try:
+                if not towers or not isinstance(dim, int) or dim < 1:
+                    raise ValueError("it has none")
+                spec = _spec_of(identity, dim, tuple((row[1], row[2]) for row in towers))
+                rows = {modality: TowerRow(number, key, modality, dim)
+                        for key, modality, _, _ in towers}  # fmt: skip
+                found.append(SpaceRow(number, spec, str(towers[0][3]), rows))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DamageError.of_catalog(f"the description of its model ({error})") from error
+        return found
+
+    # -- folders and files -----------------------------------------------------------------
+
+    @decoding()
+    def roots(self) -> list[RootRow]:
+        rows = self._connection.execute(
+            "SELECT id, path, walked, exclude FROM root ORDER BY path"
+        ).fetchall()
+        if not all(isinstance(path, bytes) for _, path, _, _ in rows):
+            raise DamageError.of_catalog("the path of a folder")
+        return [
+            RootRow(number, path, bool(walked), globs_of(exclude))
+            for number, path, walked, exclude in rows
+        ]
+
+    @decoding()
+    def media_under(self, root_id: int, prefix: bytes) -> list[Row]:
+        """What tells whether files changed, of the media at or below a path."""
+        condition, values = under(prefix)
+        columns = "id, path, size, mtime_ns, content_hash, sidecar_size, sidecar_mtime_ns"
+        query = f"SELECT {columns} FROM media WHERE root_id = ? AND {condition}"
+        return self.rows(query, (root_id, *values))
+
+    @decoding()
+    def folders_of(self, root_id: int) -> list[bytes]:
+        """The folders that hold media, relative to their root, each after those above it."""
+        rows = self._connection.execute("SELECT path FROM media WHERE root_id = ?", (root_id,))
+        return sorted({os.path.dirname(path) for (path,) in rows})
+
+    def is_empty(self, root: RootRow) -> bool:
+        """Whether a root holds neither media nor entries of the ledger."""
+        return not any(
+            self.has(f"SELECT 1 FROM {table} WHERE root_id = ?", root.id)
+            for table in ("media", "failure")
+        )
+
+    def has_media(self) -> bool:
+        return self.has("SELECT id FROM media")
+
+    def has_content(self, content_hash: bytes) -> bool:
+        return self.has("SELECT id FROM media WHERE content_hash = ?", content_hash)
+
+    @decoding()
+    def embedded_contents(
+        self, space: SpaceRow, hashes: Iterable[bytes]
+    ) -> dict[bytes, StoredContent]:
+        """What is known of those of some contents that are embedded in a space.
+
+        Of one file, since a content may have any number of copies.
+
+        Raises:
+            DamageError: a vector is not what was written.
+        """
+        keys = [tower.key for tower in space.towers.values() if tower.modality != TEXT]
+        # A file's id is that of its first segment.
+        query = (
+            "SELECT media.id FROM media CROSS JOIN embedding ON space_id = ? AND tower IN "
+            f"({', '.join('?' * len(keys))}) AND item_id = media.id "
+            "WHERE content_hash = ? ORDER BY media.id LIMIT 1"
+        )
+        found: dict[bytes, StoredContent] = {}
+        for one in hashes:
+            for (number,) in self._connection.execute(query, (space.id, *keys, one)).fetchall():
+                facts = self.facts_of([number])[number]
+                found[one] = StoredContent(number, facts, self._segments(space, number))
+        return found
+
+    def _segments(self, space: SpaceRow, media_id: int) -> tuple[StoredSegment, ...]:
+        query = "SELECT id, modality, start_ms, end_ms FROM segment WHERE media_id = ? ORDER BY id"
+        rows = self.rows(query, (media_id,))
+        vectors: dict[int, bytes] = {}
+        for tower in space.towers.values():
+            own = [row.id for row in rows if row.modality == tower.modality]
+            vectors |= self.vectors_of(tower, own) if own else {}
+        return tuple(
+            StoredSegment(row.modality, row.start_ms, row.end_ms, vectors[row.id])
+            for row in rows
+            if row.id in vectors
+        )
+
+    @decoding()
+    def media_with_content(self, content_hash: bytes) -> list[tuple[int, int]]:
+        """Id and root of the media that have a content, in the order in which they were added."""
+        query = "SELECT id, root_id FROM media WHERE content_hash = ? ORDER BY id"
+        return self._connection.execute(query, (content_hash,)).fetchall()
+
+    @decoding()
+    def facts_of(self, ids: Iterable[int]) -> dict[int, MediaFacts]:
+        """The facts of some media, by id."""
+        query = f"SELECT id, {_FACTS} FROM media WHERE id IN"
+        return {row[0]: MediaFacts(*row[1:]) for row in self.rows_in(query, map(int, ids))}
+
+    @decoding()
+    def some_paths(self, count: int) -> list[bytes]:
+        """The absolute paths of up to so many media, evenly spaced in the order of their ids."""
+        rows = self._connection.execute("SELECT id FROM media ORDER BY id")
+        ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
+        places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
+        found = self.rows_in(
+            "SELECT root.path AS top, media.path FROM media JOIN root ON root.id = root_id "
+            "WHERE media.id IN",
+            ids[places].tolist(),
+        )
+        return [join(row.top, row.path) for row in found]
+
+    @decoding()
+    def ids_where(self, tower: TowerRow, conditions: Sequence[str], values: Sequence[Any]) -> Ids:
+        """The ids of a tower's items whose media meet some conditions, sorted."""
+        media = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
+        query = f"SELECT id FROM {tower.items} WHERE media_id IN ({media})"
+        if tower.items == "segment":
+            query, values = f"{query} AND modality = ?", (*values, tower.modality)
+        rows = self._connection.execute(query, values)
+        return np.sort(np.fromiter((number for (number,) in rows), dtype=np.int64))
+
+    @decoding()
+    def items(self, tower: TowerRow, ids: Sequence[int]) -> dict[int, Item]:
+        """What hits show, by the id of the segment or of the caption."""
+        of_captions = "item.text, NULL, NULL, 'text'"
+        columns = of_captions if tower.modality == TEXT else "NULL, start_ms, end_ms, modality"
+        query = (
+            f"SELECT item.id, media.id, root.path, media.path, {columns} "
+            f"FROM {tower.items} AS item JOIN media ON media.id = item.media_id "
+            "JOIN root ON root.id = media.root_id "
+            "WHERE item.id IN"
+        )
+        found: dict[int, Item] = {}
+        for chunk in chunks([int(number) for number in ids]):
+            rows = self._connection.execute(f"{query} ({', '.join('?' * len(chunk))})", chunk)
+            for number, media_id, top, path, *rest in rows:
+                found[id_of(number)] = Item(id_of(media_id), join(top, path), *rest)
+        return found
+
+    # -- the ledger ------------------------------------------------------------------------
+
+    @decoding()
+    def failures_under(self, root_id: int, prefix: bytes) -> list[Row]:
+        condition, values = under(prefix)
+        query = f"SELECT * FROM failure WHERE root_id = ? AND {condition}"
+        return self.rows(query, (root_id, *values))
+
+    @decoding()
+    def failures(self) -> list[Failure]:
+        rows = self._connection.execute(
+            "SELECT root.path, failure.path, reason, failed_at FROM failure "
+            "JOIN root ON root.id = failure.root_id ORDER BY root.path, failure.path"
+        )
+        return [Failure(to_path(join(top, path)), reason, at) for top, path, reason, at in rows]
+
+    # -- captions and their words ----------------------------------------------------------
+
+    @decoding()
+    def captions_of(self, media_ids: Sequence[int]) -> dict[int, list[Row]]:
+        """The captions of some media, in the order in which they were added."""
+        rows = self.rows_in("SELECT * FROM caption WHERE media_id IN", media_ids)
+        found: dict[int, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: row.id):
+            found.setdefault(row.media_id, []).append(row)
+        return found
+
+    @decoding()
+    def media_with_captions_of(self, source: str) -> set[int]:
+        """The media that have captions of a source."""
+        query = "SELECT DISTINCT media_id FROM caption WHERE source = ?"
+        return {number for (number,) in self._connection.execute(query, (source,))}
+
+    @decoding()
+    def caption_sources(self) -> dict[int, str]:
+        """Where each caption came from, by its id."""
+        return dict(self._connection.execute("SELECT id, source FROM caption"))
+
+    def has_captions(self, least: int) -> bool:
+        """Whether there are so many captions, without counting all of them."""
+        rows = self._connection.execute("SELECT id FROM caption LIMIT ?", (least,)).fetchall()
+        return len(rows) >= least
+
+    @decoding()
+    def caption_owners(
+        self, *, captions: Sequence[int] = (), media: Sequence[int] = ()
+    ) -> dict[int, int]:
+        """The media of captions, by the captions' ids.
+
+        Of those that are named, and of those of media that are named.
+        """
+        found: dict[int, int] = {}
+        for column, ids in (("id", captions), ("media_id", media)):
+            query = f"SELECT id, media_id FROM caption WHERE {column} IN"
+            for number, owner in self.rows_in(query, map(int, ids)):
+                found[id_of(number)] = id_of(owner)
+        return found
+
+    @decoding()
+    def media_with_words(
+        self, text: str, limit: int, among: Iterable[int] | None = None
+    ) -> dict[int, float]:
+        """The media whose captions hold a word of a text, with BM25 scores, the best first.
+
+        Words count by their stems, as English has them; a segment's captions are one document
+        (Robertson and Zaragoza 2009, with FTS5's k1 = 1.2 and b = 0.75).
+
+        Args:
+            limit: how many at most.
+            among: only these media; None is all of them. Their scores are the same either way.
+        """
+        expression = _any_word_of(text)
+        if not expression:
+            return {}
+        # FTS5's bm25() is less than zero, the smaller the better.
+        query = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?"
+        values: tuple[Any, ...] = (expression,)
+        has_parts = self.has_parts()
+        if among is not None:
+            # "+", or FTS5 would search once for every one of them.
+            own = "SELECT value FROM json_each(?)"
+            parts = f"SELECT id FROM segment WHERE media_id IN ({own})" if has_parts else own
+            query += f" AND +rowid IN ({parts})"
+            values += (json.dumps([int(number) for number in among]),)
+        rows = self._connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit))
+        found = [(id_of(number), score) for number, score in rows]
+        if not has_parts:
+            return dict(found)
+        segments = [number for number, _ in found]
+        owners = dict(self.rows_in("SELECT id, media_id FROM segment WHERE id IN", segments))
+        best: dict[int, float] = {}
+        for number, score in found:  # the best ones first
+            best.setdefault(owners[number], score)
+        return best
+
+    def has_parts(self) -> bool:
+        """Whether a file has more than one segment."""
+        return self.has("SELECT 1 FROM segment WHERE id != media_id")
+
+    # -- patch embeddings ------------------------------------------------------------------
+
+    def count_patches(self, space: SpaceRow) -> int:
+        return self.number("SELECT count(*) FROM patch_embedding WHERE space_id = ?", space.id)
+
+    def has_patches(self, space: SpaceRow | None = None) -> bool:
+        """Whether there are patch embeddings, in one space or in any."""
+        if space is None:
+            return self.has("SELECT media_id FROM patch_embedding")
+        return self.has("SELECT media_id FROM patch_embedding WHERE space_id = ?", space.id)
+
+    @decoding()
+    def patches_of(self, space: SpaceRow, ids: Sequence[int]) -> dict[int, bytes]:
+        """The patch embeddings of some media, by id, as `store.patches` packs them."""
+        query = "SELECT media_id, content FROM patch_embedding WHERE space_id = ? AND media_id IN"
+        return dict(self.rows_in(query, map(int, ids), space.id))
+
+    def is_missing_patches(self, space: SpaceRow) -> bool:
+        """Whether there is a picture without patch embeddings."""
+        return self.has(f"SELECT 1 {_WITHOUT_PATCHES}", space.id)
+
+    @decoding()
+    def media_without_patches(
+        self, space: SpaceRow, after: int, limit: int
+    ) -> list[MissingSegment]:
+        """The next pictures, by id, that have no patch embeddings in a space."""
+        query = (
+            f"SELECT media.id, NULL, NULL, {_FILE} {_WITHOUT_PATCHES} AND media.id > ? "
+            "ORDER BY media.id LIMIT ?"
+        )
+        return [_missing(row) for row in self.rows(query, (space.id, after, limit))]
+
+    # -- vectors ---------------------------------------------------------------------------
+
+    def count_without_vector(self, tower: TowerRow) -> int:
+        """How many items have no vector of a tower."""
+        query = f"SELECT count(*) FROM {tower.items} AS item {_without_vector(tower)}"
+        return self.number(query, *_key(tower))
+
+    @decoding()
+    def segments_without_vector(
+        self, tower: TowerRow, after: int, limit: int
+    ) -> list[MissingSegment]:
+        """The next segments, by id, that have no vector of a tower."""
+        query = (
+            f"SELECT item.id, start_ms, end_ms, {_FILE} FROM segment AS item "
+            "JOIN media ON media.id = item.media_id JOIN root ON root.id = root_id "
+            f"{_without_vector(tower)} AND item.id > ? ORDER BY item.id LIMIT ?"
+        )
+        return [_missing(row) for row in self.rows(query, (*_key(tower), after, limit))]
+
+    @decoding()
+    def captions_without_vector(
+        self, tower: TowerRow, after: int, limit: int
+    ) -> list[tuple[int, str]]:
+        """Id and text of the next captions, by id, that have no vector of a tower."""
+        query = (
+            f"SELECT item.id, text FROM caption AS item {_without_vector(tower)} "
+            "AND item.id > ? ORDER BY item.id LIMIT ?"
+        )
+        return self._connection.execute(query, (*_key(tower), after, limit)).fetchall()
+
+    @decoding()
+    def snapshot_of(self, tower: TowerRow) -> SnapshotRow | None:
+        row = self._connection.execute(
+            "SELECT generation, file, vectors, last_embedding_id, checksum, ivf FROM snapshot "
+            "WHERE space_id = ? AND tower = ?",
+            (tower.space_id, tower.key),
+        ).fetchone()
+        if row is None:
+            return None
+        if not is_snapshot_name(row[1]):  # files are deleted by it: it may lead nowhere else
+            raise DamageError.of_catalog(f"{row[1]!r} is no name of a vector file")
+        return SnapshotRow(*row)
+
+    def embeddings_after(
+        self, tower: TowerRow, after: int, batch: int = 8192
+    ) -> Iterator[tuple[int, Ids, Vectors]]:
+        """Embeddings written after a given one, in batches: (the last one's id, ids, vectors).
+
+        Raises:
+            DamageError: one is not what was written.
+        """
+        cursor = self._connection.execute(
+            "SELECT id, item_id, vector, checksum FROM embedding "
+            "WHERE space_id = ? AND tower = ? AND id > ? ORDER BY id",
+            (tower.space_id, tower.key, after),
+        )
+        while rows := cursor.fetchmany(batch):
+            with decoding():
+                for _, item, vector, checksum in rows:
+                    if not is_sound(tower, item, vector, checksum):
+                        raise _damaged(tower, item)
+                ids = np.fromiter((row[1] for row in rows), dtype=np.int64, count=len(rows))
+                vectors = vectors_from(b"".join(row[2] for row in rows), tower.dim)
+            yield rows[-1][0], ids, vectors
+
+    @decoding()
+    def some_vectors(self, tower: TowerRow, count: int) -> Vectors:
+        """Up to so many vectors, (n, dim), evenly spaced in the order of writing."""
+        rows = self._connection.execute(
+            "SELECT id FROM embedding WHERE space_id = ? AND tower = ? ORDER BY id",
+            (tower.space_id, tower.key),
+        )
+        ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
+        places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
+        found = self.rows_in("SELECT vector FROM embedding WHERE id IN", ids[places].tolist())
+        return vectors_from(b"".join(row.vector for row in found), tower.dim)
+
+    @decoding()
+    def vectors_of(self, tower: TowerRow, ids: Sequence[int]) -> dict[int, bytes]:
+        """The stored vectors of some items, as bytes.
+
+        Raises:
+            DamageError: one is not what was written.
+        """
+        query = (
+            "SELECT item_id, vector, checksum FROM embedding "
+            "WHERE space_id = ? AND tower = ? AND item_id IN"
+        )
+        found: dict[int, bytes] = {}
+        for item, vector, checksum in self.rows_in(query, map(int, ids), tower.space_id, tower.key):
+            if not is_sound(tower, item, vector, checksum):
+                raise _damaged(tower, item)
+            found[item] = vector
+        return found
+
+    @decoding()
+    def tombstones(self, tower: TowerRow) -> Ids:
+        rows = self._connection.execute(
+            "SELECT item_id FROM tombstone WHERE space_id = ? AND tower = ?",
+            (tower.space_id, tower.key),
+        )
+        return np.fromiter((item for (item,) in rows), dtype=np.int64)
+
+    def count_delta(self, tower: TowerRow, after: int) -> int:
+        """How many embeddings were written after a given one, and how many items were removed."""
+        return self.number(
+            "SELECT (SELECT count(*) FROM embedding "
+            "WHERE space_id = ?1 AND tower = ?2 AND id > ?3)"
+            " + (SELECT count(*) FROM tombstone WHERE space_id = ?1 AND tower = ?2)",
+            tower.space_id, tower.key, after,
+        )  # fmt: skip
+
+
+_FILE = "media.id, root_id, media.path, size, mtime_ns, content_hash, root.path AS top"
+_WITHOUT_PATCHES = (
+    "FROM media JOIN root ON root.id = media.root_id "
+    "LEFT JOIN patch_embedding AS kept ON kept.media_id = media.id AND kept.space_id = ? "
+    "WHERE kept.media_id IS NULL AND media.kind = 'image'"
+)
+
+
+def _without_vector(tower: TowerRow) -> str:
+    """The condition that an item has no vector of a tower; its values are those of `_key`."""
+    of_modality = "" if tower.modality == TEXT else " AND item.modality = ?3"
+    return (
+        "LEFT JOIN embedding ON space_id = ?1 AND tower = ?2 AND item_id = item.id "
+        f"WHERE embedding.id IS NULL{of_modality}"
+    )
+
+
+def _key(tower: TowerRow) -> tuple[Any, ...]:
+    key = (tower.space_id, tower.key)
+    return key if tower.modality == TEXT else (*key, tower.modality)
+
+
+def _missing(row: Sequence[Any]) -> MissingSegment:
+    number, start_ms, end_ms, media_id, root_id, path, size, mtime_ns, digest, top = row
+    return MissingSegment(
+        number, start_ms, end_ms, media_id, root_id, path, size, mtime_ns, digest, join(top, path)
+    )
+
+
+@cache
+def _row_type(columns: tuple[str, ...]) -> Any:
+    return namedtuple("Row", columns, rename=True)  # noqa: PYI024 - known by the query alone
+
+
+@lru_cache(maxsize=8)
+def _spec_of(identity: str, dim: int, towers: tuple[tuple[str, str], ...]) -> EncoderSpec:
+    """Parsed once for as long as the catalog says the same."""
+    specs = {modality: json.loads(spec) for modality, spec in towers}
+    return EncoderSpec.of_towers(identity, dim, specs)
+
+
+def _any_word_of(text: str) -> str:
+    """An FTS5 expression for documents with any of a text's words, but for function words."""
+    whole = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
+    found = list(dict.fromkeys(re.findall(r"\w+", whole)))
+    telling = [word for word in found if word.lower() not in _FUNCTION_WORDS] or found
+    return " OR ".join(f'"{word}"' for word in telling[:_QUERY_WORDS])
+
+
+def _damaged(tower: TowerRow, item_id: int) -> DamageError:
+    return DamageError.of_catalog(f"the vector of {tower.key} {item_id} is not what was written")
+
+
+def vectors_from(content: bytes, dim: int) -> Vectors:
+    return np.frombuffer(content, dtype="<f4").reshape(-1, dim)

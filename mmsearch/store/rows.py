@@ -1,0 +1,212 @@
+"""The catalog's records as the rest of the program sees them, and what reading them needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mmsearch.errors import DamageError
+from mmsearch.store.checksum import of_vector
+from mmsearch.types import TEXT, EncoderSpec, Modality
+
+#: What a space or a tower is (`state`).
+ACTIVE, PENDING, OBSOLETE = 1, 0, -1
+#: Where captions come from (`caption.source`): a sidecar, the file itself, or a captions file;
+#: behind "file" stands which one it was.
+SIDECAR, EMBEDDED, FILE = "sidecar", "embedded", "file"
+#: Text that is read in a picture.
+READ_TEXT = "text"
+_CHUNK = 500  # ids in one IN (...)
+_SNAPSHOT_NAME = re.compile(r"\d+-[a-z0-9_.]+-\d+\.faiss")
+
+
+@dataclass(frozen=True)
+class TowerRow:
+    """What the vectors of one modality in one space come from."""
+
+    space_id: int
+    key: str
+    """Its name within the space."""
+    modality: Modality
+    dim: int
+
+    @property
+    def items(self) -> str:
+        """The table of what it gives vectors to."""
+        return "caption" if self.modality == TEXT else "segment"
+
+
+@dataclass(frozen=True)
+class SpaceRow:
+    """An embedding space of the index, with the catalog's own number for it."""
+
+    id: int
+    spec: EncoderSpec
+    precision: str
+    """What its vectors were computed in; "mixed" where that changed."""
+    towers: Mapping[Modality, TowerRow]
+
+
+@dataclass(frozen=True)
+class RootRow:
+    """A folder whose files are indexed. `walked` is false where only files were named."""
+
+    id: int
+    path: bytes
+    walked: bool
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SnapshotRow:
+    """The vector file that stands for the embeddings up to `last_embedding_id`."""
+
+    generation: int
+    file: str
+    vectors: int
+    last_embedding_id: int
+    checksum: bytes
+    """Of the file."""
+    ivf: bytes | None = None
+    """The checksum of the file of inverted lists over it; None while there is none."""
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a file says of itself."""
+
+    width: int
+    """In pixels as shown; 0 for what has none."""
+    height: int
+    captured: str
+    """Local time, ISO 8601."""
+    captured_from: str
+    """'exif' or 'mtime'."""
+    kind: str | None = "image"
+    """Its media type."""
+    duration_ms: int | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a hit shows: a media file, and the caption or the part of it that was found."""
+
+    media_id: int
+    path: bytes
+    caption: str | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+    modality: Modality = TEXT
+
+
+@dataclass(frozen=True)
+class MissingSegment:
+    """A segment that has no vector of some tower yet, and the file that it is a part of."""
+
+    id: int
+    start_ms: int | None
+    end_ms: int | None
+    media_id: int
+    root_id: int
+    path: bytes
+    """Relative to the root."""
+    size: int
+    mtime_ns: int
+    content_hash: bytes
+    absolute: bytes
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """A segment of a file that is in the index, with its vector as it is stored."""
+
+    modality: Modality
+    start_ms: int | None
+    end_ms: int | None
+    vector: bytes
+
+
+@dataclass(frozen=True)
+class StoredContent:
+    """What is known of a content, of whichever file has it."""
+
+    media_id: int
+    facts: MediaFacts
+    segments: tuple[StoredSegment, ...]
+
+
+Row = Any
+"""A named tuple with the columns of a query."""
+
+
+def is_from_file(source: str) -> bool:
+    """Whether captions of a source came from a captions file."""
+    return source.partition(":")[0] == FILE
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Around code that takes rows apart: what stumbles over one has met a damaged row.
+
+    Raises:
+        DamageError: instead of what Python raises.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
+        raise DamageError.of_catalog(f"a row is not as it was written ({error})") from error
+
+
+def id_of(value: Any) -> int:
+    """An id of the catalog's: they count from 1."""
+    number = int(value)
+    if number < 1:
+        raise ValueError(f"{number} is no id")
+    return number
+
+
+def globs_of(exclude: str) -> tuple[str, ...]:
+    """What a root leaves out, from the catalog's JSON.
+
+    Raises:
+        DamageError: it is none.
+    """
+    try:
+        found = json.loads(exclude)
+        if not isinstance(found, list) or not all(isinstance(glob, str) for glob in found):
+            raise ValueError("no list of texts")
+    except (ValueError, TypeError) as error:
+        raise DamageError.of_catalog(f"what a folder leaves out ({error})") from error
+    return tuple(found)
+
+
+def under(prefix: bytes) -> tuple[str, tuple[bytes, ...]]:
+    """The condition that a relative path is `prefix` or lies below it, and its values."""
+    if not prefix:
+        return "path IS NOT NULL", ()
+    # All that starts with "prefix/" sorts before "prefix0": "0" follows "/". The range is what an
+    # index can serve; the rest leaves out what is only spelt alike, as "prefix-1".
+    condition = "(path >= ? AND path < ? AND (path = ? OR path >= ?))"
+    return condition, (prefix, prefix + b"0", prefix, prefix + b"/")
+
+
+def is_snapshot_name(name: object) -> bool:
+    return isinstance(name, str) and _SNAPSHOT_NAME.fullmatch(name) is not None
+
+
+def is_sound(tower: TowerRow, item_id: int, vector: bytes, checksum: int) -> bool:
+    """Whether a vector is what was written."""
+    whole = isinstance(vector, bytes) and len(vector) == 4 * tower.dim
+    return whole and of_vector(vector, item_id) == checksum
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """The values in portions that one IN (...) can take."""
+    for start in range(0, len(values), _CHUNK):
+        yield values[start : start + _CHUNK]
