@@ -124,7 +124,7 @@ def one(folder: Path, size: int, own, near, example: Path) -> dict[str, float]:
     for number in range(size + 100):
         touch(os.path.join(top, path_of(number, size)), number)
     with Engine.open(index, model="tiny") as engine:
-        spec = engine.encoder_for_writing().spec
+        spec = engine.opened.encoder_to_add().spec
         store = Store.create(index)
         begun = time.perf_counter()
         add(size, 0, store, spec)

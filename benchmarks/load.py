@@ -88,9 +88,9 @@ def media(root: int, name: str, vector, caption: str | None = None) -> NewMedia:
 
 def make(folder: Path, count: int) -> None:
     with Engine.open(folder / "index", model="tiny", notify=lambda line: None) as engine:
-        spec = engine.encoder_for_writing().spec
+        spec = engine.opened.encoder_to_add().spec
         rng = np.random.default_rng(0)
-        with engine.made_store().writer() as writer:
+        with engine.opened.make().writer() as writer:
             space = writer.space_of(spec, "imported")
             root = writer.place([b"/load/any"])[0][b"/load/any"]
             for start in range(0, count, 10_000):

@@ -22,10 +22,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import tiny_data
 
-from mmsearch import Engine, Query, Term, trials
+from mmsearch import Engine, Query, Term
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.datasets.formats import read_labelled
 from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.engine import training_jobs
 from mmsearch.evaluation.comparison import to_text
 from mmsearch.evaluation.ranking import (
     CUTOFFS,
@@ -93,8 +94,8 @@ def show_kind(engine, kind, flickr, test, index):
           f"captions, falling to nothing at {low:.2f}")  # fmt: skip
     reranker = read_reranker(engine.folder, engine.status().space)
     with tqdm(disable=None, leave=False) as bar:
-        found = trials.candidates_of(
-            engine,
+        found = training_jobs.candidates_of(
+            engine.opened,
             flickr / "images",
             test,
             reranker,
@@ -149,7 +150,7 @@ def ranks_by(found, way, mix):
 
 def curve(engine, found, reranker, depths, flickr, test, index):
     """Recall against how many images are looked at, and the time of a query."""
-    with engine.beside(index, engine.status().model) as other:
+    with Engine.open(index, model=engine.status().model) as other:
         files = [flickr / "images" / image.file for image in test.images]
         plain = other.index(files)
         with_patches = other.index(patches=True)
@@ -202,7 +203,7 @@ def names(engine, objects):
           "(Caltech-101, 100 sports), R-precision")  # fmt: skip
     with (
         tempfile.TemporaryDirectory() as scratch,
-        engine.beside(Path(scratch) / "index", engine.status().model) as other,
+        Engine.open(Path(scratch) / "index", model=engine.status().model) as other,
     ):
         other.index([objects / image.file for image in images], patches=True)
         held = other.store.contents()
@@ -251,7 +252,7 @@ def page(engine, scratch):
         scene_art.render(scene).save(path)
         texts[path] = scenes.captions(scene)[0]
     sections = []
-    with engine.beside(scratch / "drawn-index", engine.status().model) as other:
+    with Engine.open(scratch / "drawn-index", model=engine.status().model) as other:
         other.index([folder], patches=True)
         reranker = read_reranker(engine.folder, engine.status().space)
         searcher = other.searcher(Learned(reranker=lambda: reranker))

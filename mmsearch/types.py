@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,12 @@ FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 Compose = Literal["auto", "early", "late"]
 """How a query's picture and its text make one vector: see `mmsearch.search.compose`."""
 COMPOSES: tuple[Compose, ...] = get_args(Compose)
+
+PathLike = str | os.PathLike[str]
+Notify = Callable[[str], None]
+"""Told, a line at a time, what a user should know."""
+OnProgress = Callable[["Progress"], None]
+"""Told where a long job stands."""
 
 Vectors = NDArray[np.float32]
 """Embeddings, shape (n, d), each row of length 1."""
@@ -346,6 +352,10 @@ class Progress:
     stage: str
     done: int
     total: int | None
+
+
+def no_progress(_progress: Progress) -> None:
+    """For who need not be told."""
 
 
 @dataclass(frozen=True)

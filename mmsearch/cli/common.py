@@ -14,8 +14,8 @@ import typer
 from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmsearch.engine import Engine, OnProgress
-    from mmsearch.types import Compose, Fusion, Progress
+    from mmsearch.engine import Engine
+    from mmsearch.types import Compose, Fusion, OnProgress, Progress
 
 Choice = TypeVar("Choice", bound=str)
 

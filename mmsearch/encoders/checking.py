@@ -7,16 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from mmsearch.encoders.openvino import OpenVinoEncoder, capabilities
 from mmsearch.encoders.precision import INT8_IMAGE, Verdict, write_verdicts
-from mmsearch.types import Pixels, Vectors
-
-Notify = Callable[[str], None]
+from mmsearch.types import Notify, Pixels, Vectors
 
 _NEAREST = 10
 _CALIBRATING = 64  # of the pictures; the others are what is compared

@@ -11,7 +11,6 @@ from mmsearch.config import Settings
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.loading import (
     ModelCache,
-    Notify,
     open_encoder,
     open_local,
     open_space,
@@ -27,7 +26,7 @@ from mmsearch.encoders.registry import (
     parse_model,
 )
 from mmsearch.errors import ModelNotFound, UsageError
-from mmsearch.types import EncoderSpec, Pixels
+from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.encoders.local import LocalEncoder

@@ -27,14 +27,13 @@ from mmsearch.encoders.registry import (
     trained_names,
 )
 from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, UsageError
-from mmsearch.types import EncoderSpec, Pixels
+from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.encoders.local import LocalEncoder
 
 log = logging.getLogger(__name__)
 
-Notify = Callable[[str], None]
 _PLACES = 8  # of a model's files that are remembered beside the newest
 
 

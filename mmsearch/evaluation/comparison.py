@@ -5,7 +5,7 @@ A query must not meet itself: the captions that ask are taken out of the index f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from mmsearch.search.fusion import Scores
 from mmsearch.search.page import Table
 from mmsearch.search.searcher import DEPTH, Searcher
 from mmsearch.store.store import Store
-from mmsearch.types import Fusion, Progress, Query, Term, Vectors
+from mmsearch.types import Fusion, OnProgress, Progress, Query, Term, Vectors, no_progress
 
 DEFINITION = (
     "Each query is a caption that is not in the index; what is sought is its image. Recall@K in "
@@ -117,7 +117,7 @@ class FusionReport:
 def candidates_of(
     searcher: Searcher,
     asked: Sequence[HeldOut],
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = no_progress,
     depth: int = 0,
 ) -> Iterator[tuple[Query, Vectors, CandidateScores]]:
     """What the index holds for each of the held-out captions, with the query and its vector.
@@ -149,7 +149,7 @@ def compare(
     searcher: Searcher,
     asked: Sequence[HeldOut],
     settings: Sequence[tuple[Fusion, int]],
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> tuple[Compared, ...]:
     """Each setting on the same queries, and how it differs from the first.
 

@@ -22,7 +22,7 @@ from mmsearch.evaluation.ranking import (
     recall_at,
 )
 from mmsearch.store.store import Contents
-from mmsearch.types import Ids, Modality, Progress, Vectors
+from mmsearch.types import Ids, Modality, OnProgress, Progress, Vectors, no_progress
 
 #: How far down a search is followed: the TREC runs are as long.
 DEPTH = 100
@@ -118,7 +118,7 @@ class RetrievalResult:
 def evaluate(
     corpus: Corpus,
     rank: Rank,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> RetrievalResult:
     """Text to image and image to text.
 
@@ -185,7 +185,7 @@ def _direction(
     gallery: tuple[Vectors, Ids, NDArray[np.int64]],
     one_answer: _OneAnswer | None,
     rank: Rank,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> Direction:
     """One direction; the gallery is its vectors, their ids and the image each belongs to."""
     vectors, ids, image = gallery

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -34,7 +34,7 @@ from mmsearch.store.paths import canonical, relative
 from mmsearch.store.rows import FILE, MediaFacts, RootRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import IMAGE, MOST, EncoderSpec, Progress, Vectors
+from mmsearch.types import IMAGE, MOST, EncoderSpec, OnProgress, Progress, Vectors
 
 _SPACE_KEY = b"mmsearch.space"
 _MODEL_KEY = b"mmsearch.model"
@@ -109,7 +109,7 @@ def import_embeddings(
     decoders: Decoders,
     *,
     workers: int,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> int:
     """Adds images with ready-made vectors; images that the index has already stay as they are."""
     if not images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,9 @@ from mmsearch.store.patches import pack_looks
 from mmsearch.store.rows import MissingSegment, SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import IMAGE, Progress
+from mmsearch.types import IMAGE, OnProgress, Progress, no_progress
 
 _PORTION = 1024  # pictures that are looked up together
-
-OnProgress = Callable[[Progress], None]
 
 
 def add_patches(
@@ -31,7 +29,7 @@ def add_patches(
     space: SpaceRow,
     runner: Runner,
     *,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> int:
     """Adds the patch embeddings of every picture that has none in a space yet; returns how many.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmsearch.encoders.base import Encoder
@@ -18,9 +18,8 @@ from mmsearch.media.fingerprint import NEVER
 from mmsearch.store.rows import SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import TEXT, IngestReport, Progress
+from mmsearch.types import TEXT, IngestReport, OnProgress, Progress, no_progress
 
-OnProgress = Callable[[Progress], None]
 _STAGES = ("scan", "decode", "encode", "write", "load")
 
 
@@ -34,7 +33,7 @@ class Pipeline:
         encoder: Encoder | None,
         runner: Runner,
         *,
-        on_progress: OnProgress = lambda progress: None,
+        on_progress: OnProgress = no_progress,
     ) -> None:
         """Takes what a run needs; an encoder only for a plan that `needs_encoder`."""
         self._store = store

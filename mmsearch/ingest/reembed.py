@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,9 @@ from mmsearch.media.isolated import Decoders
 from mmsearch.store.rows import MissingSegment, SpaceRow, TowerRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import TEXT, Progress, Vectors
+from mmsearch.types import TEXT, OnProgress, Progress, Vectors, no_progress
 
 _PORTION = 1024  # items that are looked up together
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def embed_missing(
     space: SpaceRow,
     runner: Runner,
     *,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> Embedded:
     """Gives a vector in `space` to all segments and captions that have none there yet.
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,9 @@ from mmsearch.learning.validation import Validation, ranks_of, recalls
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 from mmsearch.networks.projection import HeadKind
 from mmsearch.store.files import write_durably
-from mmsearch.types import Progress, Vectors
+from mmsearch.types import Notify, OnProgress, Vectors, no_progress
 
 log = logging.getLogger(__name__)
-
-OnProgress = Callable[[Progress], None]
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def learn_heads(
     folder: Path,
     *,
     run: str,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
     notify: Notify = log.info,
 ) -> AlignedHeads:
     """The heads that do best on the validation images; a stopped run goes on where it was.
@@ -175,7 +171,7 @@ def align(
     keep: bool = False,
     restart: bool = False,
     files: tuple[Path, Path] | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
     notify: Notify = log.info,
 ) -> AlignReport:
     """Learns heads, measures them on the held-out images, and keeps them if they help.

@@ -31,7 +31,7 @@ from mmsearch.learning.network import merge_state, save_model, start_network, to
 from mmsearch.learning.recipe import DataTable, HeldOutTable, Recipe, Stage
 from mmsearch.learning.runs import Place, check_room, run_folder
 from mmsearch.learning.schedule import check_schedule
-from mmsearch.learning.sets import LabelledFiles, Notify, OnProgress, keep_apart, read_set
+from mmsearch.learning.sets import LabelledFiles, keep_apart, read_set
 from mmsearch.learning.trainer import Outcome, Setting, Trainer, check_run
 from mmsearch.learning.validation import LEAST, Validation, recall_line, validate
 from mmsearch.learning.views import (
@@ -45,6 +45,7 @@ from mmsearch.learning.views import (
     training_transform,
 )
 from mmsearch.learning.words import carry_meanings
+from mmsearch.types import Notify, OnProgress
 
 log = logging.getLogger(__name__)
 

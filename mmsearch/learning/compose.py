@@ -27,7 +27,7 @@ from mmsearch.learning.features import Features
 from mmsearch.media.fit import fit
 from mmsearch.networks.early_fusion import EarlyFusion
 from mmsearch.search.compose import Composer, late
-from mmsearch.types import Ids, Progress, Vectors
+from mmsearch.types import Ids, OnProgress, Progress, Vectors, no_progress
 
 #: Drawn triplets to learn from, and of scenes that are held out.
 LEARNED, MEASURED = 8000, 1200
@@ -44,7 +44,6 @@ _NEAR = 5  # a photo is the reference of those that are so near to it
 _BLOCK = 256
 _PICTURES = 64
 
-OnProgress = Callable[[Progress], None]
 Compose = Callable[[Vectors, Vectors], Vectors]
 
 
@@ -105,7 +104,7 @@ def learn_compose(
     encoder: Encoder,
     photos: Features | None,
     seed: int = 0,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> ComposeLearned:
     """A network for an encoder's space, learned in minutes; the same seed gives the same.
 
@@ -242,7 +241,7 @@ def _ids_by_caption(photos: Features) -> Ids:
 
 
 def fit_network(
-    parts: Sequence[Triplets], seed: int, on_progress: OnProgress = lambda progress: None
+    parts: Sequence[Triplets], seed: int, on_progress: OnProgress = no_progress
 ) -> EarlyFusion:
     """The network that finds the targets among the targets and references of a batch.
 

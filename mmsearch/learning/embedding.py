@@ -22,13 +22,11 @@ from mmsearch.errors import DecodeError, LabelsError, TrainingError
 from mmsearch.learning.checkpoint import State, load_weights, save_weights
 from mmsearch.learning.views import decode_picture, decoders, stamps
 from mmsearch.media.fit import fit
-from mmsearch.types import Progress, Vectors
+from mmsearch.types import OnProgress, Progress, Vectors
 
 _PICTURES = 64
 _TEXTS = 256
 _PORTION = 32 * _PICTURES  # what is kept at once: a run that is stopped loses no more
-
-OnProgress = Callable[[Progress], None]
 
 
 def embed_pictures(

@@ -16,9 +16,9 @@ from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.embedding import embed_pictures, embed_texts
-from mmsearch.learning.sets import Notify, OnProgress, known_split, merge_copies
+from mmsearch.learning.sets import known_split, merge_copies
 from mmsearch.learning.validation import LEAST
-from mmsearch.types import Vectors
+from mmsearch.types import Notify, OnProgress, Vectors
 
 log = logging.getLogger(__name__)
 

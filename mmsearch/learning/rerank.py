@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from mmsearch.networks.late_interaction import LateInteraction
 from mmsearch.search.matchers import Kind
 from mmsearch.search.rerank import Mix, Parts, Reranker, nearness, tokens_of
 from mmsearch.store.patches import pack_looks, unpack_looks
-from mmsearch.types import Progress, Vectors
+from mmsearch.types import OnProgress, Progress, Vectors, no_progress
 
 #: Captions that tell how popular an image is.
 CAPTIONS = 2000
@@ -50,8 +50,6 @@ _AVERAGE = 0.99
 _LOOKS_VERSION = 1
 #: The shares of captions that are as good as strange, and that are not quite familiar.
 _FAMILIAR = (0.01, 0.1)
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def embed_photos(
     captions: Sequence[Sequence[str]],
     cache: Path,
     seed: int,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> Photos:
     """Looks at photos and reads their captions; looks come from `cache` where they were kept.
 
@@ -196,7 +194,7 @@ def fit_network(
     kind: Kind,
     seed: int,
     recipe: Recipe | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> nn.Module:
     """A network that tells which captions and photos match; the same seed gives the same.
 

@@ -15,14 +15,12 @@ from mmsearch.errors import LabelsError, UsageError
 from mmsearch.learning.embedding import unusable
 from mmsearch.learning.recipe import DataTable, HeldOutTable
 from mmsearch.media.fingerprint import content_hash
-from mmsearch.types import Progress
+from mmsearch.types import Notify, OnProgress
 
 _KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 _RANK = {"train": 0, "val": 1, "test": 2}
 
-OnProgress = Callable[[Progress], None]
 Tokenize = Callable[[Sequence[str]], torch.Tensor]
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)

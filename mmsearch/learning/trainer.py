@@ -28,7 +28,7 @@ from mmsearch.learning.losses import ContrastiveLoss, Embeddings, clamp_scale
 from mmsearch.learning.recipe import Schedule
 from mmsearch.learning.schedule import check_schedule, is_below, parameter_groups
 from mmsearch.learning.validation import Validation, recall_line, validate
-from mmsearch.types import Progress
+from mmsearch.types import OnProgress, Progress, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Trainer:
         run: str = "",
         before: Collection[str] = (),
         history: Sequence[Entry] = (),
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: OnProgress = no_progress,
         notify: Callable[[str], None] = log.info,
     ) -> None:
         """Takes the network as it is to start.

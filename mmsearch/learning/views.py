@@ -36,7 +36,7 @@ from torchvision.transforms import Compose, RandomHorizontalFlip
 from mmsearch.errors import DecodeError, LabelsError, TrainingError, UsageError
 from mmsearch.media.isolated import Decoders
 from mmsearch.store.files import write_durably
-from mmsearch.types import Progress
+from mmsearch.types import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ def compute_views(
     seed: int,
     folder: Path,
     name: str,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> CachedViews:
     """The views of every picture, from a file in `folder` where an earlier run left it.
 
@@ -313,7 +313,7 @@ def _fill(
     seed: int,
     file: Path,
     name: str,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> None:
     jobs = [(i, v) for i in range(len(pictures)) for v in range(views)]
     run = _runtime(prefix, pictures.load(0, seed))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy as np
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, UsageError
 from mmsearch.search.candidates import CandidateScores, find_candidates
-from mmsearch.search.compose import NOT_LEARNED, Composer
-from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse
+from mmsearch.search.compose import NOT_LEARNED, Composer, read_composer
+from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse, read_weights
 from mmsearch.store.paths import to_path
 from mmsearch.store.reader import Reader
 from mmsearch.store.rows import Item
@@ -22,6 +23,7 @@ from mmsearch.types import (
     IMAGE,
     TEXT,
     Compose,
+    EncoderSpec,
     Filter,
     Fusion,
     Hit,
@@ -53,6 +55,21 @@ class Learned:
 
 
 NOTHING_LEARNED = Learned()
+
+
+def learned_for(folder: Path, spec: EncoderSpec) -> Learned:
+    """What was learned for a space and lies in an index's folder or comes with its model."""
+
+    def reranker() -> Reranker | None:
+        from mmsearch.search.rerank import read_reranker
+
+        return read_reranker(folder, spec.space)
+
+    return Learned(
+        weights=lambda: read_weights(folder, spec.space),
+        composer=lambda: read_composer(folder, spec.space, spec.dim),
+        reranker=reranker,
+    )
 
 
 @dataclass(frozen=True)

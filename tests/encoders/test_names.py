@@ -47,7 +47,10 @@ def test_an_index_has_the_name_that_was_asked_for_and_outlives_its_files(place):
     shutil.move(place / "first", place / "gone")
     with opened(place, "i") as engine:
         assert engine.search("red")
-        assert engine.encoder_of_index().spec.model != f"local-dir:{place / 'first'}"
+        assert (
+            engine.opened.encoder_of(engine.opened.space.spec).spec.model
+            != f"local-dir:{place / 'first'}"
+        )
     shutil.rmtree(place / "cache" / "models" / space)  # and without what it was converted to
     with opened(place, "i") as engine:
         assert engine.search("red")

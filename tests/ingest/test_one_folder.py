@@ -338,7 +338,7 @@ def test_what_of_the_captions_cannot_be_used_is_in_the_report(engine, tmp_path):
     (tmp_path / "p" / "b.txt").write_bytes(b"caf\xe9")
     (tmp_path / "c.csv").write_text("image,caption\na.png\na.png,one\n")
     told = []
-    engine._notify = told.append
+    engine.opened.notify = told.append
     report = engine.index([tmp_path / "p"], captions=tmp_path / "c.csv")
     assert report.unread_sidecars == (str(tmp_path / "p" / "b.txt"),)
     assert len(report.captions_remarks) == 1

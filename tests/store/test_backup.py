@@ -92,7 +92,7 @@ def test_a_move_that_makes_no_sense_makes_no_index(store, tmp_path, moved):
     with engine_at(tmp_path / "again") as engine:
         with pytest.raises(UsageError):
             engine.restore(tmp_path / "file", moved)
-        assert not engine.has_index()
+        assert not engine.opened.exists()
         engine.restore(tmp_path / "file")  # and can be made after all
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_backup_is_refused(store, tmp_path):
     with engine_at(tmp_path / "again") as engine:
         with pytest.raises(FormatError, match="update mmsearch"):
             engine.restore(file)
-        assert not engine.has_index()
+        assert not engine.opened.exists()
 
 
 def test_damage_is_not_backed_up(store, tmp_path):

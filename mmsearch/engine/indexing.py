@@ -17,13 +17,12 @@ from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
 from mmsearch.jobs.runner import Runner
 from mmsearch.store.rows import SpaceRow
 from mmsearch.store.writer import Writer
-from mmsearch.types import IMAGE, IngestReport, Pixels, Progress
+from mmsearch.types import IMAGE, IngestReport, OnProgress, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
     from mmsearch.encoders.base import Encoder
-    from mmsearch.encoders.encoder_provider import Provider
-    from mmsearch.engine import Engine
+    from mmsearch.engine.open_index import OpenIndex
 
 
 @dataclass(frozen=True)
@@ -37,51 +36,73 @@ class Request:
     exclude: Sequence[str] | None
     patches: bool | None
     reread: bool
-    on_progress: Callable[[Progress], None]
+    on_progress: OnProgress
 
 
-def index(engine: Engine, models: Provider, request: Request) -> IngestReport:
+def index(opened: OpenIndex, request: Request) -> IngestReport:
     """Brings an index in step with the disk; the arguments and errors are `Engine.index`'s."""
     started = time.perf_counter()
-    existing = engine.store if engine.has_index() else None
+    existing = opened.store if opened.exists() else None
     absolute = [os.fsencode(os.path.abspath(path)) for path in request.paths]
-    check_paths(existing, absolute, engine.media_types)
-    run = _Run(engine, models, request)
-    # A model that cannot be had is told of before the work. That of an index is opened only when
-    # there is work: a rescan that finds nothing new is over before it would be there.
-    is_new = existing is None or existing.active_space() is None
-    if is_new or engine.names_model() or request.patches:
-        run.open_encoder()
-    loaded = time.perf_counter()
-    try:
-        with engine.made_store().writer() as writer, run.decoders:
-            report = run.go(writer)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "interrupted: everything committed so far is kept; run the same command again to go on"
-        ) from None
+    check_paths(existing, absolute, opened.media_types)
+    with opened.runner() as runner:
+        run = _Run(opened, request, runner)
+        # A model that cannot be had is told of before the work. That of an index is opened only
+        # when there is work: a rescan that finds nothing new is over before it would be there.
+        is_new = existing is None or existing.active_space() is None
+        if is_new or opened.names_model() or request.patches:
+            run.open_encoder()
+        loaded = time.perf_counter()
+        try:
+            with opened.make().writer() as writer:
+                report = run.go(writer)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted: everything committed so far is kept; run the same command again to "
+                "resume"
+            ) from None
     stages = {**report.stages, "load": report.stages.get("load", 0.0) + loaded - started}
-    return dataclasses.replace(report, seconds=time.perf_counter() - started, stages=stages)
+    return dataclasses.replace(
+        report,
+        seconds=time.perf_counter() - started,
+        stages=stages,
+        captions_remarks=request.labelled[0].remarks if request.labelled else (),
+    )
+
+
+def dry_run(opened: OpenIndex, request: Request) -> IngestReport:
+    """What `index` would do."""
+    from mmsearch.ingest.dry_run import dry_run as count_only
+
+    existing = opened.store if opened.exists() else None
+    space = existing.active_space() if existing else None
+    if space is not None and not opened.may_use(space.spec):
+        opened.notify(
+            f"the index is in '{space.spec.model}': all of it would be embedded with "
+            f"'{opened.asked_model}' too, which would then take its place"
+        )
+    return count_only(
+        existing, request.paths, request.exclude, request.prune, request.labelled,
+        request.reread, opened.media_types,
+    )  # fmt: skip
 
 
 class _Run:
-    def __init__(self, engine: Engine, models: Provider, request: Request) -> None:
-        self._engine = engine
-        self._models = models
+    def __init__(self, opened: OpenIndex, request: Request, runner: Runner) -> None:
+        self._opened = opened
+        self._provider = opened.provider
         self._request = request
-        self._workers = engine.settings.workers
-        self.decoders = engine.new_decoders()
-        self._runner = Runner(self.decoders, self._workers)
+        self._runner = runner
         self._encoder: Encoder | None = None
         self._other: Encoder | None = None
-        """The model that the index is to go over to, if it is another than it has."""
+        """The model that the index is to migrate to, if it is another than it has."""
 
     def open_encoder(self) -> Encoder:
         """The index's own model; that of a new index is the one that was asked for."""
         if self._encoder is None:
-            encoder, is_other = self._engine.encoder_for_index()
+            encoder, is_other = self._opened.encoder_to_index()
             if self._request.patches:  # a model that has none
-                self._models.local_of(encoder.spec)
+                self._provider.local_of(encoder.spec)
             if is_other:
                 self._other = encoder
                 return encoder
@@ -89,11 +110,11 @@ class _Run:
         return self._encoder
 
     def go(self, writer: Writer) -> IngestReport:
-        store, request = self._engine.store, self._request
+        store, request = self._opened.store, self._request
         begun = time.perf_counter()
-        scopes = scopes_of(store, writer, request.paths, request.exclude, self.decoders.types)
+        scopes = scopes_of(store, writer, request.paths, request.exclude, self._opened.media_types)
         plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled,
-                         reread=request.reread, types=self.decoders.types)  # fmt: skip
+                         reread=request.reread, types=self._opened.media_types)  # fmt: skip
         scan = time.perf_counter() - begun
         active = store.active_space()
         other = self._other
@@ -113,7 +134,7 @@ class _Run:
         if active is not None and other is not None:
             report = self._go_over(writer, report, active, other)
         else:
-            if self._engine.names_model():
+            if self._opened.names_model():
                 self._give_up(writer)
             else:
                 self._tell_of_pending()
@@ -130,17 +151,17 @@ class _Run:
 
         begun = time.perf_counter()
         encoder = None
-        if plan.needs_encoder() or self._engine.store.active_space() is None:
+        if plan.needs_encoder() or self._opened.store.active_space() is None:
             if own is not None:
-                device = pick_device(self._engine.settings.device)
-                encoder = self._models.for_space(own.spec, device)
+                device = pick_device(self._opened.settings.device)
+                encoder = self._provider.for_space(own.spec, device)
             else:
                 encoder = self.open_encoder()
             paths = [candidate.absolute for candidate in plan.read]
             encoder = self._checked(encoder, len(paths), lambda: paths)
         load = time.perf_counter() - begun
         report = Pipeline(
-            self._engine.store,
+            self._opened.store,
             writer,
             encoder,
             self._runner,
@@ -156,9 +177,9 @@ class _Run:
 
         def sample() -> Pixels:
             how = encoder.spec.inputs[IMAGE]
-            return sample_of(paths(), how, self._workers, self.decoders)
+            return sample_of(paths(), how, self._runner.workers, self._runner.decoders)
 
-        return self._models.checked(encoder, count, sample)
+        return self._provider.checked(encoder, count, sample)
 
     def _go_over(
         self, writer: Writer, report: IngestReport, active: SpaceRow, encoder: Encoder
@@ -171,7 +192,7 @@ class _Run:
         from mmsearch.ingest.reembed import embed_missing
 
         started = time.perf_counter()
-        store, progress = self._engine.store, self._request.on_progress
+        store, progress = self._opened.store, self._request.on_progress
         if self._request.patches is False:
             self._drop_patches(writer)
         with store.catalog.read() as queries:
@@ -187,7 +208,7 @@ class _Run:
         with store.catalog.read() as queries:
             missing = queries.count_without_vector(pending.towers[IMAGE])
         done_before = f", {count - missing} of {count} images are done" if missing < count else ""
-        self._engine.notify(
+        self._opened.notify(
             f"embedding the index with '{pending.spec.model}' beside '{active.spec.model}', which "
             f"answers searches until all is done{done_before}"
         )
@@ -213,18 +234,18 @@ class _Run:
     def _give_up(self, writer: Writer) -> None:
         pending = writer.drop_pending()
         if pending is not None:
-            self._engine.notify(
+            self._opened.notify(
                 f"the index keeps its model: what was embedded with '{pending.spec.model}', to "
                 "take its place, is deleted"
             )
 
     def _tell_of_pending(self) -> None:
-        with self._engine.store.catalog.read() as queries:
+        with self._opened.store.catalog.read() as queries:
             pending = queries.pending_space()
             if pending is None:
                 return
             missing = queries.count_without_vector(pending.towers[IMAGE])
-        self._engine.notify(
+        self._opened.notify(
             f"the move to '{pending.spec.model}' is not done, {missing} images lack it: 'mmsearch "
             f"index --model {pending.spec.model}' goes on"
         )
@@ -232,7 +253,7 @@ class _Run:
     def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
         if self._request.patches is False:
             self._drop_patches(writer)
-        with self._engine.store.catalog.read() as queries:
+        with self._opened.store.catalog.read() as queries:
             space = queries.active_space()
             has_patches = space is not None and queries.has_patches(space)
         if space is not None and (has_patches or self._request.patches):
@@ -240,7 +261,7 @@ class _Run:
         return report
 
     def _drop_patches(self, writer: Writer) -> None:
-        with self._engine.store.catalog.read() as queries:
+        with self._opened.store.catalog.read() as queries:
             has_some = queries.has_patches()
         if has_some:
             with writer.change() as change:
@@ -249,7 +270,7 @@ class _Run:
     def _add_patches(
         self, writer: Writer, report: IngestReport, space: SpaceRow, *, is_new: bool = False
     ) -> IngestReport:
-        store = self._engine.store
+        store = self._opened.store
         started = time.perf_counter()
         with store.catalog.read() as queries:
             if not queries.is_missing_patches(space):
@@ -257,11 +278,11 @@ class _Run:
         from mmsearch.ingest.patches import add_patches
 
         try:
-            local = self._models.local_of(space.spec)
+            local = self._provider.local_of(space.spec)
         except UsageError as error:
             if not is_new or self._request.patches:
                 raise
-            self._engine.notify(f"patches are no longer kept: {error}")
+            self._opened.notify(f"patches are no longer kept: {error}")
             return report
         progress = self._request.on_progress
         added = add_patches(store, writer, local, space, self._runner, on_progress=progress)

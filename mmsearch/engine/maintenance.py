@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.encoders.loading import pick_device
 from mmsearch.errors import ModelNotFound
-from mmsearch.jobs.runner import Runner
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
 from mmsearch.store import repair as repairs
 from mmsearch.store.rows import SpaceRow, is_from_file
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import TEXT, Progress, Repaired
+from mmsearch.types import TEXT, OnProgress, Repaired
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.encoder_provider import Provider
-    from mmsearch.engine import Engine
+    from mmsearch.engine.open_index import OpenIndex
+
 
 #: What was learned for an index lies beside its catalog.
 LEARNED = (fusion.FILE_NAME, compose.FILE_NAME, rerank.FILE_NAME)
 
 
-def repair(engine: Engine, models: Provider, on_progress: Callable[[Progress], None]) -> Repaired:
+def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
     """Repairs an index; the errors are `Engine.repair`'s."""
-    engine.close()  # a new catalog may take the place of the open one
-    outcome = repairs.repair(engine.folder)
-    lost, embedded, store = list(outcome.lost), 0, engine.store
+    opened.close()  # a new catalog may take the place of the open one
+    outcome = repairs.repair(opened.folder)
+    lost, embedded, store = list(outcome.lost), 0, opened.store
     space = store.active_space()
     if outcome.found and space is not None:
         with store.writer() as writer:
@@ -38,12 +37,12 @@ def repair(engine: Engine, models: Provider, on_progress: Callable[[Progress], N
                 from mmsearch.ingest.reembed import embed_missing
 
                 try:
-                    encoder = models.for_space(space.spec, pick_device(engine.settings.device))
+                    device = pick_device(opened.settings.device)
+                    encoder = opened.provider.for_space(space.spec, device)
                 except ModelNotFound as error:  # what is lost has to be told of all the same
-                    engine.notify(str(error))
+                    opened.notify(str(error))
                     return Repaired(outcome.found, tuple(lost), 0, outcome.kept)
-                with engine.new_decoders() as decoders:
-                    runner = Runner(decoders, engine.settings.workers)
+                with opened.runner() as runner:
                     done = embed_missing(
                         store, writer, encoder, space, runner, on_progress=on_progress
                     )

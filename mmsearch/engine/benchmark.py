@@ -1,0 +1,252 @@
+"""Measures an index, or a labelled set in an index of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmsearch.datasets.formats import find_images, read_labelled
+from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+from mmsearch.errors import UsageError
+from mmsearch.evaluation import comparison
+from mmsearch.evaluation.comparison import FusionReport
+from mmsearch.evaluation.report import BenchReport
+from mmsearch.evaluation.retrieval import Corpus, evaluate
+from mmsearch.ingest.patches import add_patches
+from mmsearch.ingest.pipeline import Pipeline
+from mmsearch.ingest.plan import plan_of_files
+from mmsearch.search.fusion import NOT_LEARNED, read_weights
+from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
+from mmsearch.search.rerank import read_reranker
+from mmsearch.search.searcher import Learned
+from mmsearch.store.store import Store
+from mmsearch.store.writer import Writer
+from mmsearch.types import FUSIONS, Fusion, Notify, OnProgress, PathLike, expanded
+
+if TYPE_CHECKING:
+    from mmsearch.engine.open_index import OpenIndex
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is measured on or learned from."""
+
+    dataset: PathLike | LabelledSet | None = None
+    """A labelled set or its file; None is the engine's own index with its captions."""
+    images: PathLike | None = None
+    """The folder of the images, where it is not beside the labels."""
+    split: str | None = None
+    """Which split; None is "test" where there is one, else all."""
+    limit: int | None = None
+    """Only so many images."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit is a whole number from 1, not {self.limit}")
+
+    def read(self, notify: Notify) -> LabelledSet:
+        """The set that is named; what of it cannot be used is told."""
+        assert self.dataset is not None
+        if isinstance(self.dataset, LabelledSet):
+            return self.dataset
+        found = read_labelled(expanded(self.dataset))
+        if told := found.told():
+            notify(told)
+        return found
+
+    def folder_of(self, images: list[LabelledImage]) -> Path:
+        """Where the set's images are."""
+        if self.images is None and not isinstance(self.dataset, LabelledSet):
+            assert self.dataset is not None
+            return find_images(expanded(self.dataset), images).absolute()
+        return expanded(self.images or ".").absolute()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An index to measure in, and to change at will."""
+
+    opened: OpenIndex
+    name: str
+    split: str
+    missing: tuple[str, ...] = ()
+    """Images of the set that could not be indexed."""
+
+
+def bench(opened: OpenIndex, labels: Labels, on_progress: OnProgress) -> BenchReport:
+    """`Engine.bench`."""
+    if labels.dataset is None:
+        return _measure(Trial(opened, _name_of(opened), ""), on_progress)
+    with indexed(opened, labels, on_progress, _own_model(opened)) as trial:
+        return _measure(trial, on_progress)
+
+
+def _own_model(opened: OpenIndex) -> str | None:
+    """The model of an engine's index, where there is one and no other was asked for."""
+    space = opened.store.active_space() if opened.exists() else None
+    if space is None or opened.names_model():
+        return None
+    return opened.space.spec.model
+
+
+def _measure(trial: Trial, on_progress: OnProgress) -> BenchReport:
+    corpus = Corpus.of(trial.opened.store.contents())
+    with trial.opened.searcher() as searcher:
+        result = evaluate(
+            corpus,
+            lambda queries, to, k: [
+                np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
+            ],
+            on_progress,
+        )
+    space = trial.opened.space
+    return BenchReport(
+        trial.name, trial.split, space.spec.model, space.precision, corpus, result, trial.missing
+    )
+
+
+def compare_fusions(
+    opened: OpenIndex,
+    labels: Labels,
+    fusions: Sequence[Fusion],
+    *,
+    rerank: int,
+    hold_out: int,
+    captioned: float,
+    on_progress: OnProgress,
+) -> FusionReport:
+    """`Engine.compare_fusions`."""
+    if strange := [how for how in fusions if how not in FUSIONS or how == "auto"]:
+        raise UsageError(
+            f"a fusion to measure is one of {', '.join(FUSIONS[1:])}, not '{strange[0]}'"
+        )
+    if hold_out < 0 or rerank < 0 or not 0 <= captioned <= 1:
+        raise UsageError("hold_out and rerank are whole numbers from 0, captioned is from 0 to 1")
+    own = opened.store.active_space() if opened.exists() else None
+    if own is not None and not opened.may_use(own.spec):
+        own = None  # what was learned for the index's model is of no use for the one asked for
+    learned, model = Learned(), _own_model(opened)
+    if own is not None and ("learned" in fusions or rerank):
+        space = own.spec.space
+        learned = Learned(
+            weights=lambda: read_weights(opened.folder, space),
+            reranker=lambda: read_reranker(opened.folder, space),
+        )
+    if "learned" in fusions and learned.weights() is None:
+        raise UsageError(NOT_LEARNED)
+    if rerank and (useless := {"caption", "words"} & set(fusions)):
+        raise UsageError(f"--rerank looks at images, and --fusion {min(useless)} does not")
+    if rerank and own is not None and learned.reranker() is None:
+        raise UsageError(NOTHING_TO_RERANK_WITH)
+    settings = [(how, depth) for how in fusions for depth in dict.fromkeys((0, rerank))]
+    with scratch_index(opened, labels, on_progress, model, patches=rerank > 0) as trial:
+        status = trial.opened.store.status()
+        if own is not None and status.space != own.spec.space:
+            raise UsageError(
+                "what was learned is for the model as it was when the index was made; its weights "
+                "have changed since"
+            )
+        asked = comparison.hold_out(trial.opened.store, hold_out, captioned=captioned)
+        status = trial.opened.store.status()
+        with trial.opened.searcher(learned if own is not None else None) as searcher:
+            rows = comparison.compare(searcher, asked, settings, on_progress)
+        return FusionReport(
+            trial.name, trial.split, status.model, status.images, status.captions, rows
+        )
+
+
+@contextmanager
+def scratch_index(
+    opened: OpenIndex,
+    labels: Labels,
+    on_progress: OnProgress,
+    model: str | None,
+    *,
+    patches: bool = False,
+) -> Iterator[Trial]:
+    """An index of a labelled set, or a copy of the engine's own."""
+    if labels.dataset is not None:
+        with indexed(opened, labels, on_progress, model, patches=patches) as trial:
+            yield trial
+        return
+    with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as folder:
+        index = Path(folder) / "index"
+        copy = Store.create(index)
+        opened.store.copy_catalog(copy)
+        copy.close()
+        with opened.beside(index) as other:
+            if patches:  # once, and not for every query
+                with other.store.writer() as writer:
+                    add_missing_patches(other, writer, on_progress)
+            yield Trial(other, _name_of(opened), "")
+
+
+@contextmanager
+def indexed(
+    opened: OpenIndex,
+    labels: Labels,
+    on_progress: OnProgress,
+    model: str | None = None,
+    *,
+    patches: bool = False,
+) -> Iterator[Trial]:
+    """An index of a labelled set."""
+    labelled = labels.read(opened.notify)
+    split, chosen = labelled.choose(labels.split, labels.limit)
+    folder = labels.folder_of(chosen)
+    with (
+        tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch,
+        opened.beside(Path(scratch) / "index", model) as other,
+    ):
+        some = LabelledSet(labelled.name, tuple(chosen))
+        missing = index_listed(
+            other, folder, some, on_progress, patches=patches, among=labelled.images
+        )
+        if model is not None and other.space.spec.space != opened.space.spec.space:
+            raise UsageError(
+                f"the weights of '{model}' are not those that {opened.folder} was made with: name "
+                "the model to measure with --model, or put those back"
+            )
+        yield Trial(other, labelled.name, split, missing)
+
+
+def index_listed(
+    opened: OpenIndex,
+    folder: Path,
+    labelled: LabelledSet,
+    on_progress: OnProgress,
+    *,
+    patches: bool = False,
+    among: Sequence[LabelledImage] | None = None,
+) -> tuple[str, ...]:
+    """Indexes just the images of a set with their captions; returns those that failed."""
+    encoder = opened.encoder_to_add()
+    Store.create(opened.folder).close()
+    with opened.store.writer() as writer:
+        plan = plan_of_files(writer, os.fsencode(folder), labelled, among)
+        with opened.runner() as runner:
+            Pipeline(opened.store, writer, encoder, runner, on_progress=on_progress).run(plan)
+        if patches:
+            add_missing_patches(opened, writer, on_progress)
+    with opened.store.catalog.read() as queries:
+        bad = {os.path.relpath(failure.path, folder) for failure in queries.failures()}
+    return (*plan.labels.unmatched, *sorted(bad))
+
+
+def add_missing_patches(opened: OpenIndex, writer: Writer, on_progress: OnProgress) -> None:
+    local, space = opened.local_encoder(), opened.space
+    with opened.runner() as runner:
+        add_patches(opened.store, writer, local, space, runner, on_progress=on_progress)
+
+
+def _name_of(opened: OpenIndex) -> str:
+    """The folder that was indexed, where there is one only; else the index's own name."""
+    roots = opened.store.status().roots
+    return roots[0].name if len(roots) == 1 else opened.folder.resolve().name

@@ -1,0 +1,257 @@
+"""An index and what serves it: its store, its encoder, and what reads its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from mmsearch.config import Settings
+from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.encoder_provider import Provider
+from mmsearch.encoders.loading import pick_device
+from mmsearch.errors import IndexNotFound, UsageError
+from mmsearch.jobs.runner import Runner
+from mmsearch.media.media_types import MediaTypes
+from mmsearch.store import catalog
+from mmsearch.store.reader import Reader
+from mmsearch.store.rows import SpaceRow
+from mmsearch.store.store import REPAIRED, Store
+from mmsearch.types import IMAGE, TEXT, EncoderSpec, Hit, Notify, Query
+
+if TYPE_CHECKING:
+    from mmsearch.encoders.local import LocalEncoder
+    from mmsearch.media.isolated import Decoders
+    from mmsearch.search.searcher import Learned, Searcher
+
+
+class OpenIndex:
+    """An index's folder, and what is opened for it when it is needed. Threads may share it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        provider: Provider,
+        *,
+        model: str | None,
+        notify: Notify,
+        media_types: MediaTypes,
+    ) -> None:
+        """Does no work yet.
+
+        Args:
+            settings: which index, device and precision, and the model of a new index.
+            provider: gives the index its encoder.
+            model: overrules the settings' model; an existing index migrates to it when it is
+                indexed, and until then searches use the index's own.
+            notify: told what a user should know.
+            media_types: which files are indexed.
+        """
+        self.settings = settings
+        self.provider = provider
+        self.asked_model = model
+        self.notify = notify
+        self.media_types = media_types
+        self.folder = settings.index_folder().absolute()
+        """Where the index lies, or will lie."""
+        self._store: Store | None = None
+        self._decoders: Decoders | None = None
+        self._encoder: Encoder | None = None
+        """That of the last search: the next one needs no other, but after a change of model."""
+        self._lock = threading.RLock()  # around what is opened on first use
+
+    def beside(self, index: Path, model: str | None = None) -> OpenIndex:
+        """Another index, with all that this one is opened with and, unless named, its model."""
+        return OpenIndex(
+            dataclasses.replace(self.settings, index=index),
+            self.provider,
+            model=model or self.asked_model,
+            notify=self.notify,
+            media_types=self.media_types,
+        )
+
+    def close(self) -> None:
+        """Lets go of the files; they are opened again when they are needed again."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+            if self._decoders is not None:
+                self._decoders.close()
+                self._decoders = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the store and the files -------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether there is an index yet."""
+        return any((self.folder / name).is_file() for name in (catalog.FILE_NAME, REPAIRED))
+
+    @property
+    def store(self) -> Store:
+        """The open store.
+
+        Raises:
+            IndexNotFound: there is no index yet.
+        """
+        with self._lock:
+            if self._store is None:
+                self._store = Store(self.folder)
+            return self._store
+
+    def make(self) -> Store:
+        """The open store, made where there is none yet.
+
+        Raises:
+            UsageError: the folder holds something else.
+        """
+        with self._lock:
+            self._store = self._store or Store.create(self.folder)
+            return self._store
+
+    @property
+    def space(self) -> SpaceRow:
+        """The space that searches use.
+
+        Raises:
+            IndexNotFound: the index is empty, or there is none.
+        """
+        found = self.store.active_space()
+        if found is None:
+            raise IndexNotFound(f"{self.folder}: the index is empty; run 'mmsearch index PATH'")
+        return found
+
+    @property
+    def decoders(self) -> Decoders:
+        """What reads and decodes files."""
+        with self._lock:
+            self._decoders = self._decoders or self._new_decoders()
+            return self._decoders
+
+    def _new_decoders(self) -> Decoders:
+        from mmsearch.media.isolated import Decoders  # which searches by text do without
+
+        return Decoders(types=self.media_types)
+
+    @contextmanager
+    def runner(self) -> Iterator[Runner]:
+        """What jobs run on, with decoders of its own."""
+        with self._new_decoders() as decoders:
+            yield Runner(decoders, self.settings.workers)
+
+    # -- the encoder -------------------------------------------------------------------------
+
+    def names_model(self) -> bool:
+        """Whether it was opened with a model's name."""
+        return self.asked_model not in (None, "auto")
+
+    def may_use(self, spec: EncoderSpec) -> bool:
+        """Whether a model is the one that was asked for, where one was."""
+        asked = self.asked_model
+        return asked in (None, "auto") or self.provider.is_of(asked, spec)
+
+    def encoder_of(self, spec: EncoderSpec) -> Encoder:
+        """The model of a space, to answer searches.
+
+        Raises:
+            ModelNotFound: it cannot be had, or its weights are others by now.
+        """
+        # One text is encoded sooner than a GPU is woken.
+        device = "cpu" if self.settings.device == "auto" else pick_device(self.settings.device)
+        return self.provider.for_space(spec, device)
+
+    def local_encoder(self) -> LocalEncoder:
+        """What gives the patches of images and the tokens of texts, in this index's space."""
+        return self.provider.local_of(self.space.spec)
+
+    def encoder_to_index(self, suggested: str | None = None) -> tuple[Encoder, bool]:
+        """The model that was asked for, else the index's own, else what was suggested or set.
+
+        Second: whether it is another than the index has.
+        """
+        device = pick_device(self.settings.device)
+        asked = self.asked_model
+        space = self.store.active_space() if self.exists() else None
+        if space is None:
+            model = asked or suggested or self.settings.model
+            return self.provider.for_new_index(model, device), False
+        if asked is None or not self.names_model():
+            return self.provider.for_space(space.spec, device), False
+        encoder = self.provider.for_new_index(asked, device)
+        return encoder, encoder.spec.space != space.spec.space
+
+    def encoder_to_add(self, suggested: str | None = None) -> Encoder:
+        """What vectors are added with: as `encoder_to_index`, but never another than the index's.
+
+        Args:
+            suggested: the model of a new index, where none was asked for.
+
+        Raises:
+            UsageError: the index was made with another model than was asked for.
+        """
+        encoder, is_other = self.encoder_to_index(suggested)
+        if is_other:
+            raise UsageError(
+                f"{self.folder} was made with another model than '{encoder.spec.model}' as it is "
+                "now; 'mmsearch index' with --model goes over to it, --index DIR names another "
+                "index"
+            )
+        return encoder
+
+    # -- searching ---------------------------------------------------------------------------
+
+    def search(self, query: Query) -> list[Hit]:
+        """The hits, best first, from one view of the index; nothing from an empty one."""
+        if any(term.image is not None for term in query.terms):
+            self.decoders.start()  # it is ready when the model is
+        encoder = self._encoder
+        while True:
+            if encoder is None:
+                space = self.store.active_space()
+                if space is None:
+                    return []
+                encoder = self._encoder = self.encoder_of(space.spec)
+                for term in query.terms:
+                    # Beside what else is read and imported: the tokenizer, FAISS.
+                    encoder.warm_up(TEXT if term.text is not None else IMAGE, wait=False)
+            with self.store.reader() as reader:
+                if reader.is_empty:
+                    return []
+                if reader.space.spec.space == encoder.spec.space:
+                    return self._searcher(reader, encoder).search(query)
+            encoder = None  # the index has another model by now
+
+    @contextmanager
+    def searcher(self, learned: Learned | None = None) -> Iterator[Searcher]:
+        """What answers queries: one view of the index with the encoder of its space.
+
+        Args:
+            learned: what was learned for that space; None takes what lies with the index and
+                with the model.
+
+        Raises:
+            IndexNotFound: the index is empty, or there is none.
+        """
+        with self.store.reader() as reader:
+            yield self._searcher(reader, self.encoder_of(reader.space.spec), learned)
+
+    def _searcher(
+        self, reader: Reader, encoder: Encoder, learned: Learned | None = None
+    ) -> Searcher:
+        from mmsearch.search.searcher import Searcher, learned_for
+
+        return Searcher(
+            reader,
+            encoder,
+            learned or learned_for(self.folder, encoder.spec),
+            lambda: self.provider.local_of(encoder.spec),
+            lambda: self.decoders,
+        )

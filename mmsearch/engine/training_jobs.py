@@ -1,0 +1,186 @@
+"""Trains what an index's searches use: fusion weights, composed queries, re-ranking."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.engine.benchmark import Labels, index_listed, scratch_index
+from mmsearch.errors import UsageError
+from mmsearch.evaluation import comparison
+from mmsearch.search.compose import write_composer
+from mmsearch.search.fusion import write_weights
+from mmsearch.search.matchers import Kind, matcher_of
+from mmsearch.search.rerank import Mix, Reranker, write_reranker
+from mmsearch.search.searcher import Learned
+from mmsearch.store.rows import SpaceRow
+from mmsearch.types import OnProgress, Progress, Query, Term
+
+if TYPE_CHECKING:
+    from mmsearch.engine.open_index import OpenIndex
+    from mmsearch.learning.compose import ComposeLearned
+    from mmsearch.learning.fusion import FusionLearned
+    from mmsearch.learning.rerank import Candidates, RerankLearned
+
+_QUERIES = 4000  # held-out captions that three weights are learned from: more tell nothing new
+
+
+def train_fusion(
+    opened: OpenIndex,
+    labels: Labels,
+    *,
+    hold_out: int,
+    keep: bool,
+    seed: int,
+    on_progress: OnProgress,
+) -> tuple[FusionLearned, bool]:
+    """`Engine.train_fusion`."""
+    from mmsearch.learning.fusion import learn_fusion
+
+    own = opened.space
+    with scratch_index(opened, labels, on_progress, opened.space.spec.model) as trial:
+        asked = comparison.hold_out(trial.opened.store, hold_out)
+        if len(asked) > _QUERIES:
+            rows = np.random.default_rng(seed).permutation(len(asked))[:_QUERIES]
+            asked = [asked[row] for row in rows]
+        with trial.opened.searcher() as searcher:
+            found_for = comparison.candidates_of(searcher, asked, on_progress)
+            candidates = [replace(one, items=()) for _, _, one in found_for]
+        found = learn_fusion(candidates, asked, seed)
+    is_kept = keep or found.overall.is_gain
+    if is_kept:
+        with _keeping(opened, own):
+            write_weights(opened.folder, found.weights, own.spec.space)
+    return found, is_kept
+
+
+def train_compose(
+    opened: OpenIndex, labels: Labels, *, keep: bool, seed: int, on_progress: OnProgress
+) -> tuple[ComposeLearned, bool]:
+    """`Engine.train_compose`."""
+    from mmsearch.learning.compose import learn_compose
+    from mmsearch.learning.features import embed_set
+
+    own = opened.space
+    with _keeping(opened, own):  # what cannot be kept is not learned first
+        pass
+    encoder = opened.encoder_to_add()
+    photos = None
+    if labels.dataset is not None:
+        images = labels.read(opened.notify).images
+        folder, cache = labels.folder_of(list(images)), opened.settings.cache_folder() / "views"
+        photos = embed_set(encoder, folder, images, cache, seed, on_progress, opened.notify)
+    found = learn_compose(encoder, photos, seed, on_progress)
+    is_kept = keep or found.is_gain
+    if is_kept:
+        with _keeping(opened, own):
+            write_composer(
+                opened.folder, found.weights, own.spec.space, is_for_photos=found.is_for_photos
+            )
+    return found, is_kept
+
+
+def train_rerank(
+    opened: OpenIndex, labels: Labels, *, kind: Kind, keep: bool, seed: int, on_progress: OnProgress
+) -> tuple[RerankLearned, bool]:
+    """`Engine.train_rerank`."""
+    from mmsearch.learning import rerank as learning
+    from mmsearch.learning.embedding import embed_texts
+    from mmsearch.learning.features import splits_of
+    from mmsearch.learning.sets import merge_copies
+
+    own = opened.space
+    with _keeping(opened, own):  # what cannot be kept is not learned first
+        pass
+    labelled = labels.read(opened.notify)
+    folder = labels.folder_of(list(labelled.images))
+    captioned = [image for image in labelled.images if image.captions]
+    images = merge_copies(folder, captioned, opened.notify)
+    splits = splits_of([image.split for image in images], seed)
+    parts = {
+        split: [image for image, name in zip(images, splits, strict=True) if name == split]
+        for split in ("train", "val", "test")
+    }
+    encoder, local = opened.encoder_to_add(), opened.local_encoder()
+    cache = opened.settings.cache_folder() / "views"
+    photos = learning.embed_photos(
+        encoder, local, [folder / image.file for image in parts["train"]],
+        [image.captions for image in parts["train"]], cache, seed, on_progress,
+    )  # fmt: skip
+    network = learning.fit_network(photos, kind, seed, on_progress=on_progress)
+    weights = {name: v.detach().half().numpy() for name, v in network.state_dict().items()}
+    chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: learning.CAPTIONS]
+    captions = photos.captions[np.sort(chosen)].astype(np.float16).astype(np.float32)
+    # What is measured is what is kept: half precision.
+    matcher = matcher_of(kind, weights, learning.HEADS)
+    asked = [text for image in parts["val"] for text in image.captions]
+    queries = embed_texts(encoder, asked, cache, "embedding captions", on_progress)
+    familiar = learning.familiar_from(queries, captions)
+    reranker = Reranker(matcher, captions, Mix(0.0, 0.0), familiar)
+    val, test = (
+        candidates_of(opened, folder, LabelledSet(labelled.name, tuple(parts[split])), reranker,
+                      on_progress) for split in ("val", "test")
+    )  # fmt: skip
+    reranker = replace(reranker, mix=learning.choose_mix(val))
+    recalls, gain = learning.measure(test, reranker.mix)
+    found = learning.RerankLearned(kind, weights, reranker, len(test), recalls, gain)
+    is_kept = keep or found.gain.is_gain
+    if is_kept:
+        with _keeping(opened, own):
+            write_reranker(opened.folder, kind, weights, learning.HEADS, reranker, own.spec.space)
+    return found, is_kept
+
+
+def candidates_of(
+    opened: OpenIndex,
+    folder: Path,
+    labelled: LabelledSet,
+    reranker: Reranker,
+    on_progress: OnProgress,
+    depth: int = 50,
+) -> list[Candidates]:
+    """What a search finds for each caption of a labelled set, and what a second look says of it.
+
+    Args:
+        depth: how many of the first images.
+    """
+    from mmsearch.learning.rerank import Candidates
+
+    model = opened.space.spec.model
+    found = []
+    with (
+        tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch,
+        opened.beside(Path(scratch) / "index", model) as other,
+    ):
+        index_listed(other, folder, labelled, on_progress, patches=True)
+        held = other.store.contents()
+        with other.searcher(Learned(reranker=lambda: reranker)) as searcher:
+            for place, (text, media) in enumerate(
+                zip(held.caption_texts, held.caption_media.tolist(), strict=True), 1
+            ):
+                query = Query((Term(text=text),), k=depth, rerank=depth)
+                vector = searcher.embed(query.terms)
+                answer = searcher.rank(vector[None], "image", depth)[0]
+                seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
+                ids, cosines = np.array(answer.ids), np.array(answer.scores)
+                found.append(Candidates(media, ids[seen], cosines[seen], parts))
+                on_progress(Progress("queries", place, len(held.caption_texts)))
+    return found
+
+
+@contextmanager
+def _keeping(opened: OpenIndex, own: SpaceRow) -> Iterator[None]:
+    """The one writer of an index, whose space is still the one that was learned for."""
+    with opened.store.writer():
+        if opened.space.spec.space != own.spec.space:
+            raise UsageError(
+                f"{opened.folder}: was made anew with another model meanwhile; learn again"
+            )
+        yield
