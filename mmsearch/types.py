@@ -48,7 +48,7 @@ Batch = Sequence[Any] | NDArray[Any]
 """What an encoder takes at once: texts, or arrays of one modality."""
 
 Ids = NDArray[np.int64]
-"""Ids of media or captions, shape (n,)."""
+"""Ids of segments, captions or media, shape (n,)."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ InputSpec = Mapping[str, Any]
 """How an encoder takes one modality, as plain values: for "image" the fields of `Preprocess`, for
 "text" `context_length`, `tokenizer` and `clean`. The decoder of a media type gets it."""
 
+_MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 _SPEC_VERSION = 1
 _SPEC_FIELDS = frozenset(("version", "model", "parameters", "licence", "input"))
 
@@ -99,6 +100,9 @@ class EncoderSpec:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        for modality in self.inputs:
+            if not _MODALITY.fullmatch(modality) or modality == "caption":
+                raise UsageError(f"a modality is named in small letters, not {modality!r}")
         # As they come back from where they are stored: lists for tuples.
         object.__setattr__(self, "inputs", json.loads(json.dumps(dict(self.inputs))))
 
@@ -161,7 +165,6 @@ class EncoderSpec:
         )
 
 
-_MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 #: More hits than there can be media, and few enough for every library to count.
 MOST = 2**31 - 1
 _MOST_WEIGHT = 1e6

@@ -256,8 +256,9 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
         model = load_model(source)
         folder = cache.folder_of(model.spec.space)
         try:
-            if not openvino.is_exported(folder):
-                openvino.export(model, folder)
+            with cache.lock(model.spec.space):  # it may be at hand by another name, too
+                if not openvino.is_exported(folder):
+                    openvino.export(model, folder)
         except openvino.ExportError as error:
             reason = " ".join(str(error).split())[:200]
             notify(f"'{source.name}' stays with torch, which is slower here: {reason}")

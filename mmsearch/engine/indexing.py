@@ -61,6 +61,7 @@ def index(opened: OpenIndex, request: Request) -> IngestReport:
                 "interrupted: everything committed so far is kept; run the same command again to "
                 "resume"
             ) from None
+    opened.choose_encoder_again()  # its precision may be another now
     stages = {**report.stages, "load": report.stages.get("load", 0.0) + loaded - started}
     return dataclasses.replace(
         report,

@@ -208,21 +208,25 @@ class OpenIndex:
 
     # -- searching ---------------------------------------------------------------------------
 
+    def choose_encoder_again(self) -> None:
+        """Has the next search take the encoder that the provider has by then."""
+        self._encoder = None
+
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first, from one view of the index; nothing from an empty one."""
+        store, encoder = self.store, self._encoder
         if any(term.image is not None for term in query.terms):
             self.decoders.start()  # it is ready when the model is
-        encoder = self._encoder
         while True:
             if encoder is None:
-                space = self.store.active_space()
+                space = store.active_space()
                 if space is None:
                     return []
                 encoder = self._encoder = self.encoder_of(space.spec)
                 for term in query.terms:
                     # Beside what else is read and imported: the tokenizer, FAISS.
                     encoder.warm_up(TEXT if term.text is not None else IMAGE, wait=False)
-            with self.store.reader() as reader:
+            with store.reader(*_needed(query)) as reader:
                 if reader.is_empty:
                     return []
                 if reader.space.spec.space == encoder.spec.space:
@@ -255,3 +259,10 @@ class OpenIndex:
             lambda: self.provider.local_of(encoder.spec),
             lambda: self.decoders,
         )
+
+
+def _needed(query: Query) -> tuple[str, ...]:
+    """The modalities whose vectors a query is compared with."""
+    if query.to == IMAGE and query.fusion != "image":
+        return IMAGE, TEXT
+    return (TEXT if query.to == "caption" else query.to,)

@@ -127,6 +127,10 @@ class FilesJob:
                 self._changing[item.old.content_hash].append(item.old.id)
         self._left_behind: dict[bytes, list[NewCaption]] = {}
 
+    @property
+    def size(self) -> int:
+        return max(16, self._encoder.batch)
+
     def missing(self) -> Iterator[Candidate]:
         return iter(self._plan.read)
 
@@ -145,7 +149,9 @@ class FilesJob:
             decoded = None
             if stored is None:
                 try:
-                    decoded = Decoded.of(file.read(self._inputs))
+                    decoded = Decoded.of(file.read(self._inputs), self._inputs)
+                    if TEXT not in self._space.towers:
+                        decoded = replace(decoded, captions=())
                 except DecodeError as error:
                     return Reading(item, file.stamp, reason=str(error))
                 if not decoded.segments:
@@ -166,7 +172,11 @@ class FilesJob:
         files = [(one, self._claim(one, stored.get(one.digest, one.stored), own)) for one in reads]
         try:
             texts = dict.fromkeys(
-                text for one in reads for part in self._wanted(one).values() for text in part
+                text
+                for one in reads
+                if not one.reason
+                for part in self._wanted(one).values()
+                for text in part
             )
             texts |= dict.fromkeys(
                 caption.text for _, one in own if one.decoded for caption in one.decoded.captions
@@ -200,7 +210,12 @@ class FilesJob:
         known: dict[bytes, Content] = {}
         with self._store.catalog.read() as queries:
             for digest, found in queries.embedded_contents(self._space, digests).items():
-                captions = stored_captions(queries, self._space, found.media_id, EMBEDDED.__eq__)
+                try:
+                    captions = stored_captions(
+                        queries, self._space, found.media_id, EMBEDDED.__eq__
+                    )
+                except KeyError:  # one has no vector yet: it is decoded again
+                    continue
                 segments = [
                     NewSegment(one.modality, one.vector, one.start_ms, one.end_ms)
                     for one in found.segments
@@ -234,6 +249,8 @@ class FilesJob:
 
     def _wanted(self, one: Reading) -> dict[str, tuple[str, ...]]:
         """The captions that each source has for a file; a source that says nothing is absent."""
+        if TEXT not in self._space.towers:
+            return {}
         return {"sidecar": one.sidecar, **self._plan.labels.wanted(one.candidate.key)}
 
     # -- committing --------------------------------------------------------------------------

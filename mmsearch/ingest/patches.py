@@ -37,7 +37,7 @@ def add_patches(
     the next run, and so are those that cannot be read.
     """
     with store.catalog.read() as queries:
-        total = queries.count("media") - queries.count_patches(space)
+        total = queries.count_without_patches(space)
     job = _PatchesJob(store, writer, local, space, runner.decoders, total, on_progress)
     runner.run(job, total)
     return job.added
@@ -62,6 +62,7 @@ class _PatchesJob:
     on_progress: OnProgress
     done: int = 0
     added: int = 0
+    size: int = 32
 
     def missing(self) -> Iterator[MissingSegment]:
         after = 0

@@ -64,8 +64,8 @@ class Pipeline:
             self._runner.run(captions, len(touched))
             self._count(captions.counts, captions.stages, captions.unread_sidecars)
         seconds = self._read(plan, space) if plan.read else 0.0
-        self._remove_gone(plan)
         started = time.perf_counter()
+        self._remove_gone(plan)
         self._writer.compact(only_if="short")
         self._stages["write"] += time.perf_counter() - started
         return self._report(plan, space, seconds)
@@ -152,6 +152,7 @@ class _Captions:
     changes: Sequence[tuple[Candidate, CaptionChange]]
     texts: Mapping[str, Vector]
     unread: Sequence[bytes]
+    seconds: float
 
 
 class _CaptionsJob:
@@ -172,8 +173,9 @@ class _CaptionsJob:
         self._space = space
         self._plan = plan
         self._touched = touched
+        self.size = 16
         self.counts: Counter[str] = Counter()
-        self.stages: dict[str, float] = {}
+        self.stages = {"encode": 0.0, "write": 0.0}
         self.unread_sidecars: list[str] = []
 
     def missing(self) -> Iterator[Candidate]:
@@ -193,9 +195,12 @@ class _CaptionsJob:
             wanted = {"sidecar": sidecar, **self._plan.labels.wanted(item.key)}
             changes.append((item, caption_change(rows, wanted)))
         texts = dict.fromkeys(text for _, change in changes for text, _ in change.add)
-        return _Captions(changes, encode_texts(self._encoder, list(texts)), unread)
+        started = time.perf_counter()
+        vectors = encode_texts(self._encoder, list(texts))
+        return _Captions(changes, vectors, unread, time.perf_counter() - started)
 
     def commit(self, outcomes: Sequence[_Captions]) -> None:
+        started = time.perf_counter()
         with self._writer.change() as change:
             for some in outcomes:
                 self.unread_sidecars += map(os.fsdecode, some.unread)
@@ -204,3 +209,5 @@ class _CaptionsJob:
                         change, self._space, item.old.id, captions, some.texts, self.counts
                     )
                     change.set_sidecar(item.old.id, item.sidecar)
+        self.stages["encode"] += sum(some.seconds for some in outcomes)
+        self.stages["write"] += time.perf_counter() - started

@@ -321,7 +321,10 @@ def _plan_scope(
     missing = {
         path: row
         for path, row in known.items()
-        if path not in seen and not any(_below(path, folder) for folder in shut)
+        # What is of a type that is not looked for now is not gone.
+        if path not in seen
+        and row.kind in types.kinds
+        and not any(_below(path, folder) for folder in shut)
     }
     if prune is None and known and not seen and _may_be_unmounted(scope, known):
         plan.kept_roots.append(to_path(scope.path))

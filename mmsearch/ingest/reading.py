@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mmsearch.datasets.sidecar import read_sidecar
+from mmsearch.datasets.sidecar import clean_captions, read_sidecar
 from mmsearch.errors import DecodeError
 from mmsearch.ingest.plan import Candidate
 from mmsearch.media.discover import sidecar_path
@@ -15,6 +15,8 @@ from mmsearch.media.media_types import Caption, Facts, Part, Segment
 from mmsearch.types import InputSpec, Modality, Pixels
 
 Inputs = Mapping[Modality, InputSpec]
+#: What comes of one file, at most.
+_MOST_BYTES, _MOST_CAPTIONS = 1 << 28, 100_000
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,31 @@ class Decoded:
     captions: Sequence[Caption]
 
     @classmethod
-    def of(cls, parts: Iterable[Part]) -> Decoded:
-        facts, segments, captions = Facts(), list[Segment](), list[Caption]()
+    def of(cls, parts: Iterable[Part], inputs: Inputs) -> Decoded:
+        """Gathers what comes of a file.
+
+        Raises:
+            DecodeError: it is too much, or nothing that was asked for.
+        """
+        facts, segments, captions, size = Facts(), list[Segment](), list[Caption](), 0
         for part in parts:
             if isinstance(part, Segment):
+                size += part.data.nbytes
+                if part.modality not in inputs:
+                    raise DecodeError(f"its decoder gave '{part.modality}', which nobody asked for")
+                if size > _MOST_BYTES:
+                    raise DecodeError(f"too large: more than {_MOST_BYTES >> 20} MiB of it")
                 segments.append(part)
             elif isinstance(part, Caption):
-                captions.append(part)
+                size += len(part.text)
+                captions += [replace(part, text=text) for text in clean_captions([part.text])]
             else:
                 facts = part
+            if len(captions) > _MOST_CAPTIONS or size > _MOST_BYTES:
+                raise DecodeError(f"too large: more than {_MOST_CAPTIONS} captions")
+        places = (None, *range(len(segments)))
+        if not all(caption.segment in places for caption in captions):
+            raise DecodeError("its decoder gave a caption of no part of it")
         return cls(facts, segments, captions)
 
 
@@ -67,7 +85,7 @@ def open_known(path: bytes, digest: bytes, inputs: Inputs, decoders: Decoders) -
             changed = "its content is not what was indexed: touch the file, and index again"
             return Opened(file.stamp, reason=changed)
         try:
-            return Opened(file.stamp, Decoded.of(file.read(inputs)).segments)
+            return Opened(file.stamp, Decoded.of(file.read(inputs), inputs).segments)
         except DecodeError as error:
             return Opened(file.stamp, reason=str(error))
 

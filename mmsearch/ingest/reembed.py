@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -74,7 +75,8 @@ def embed_missing(
 class _Part:
     """Segments that were read, with the vectors (dim,) of those that are good."""
 
-    reads: Sequence[tuple[MissingSegment, Opened]]
+    reads: Sequence[tuple[list[MissingSegment], Opened]]
+    """The segments of each file, and what came of it."""
     vectors: dict[int, np.ndarray]
 
 
@@ -100,27 +102,33 @@ class _Segments:
         self._on_progress = on_progress
         self._done = self.embedded = self.failed = 0
 
-    def missing(self) -> Iterator[MissingSegment]:
+    @property
+    def size(self) -> int:
+        return max(16, self._encoder.batch)
+
+    def missing(self) -> Iterator[list[MissingSegment]]:
+        """What each file is missing."""
         after = 0
         while True:
             with self._store.catalog.read() as queries:
                 some = queries.segments_without_vector(self._tower, after, _PORTION)
             if not some:
                 return
-            yield from some
+            for _, own in groupby(some, key=lambda item: item.media_id):
+                yield list(own)
             after = some[-1].id
 
-    def read(self, item: MissingSegment) -> tuple[MissingSegment, Opened]:
+    def read(self, item: list[MissingSegment]) -> tuple[list[MissingSegment], Opened]:
         modality = self._tower.modality
         inputs = {modality: self._encoder.spec.inputs[modality]}
-        return item, open_known(item.absolute, item.content_hash, inputs, self._decoders)
+        return item, open_known(item[0].absolute, item[0].content_hash, inputs, self._decoders)
 
-    def compute(self, reads: Sequence[tuple[MissingSegment, Opened]]) -> _Part:
+    def compute(self, reads: Sequence[tuple[list[MissingSegment], Opened]]) -> _Part:
         good = [
-            (item.id, segment.data)
+            (one.id, opened.segments[one.place].data)
             for item, opened in reads
-            for segment in opened.segments
-            if (segment.start_ms, segment.end_ms) == (item.start_ms, item.end_ms)
+            for one in item
+            if one.place < len(opened.segments)
         ]
         vectors: dict[int, np.ndarray] = {}
         for some in parts(good, self._encoder.batch):
@@ -134,16 +142,18 @@ class _Segments:
                 change.add_vectors(part.vectors, self._tower)
                 # What failed before has not failed any more.
                 change.clear_failures(
-                    (item.root_id, item.path) for item, _ in part.reads if item.id in part.vectors
+                    (item[0].root_id, item[0].path)
+                    for item, _ in part.reads
+                    if item[0].id in part.vectors
                 )
-                for item, opened in part.reads:
+                for (item, *_), opened in part.reads:
                     if opened.reason and _has_failed(item, opened):
                         change.record_failure(
                             item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,
                             opened.reason,
                         )  # fmt: skip
                         self.failed += 1
-                self._done += len(part.reads)
+                self._done += sum(len(item) for item, _ in part.reads)
                 self.embedded += len(part.vectors)
         self._writer.compact(only_if="long")
         self._on_progress(Progress("embed again", self._done, self._total))
@@ -175,6 +185,7 @@ class _Captions:
         self._total = total
         self._on_progress = on_progress
         self.done = 0
+        self.size = 64
 
     def missing(self) -> Iterator[tuple[int, str]]:
         after = 0

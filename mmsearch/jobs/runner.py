@@ -16,8 +16,8 @@ from typing import Protocol, TypeVar
 
 from mmsearch.media.isolated import Decoders
 
-#: Items that are committed together, and at most computed together.
-BATCH, _PART = 64, 16
+#: Items that are committed together.
+BATCH = 64
 _AHEAD = 2  # batches that are read, and batches that are computed, before they are committed
 
 Item = TypeVar("Item")
@@ -27,6 +27,11 @@ Outcome = TypeVar("Outcome")
 
 class Job(Protocol[Item, Read, Outcome]):
     """What a runner runs."""
+
+    @property
+    def size(self) -> int:
+        """How many items are best computed together."""
+        ...
 
     def missing(self) -> Iterator[Item]:
         """What is to be done, in order; asked for as the work goes on."""
@@ -60,7 +65,7 @@ class Runner:
         Args:
             total: how many items there are, about: few are spread over all workers.
         """
-        size = max(1, min(_PART, total // (2 * self.workers)))
+        size = max(1, min(job.size, total // (2 * self.workers)))
         items = iter(job.missing())
         reading: deque[Future[Read]] = deque()
         computing: deque[list[Future[Outcome]]] = deque()

@@ -130,17 +130,17 @@ class OpenFile:
             raise DecodeError(self.reason)
         message: dict[str, Any] | None = {"kind": kind, "inputs": inputs}
         while True:
+            self._process.is_midway = True
             try:
                 some, is_last = self._process.ask(message, self._deadline, _parts_in)
             except _Stopped as error:
                 raise DecodeError(str(error)) from error
-            message = None
-            try:
-                yield from some
-            except BaseException:
-                if not is_last:
-                    self._process.stop()  # nobody reads the rest
+            except DecodeError:
+                self._process.is_midway = False
                 raise
+            self._process.is_midway = not is_last
+            message = None
+            yield from some
             if is_last:
                 return
 
@@ -208,6 +208,8 @@ class Decoders:
             descriptor = self._source.open(os.path.abspath(path))
         except OSError as error:
             return NEVER, b"", unreadable(error)
+        except ValueError as error:  # no name of a file
+            return NEVER, b"", f"cannot be read: {error}"
         try:
             return process.ask({}, deadline, _content_of, descriptor)
         except _Stopped as error:
@@ -232,7 +234,7 @@ class Decoders:
     def _give(self, process: _Process) -> None:
         with self._lock:
             self._busy.discard(process)
-            if process.is_alive and not self._is_closed:
+            if process.is_alive and not process.is_midway and not self._is_closed:
                 self._idle.append(process)
                 return
         process.stop()
@@ -286,10 +288,12 @@ class _Process:
         self._seconds = seconds
         self._is_ready = False
         self.is_alive = True
+        self.is_midway = False
+        """Whether there are replies that nobody has read."""
         # -P: what lies in the current folder is no module of ours.
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(seconds),
-                   str(memory), *types.paths]  # fmt: skip
-        paths = [*types.folders(), *filter(None, [os.environ.get("PYTHONPATH")])]
+                   str(memory), os.pathsep.join(types.folders()), *types.paths]  # fmt: skip
+        paths = [*types.folders()[:1], *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -502,8 +506,8 @@ def _serve(to: socket.socket, seconds: float, types: MediaTypes) -> None:
         # If the parent is gone and cannot stop us: the signal ends the process by itself.
         signal.alarm(int(seconds) + 10)
         if descriptor is not None:
-            with open(descriptor, "rb", closefd=True):
-                stamp, content, reason = content_of(descriptor)
+            stamp, content, reason = content_of(descriptor)
+            os.close(descriptor)
             digest = b"" if reason else content_hash(content)
             _send(to, {"stamp": stamp, "digest": digest.hex(), "reason": reason})
         else:
@@ -593,7 +597,8 @@ def _main() -> None:
 
     import mmsearch.media.image  # noqa: F401 - before the limit, which is for files
 
-    types = MediaTypes(*sys.argv[4 + len(PICTURES.paths) :])
+    sys.path += sys.argv[4].split(os.pathsep)  # of other media types: behind all else
+    types = MediaTypes(*sys.argv[5 + len(PICTURES.paths) :])
 
     warnings.simplefilter("ignore")  # of odd metadata: nobody reads them here
     _limit(memory)

@@ -89,6 +89,7 @@ class MediaTypes:
         """Takes those of this package and others, as "module:name"."""
         self.paths = (*BUNDLED, *more)
         self.types = tuple(map(_imported, self.paths))
+        self.kinds = frozenset(one.kind for one in self.types)
         self._places = {
             suffix.encode(): place
             for place, one in enumerate(self.types)

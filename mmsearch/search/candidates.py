@@ -43,7 +43,7 @@ class CandidateScores:
     caption: NDArray[np.float64]
     """The cosine of each one's best caption, (m,); NaN where it has none."""
     words: NDArray[np.float64]
-    """BM25 of each one's best caption, (m,); NaN where it has none."""
+    """BM25 of each one's captions, (m,); NaN where it has none."""
     image_background: Background
     caption_background: Background
     best_words: float
@@ -64,50 +64,58 @@ def find_candidates(
     image = _nearest(reader, IMAGE, query, depth, where, exact)
     # An image has several captions: more of them are needed for as many images.
     captions = _nearest(reader, TEXT, query, 4 * depth, where, exact)
-    shown = reader.items(TEXT, list(captions))
-    best: dict[int, float] = {}
-    for number, cosine in captions.items():  # the best ones first
-        best.setdefault(shown[number].media_id, cosine)
-    among = reader.ids(IMAGE, where)
-    words = reader.words(text, depth, None if among is None else among.tolist())
+    words = reader.words(text, depth, where)
     best_words = max(words.values(), default=0.0)
-    media = sorted({*image, *best, *words})
+    media = sorted({*image, *captions, *words})
     if len(words) == depth:  # there may be more
-        words = reader.words(text, len(media), media)
-    image |= _cosines(reader, IMAGE, query, [one for one in media if one not in image])
-    owners = reader.captions_of([one for one in media if one not in best])
-    for number, cosine in _cosines(reader, TEXT, query, list(owners)).items():
-        owner = owners[number]
-        best[owner] = max(cosine, best.get(owner, -np.inf))
-    items = reader.items(IMAGE, media)
-    media = [one for one in media if items[one].modality == IMAGE]  # others may have captions, too
-    for one in media:
-        if one not in image:
-            raise DamageError.of_catalog(f"image {one} has no vector")
+        words = reader.words(text, len(media), among=media)
+    image |= _of_media(reader, IMAGE, query, [one for one in media if one not in image])
+    captions |= _of_media(reader, TEXT, query, [one for one in media if one not in captions])
+    media = [one for one in media if one in image]  # others may have captions, too
+    items = reader.items(IMAGE, [image[one][1] for one in media])
     return CandidateScores(
         media=np.array(media, np.int64),
-        items=[items[one] for one in media],
-        image=np.array([image[one] for one in media]),
-        caption=np.array([best.get(one, np.nan) for one in media]),
-        words=np.array([words.get(one, 0.0 if one in best else np.nan) for one in media]),
+        items=[items[image[one][1]] for one in media],
+        image=np.array([image[one][0] for one in media]),
+        caption=np.array([captions.get(one, (np.nan, 0))[0] for one in media]),
+        words=np.array([words.get(one, 0.0 if one in captions else np.nan) for one in media]),
         image_background=Background.of(dot_products(query, reader.background(IMAGE))),
         caption_background=Background.of(dot_products(query, reader.background(TEXT))),
         best_words=best_words,
     )
 
 
+Best = dict[int, tuple[float, int]]
+"""The cosine of each file's best item, and that item's id, by the file's id."""
+
+
 def _nearest(
     reader: Reader, modality: str, query: Vectors, k: int, where: Filter, exact: bool
-) -> dict[int, float]:
-    """The cosines of the k items nearest to a query, by id, the nearest first."""
+) -> Best:
+    """The files of the k items nearest to a query."""
     scores, ids = reader.nearest(modality, query[None], k, where, exact=exact)[0]
-    return dict(zip(ids.tolist(), scores.tolist(), strict=True))
+    owners = reader.owners(modality, items=ids.tolist())
+    found: Best = {}
+    for cosine, number in zip(scores.tolist(), ids.tolist(), strict=True):  # the best first
+        found.setdefault(owners[number], (cosine, number))
+    return found
 
 
-def _cosines(reader: Reader, modality: str, query: Vectors, ids: Sequence[int]) -> dict[int, float]:
-    """The cosines of some items, by id."""
-    found = reader.vectors(modality, ids)
-    if not found:
+def _of_media(reader: Reader, modality: str, query: Vectors, media: Sequence[int]) -> Best:
+    """The same of some files.
+
+    Raises:
+        DamageError: an item of theirs has no vector.
+    """
+    owners = reader.owners(modality, media=media)
+    vectors = reader.vectors(modality, list(owners))
+    if len(vectors) < len(owners):
+        number = min(set(owners) - set(vectors))
+        raise DamageError.of_catalog(f"{modality} {number} has no vector")
+    if not owners:
         return {}
-    cosines = dot_products(query, np.stack(list(found.values())))
-    return dict(zip(found, cosines.tolist(), strict=True))
+    cosines = dot_products(query, np.stack([vectors[number] for number in owners]))
+    found: Best = {}
+    for (number, owner), cosine in zip(owners.items(), cosines.tolist(), strict=True):
+        found[owner] = max(found.get(owner, (-np.inf, 0)), (cosine, number))
+    return found

@@ -201,6 +201,8 @@ class Searcher:
                 modality="image",
                 caption=None,
                 media_id=int(candidates.media[row]),
+                start_ms=candidates.items[row].start_ms,
+                end_ms=candidates.items[row].end_ms,
                 scores={
                     name: float(values[row])
                     for name, values in parts.items()
@@ -366,6 +368,8 @@ class Searcher:
     def _embed_image(self, term: Term) -> Vectors:
         assert term.image is not None, "it has no text"
         path = os.fspath(term.image)
+        if IMAGE not in self._encoder.spec.inputs:
+            raise UsageError(f"'{self._encoder.spec.model}' takes no pictures")
         if not os.path.isfile(path):
             raise UsageError(f"{path}: no such image file")
         assert self._decoders is not None, "it is needed where a query has a picture"

@@ -29,8 +29,12 @@ def require_space(queries: Queries, identity: str) -> SpaceRow:
     return space
 
 
-def matching_ids(queries: Queries, where: Filter, tower: TowerRow) -> Ids:
-    """The ids of a tower's items whose media a filter lets through, sorted."""
+def matching_ids(queries: Queries, where: Filter, tower: TowerRow | None) -> Ids:
+    """The ids of a tower's items whose media a filter lets through, sorted.
+
+    Args:
+        tower: None is for the media themselves.
+    """
     conditions: list[str] = []
     values: list[Any] = []
     if where.after is not None:

@@ -46,10 +46,11 @@ def _towers_and_segments(connection: sqlite3.Connection) -> None:
                 (number, key, modality, identity, stored, precision),
             )
     # A program before format 4 wrote vectors without a checksum; these few get theirs.
-    for number, item, vector in connection.execute(
-        "SELECT id, item_id, vector FROM embedding "
-        "WHERE checksum IS NULL AND typeof(vector) = 'blob'"
-    ).fetchall():
+    query = "SELECT id FROM embedding WHERE checksum IS NULL AND typeof(vector) = 'blob'"
+    for (number,) in connection.execute(query).fetchall():
+        item, vector = connection.execute(
+            "SELECT item_id, vector FROM embedding WHERE id = ?", (number,)
+        ).fetchone()
         values = (of_vector(vector, item), number)
         connection.execute("UPDATE embedding SET checksum = ? WHERE id = ?", values)
     for statement in _AFTER:

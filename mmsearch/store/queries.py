@@ -158,7 +158,7 @@ class Queries:
     def media_under(self, root_id: int, prefix: bytes) -> list[Row]:
         """What tells whether files changed, of the media at or below a path."""
         condition, values = under(prefix)
-        columns = "id, path, size, mtime_ns, content_hash, sidecar_size, sidecar_mtime_ns"
+        columns = "id, path, size, mtime_ns, content_hash, sidecar_size, sidecar_mtime_ns, kind"
         query = f"SELECT {columns} FROM media WHERE root_id = ? AND {condition}"
         return self.rows(query, (root_id, *values))
 
@@ -177,9 +177,6 @@ class Queries:
 
     def has_media(self) -> bool:
         return self.has("SELECT id FROM media")
-
-    def has_content(self, content_hash: bytes) -> bool:
-        return self.has("SELECT id FROM media WHERE content_hash = ?", content_hash)
 
     @decoding()
     def embedded_contents(
@@ -202,21 +199,24 @@ class Queries:
         found: dict[bytes, StoredContent] = {}
         for one in hashes:
             for (number,) in self._connection.execute(query, (space.id, *keys, one)).fetchall():
-                facts = self.facts_of([number])[number]
-                found[one] = StoredContent(number, facts, self._segments(space, number))
+                segments = self._segments(space, number)
+                if segments:
+                    facts = self.facts_of([number])[number]
+                    found[one] = StoredContent(number, facts, segments)
         return found
 
     def _segments(self, space: SpaceRow, media_id: int) -> tuple[StoredSegment, ...]:
+        """The segments of a file, if all of them have vectors; else nothing."""
         query = "SELECT id, modality, start_ms, end_ms FROM segment WHERE media_id = ? ORDER BY id"
         rows = self.rows(query, (media_id,))
         vectors: dict[int, bytes] = {}
         for tower in space.towers.values():
             own = [row.id for row in rows if row.modality == tower.modality]
             vectors |= self.vectors_of(tower, own) if own else {}
+        if len(vectors) < len(rows):
+            return ()
         return tuple(
-            StoredSegment(row.modality, row.start_ms, row.end_ms, vectors[row.id])
-            for row in rows
-            if row.id in vectors
+            StoredSegment(row.modality, row.start_ms, row.end_ms, vectors[row.id]) for row in rows
         )
 
     @decoding()
@@ -245,11 +245,18 @@ class Queries:
         return [join(row.top, row.path) for row in found]
 
     @decoding()
-    def ids_where(self, tower: TowerRow, conditions: Sequence[str], values: Sequence[Any]) -> Ids:
-        """The ids of a tower's items whose media meet some conditions, sorted."""
-        media = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
-        query = f"SELECT id FROM {tower.items} WHERE media_id IN ({media})"
-        if tower.items == "segment":
+    def ids_where(
+        self, tower: TowerRow | None, conditions: Sequence[str], values: Sequence[Any]
+    ) -> Ids:
+        """The ids of a tower's items whose media meet some conditions, sorted.
+
+        Args:
+            tower: None is for the media themselves.
+        """
+        query = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
+        if tower is not None:
+            query = f"SELECT id FROM {tower.items} WHERE media_id IN ({query})"
+        if tower is not None and tower.modality != TEXT:
             query, values = f"{query} AND modality = ?", (*values, tower.modality)
         rows = self._connection.execute(query, values)
         return np.sort(np.fromiter((number for (number,) in rows), dtype=np.int64))
@@ -316,17 +323,19 @@ class Queries:
         return len(rows) >= least
 
     @decoding()
-    def caption_owners(
-        self, *, captions: Sequence[int] = (), media: Sequence[int] = ()
+    def owners(
+        self, tower: TowerRow, *, items: Sequence[int] = (), media: Sequence[int] = ()
     ) -> dict[int, int]:
-        """The media of captions, by the captions' ids.
+        """The media that a tower's items belong to, by the items' ids.
 
         Of those that are named, and of those of media that are named.
         """
         found: dict[int, int] = {}
-        for column, ids in (("id", captions), ("media_id", media)):
-            query = f"SELECT id, media_id FROM caption WHERE {column} IN"
-            for number, owner in self.rows_in(query, map(int, ids)):
+        of_modality = "" if tower.modality == TEXT else "modality = ? AND "
+        before = () if tower.modality == TEXT else (tower.modality,)
+        for column, ids in (("id", items), ("media_id", media)):
+            query = f"SELECT id, media_id FROM {tower.items} WHERE {of_modality}{column} IN"
+            for number, owner in self.rows_in(query, map(int, ids), *before):
                 found[id_of(number)] = id_of(owner)
         return found
 
@@ -347,7 +356,7 @@ class Queries:
         if not expression:
             return {}
         # FTS5's bm25() is less than zero, the smaller the better.
-        query = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ?"
+        query = "SELECT rowid AS number, -bm25(words) AS score FROM words WHERE words MATCH ?"
         values: tuple[Any, ...] = (expression,)
         has_parts = self.has_parts()
         if among is not None:
@@ -356,16 +365,16 @@ class Queries:
             parts = f"SELECT id FROM segment WHERE media_id IN ({own})" if has_parts else own
             query += f" AND +rowid IN ({parts})"
             values += (json.dumps([int(number) for number in among]),)
-        rows = self._connection.execute(f"{query} ORDER BY rank LIMIT ?", (*values, limit))
-        found = [(id_of(number), score) for number, score in rows]
-        if not has_parts:
-            return dict(found)
-        segments = [number for number, _ in found]
-        owners = dict(self.rows_in("SELECT id, media_id FROM segment WHERE id IN", segments))
-        best: dict[int, float] = {}
-        for number, score in found:  # the best ones first
-            best.setdefault(owners[number], score)
-        return best
+        if has_parts:  # a file counts by its best segment
+            query = (
+                f"WITH found AS MATERIALIZED ({query}) SELECT media_id, max(score) AS rank "
+                "FROM found CROSS JOIN segment ON id = number GROUP BY media_id "
+                "ORDER BY rank DESC"
+            )
+        else:
+            query += " ORDER BY rank"
+        rows = self._connection.execute(f"{query} LIMIT ?", (*values, limit))
+        return {id_of(number): score for number, score in rows}
 
     def has_parts(self) -> bool:
         """Whether a file has more than one segment."""
@@ -392,13 +401,16 @@ class Queries:
         """Whether there is a picture without patch embeddings."""
         return self.has(f"SELECT 1 {_WITHOUT_PATCHES}", space.id)
 
+    def count_without_patches(self, space: SpaceRow) -> int:
+        return self.number(f"SELECT count(*) {_WITHOUT_PATCHES}", space.id)
+
     @decoding()
     def media_without_patches(
         self, space: SpaceRow, after: int, limit: int
     ) -> list[MissingSegment]:
         """The next pictures, by id, that have no patch embeddings in a space."""
         query = (
-            f"SELECT media.id, NULL, NULL, {_FILE} {_WITHOUT_PATCHES} AND media.id > ? "
+            f"SELECT media.id, 0, {_FILE} {_WITHOUT_PATCHES} AND media.id > ? "
             "ORDER BY media.id LIMIT ?"
         )
         return [_missing(row) for row in self.rows(query, (space.id, after, limit))]
@@ -416,7 +428,7 @@ class Queries:
     ) -> list[MissingSegment]:
         """The next segments, by id, that have no vector of a tower."""
         query = (
-            f"SELECT item.id, start_ms, end_ms, {_FILE} FROM segment AS item "
+            f"SELECT item.id, {_PLACE}, {_FILE} FROM segment AS item "
             "JOIN media ON media.id = item.media_id JOIN root ON root.id = root_id "
             f"{_without_vector(tower)} AND item.id > ? ORDER BY item.id LIMIT ?"
         )
@@ -517,6 +529,10 @@ class Queries:
 
 
 _FILE = "media.id, root_id, media.path, size, mtime_ns, content_hash, root.path AS top"
+_PLACE = (
+    "(SELECT count(*) FROM segment AS earlier WHERE earlier.media_id = item.media_id "
+    "AND earlier.modality = item.modality AND earlier.id < item.id)"
+)
 _WITHOUT_PATCHES = (
     "FROM media JOIN root ON root.id = media.root_id "
     "LEFT JOIN patch_embedding AS kept ON kept.media_id = media.id AND kept.space_id = ? "
@@ -539,9 +555,9 @@ def _key(tower: TowerRow) -> tuple[Any, ...]:
 
 
 def _missing(row: Sequence[Any]) -> MissingSegment:
-    number, start_ms, end_ms, media_id, root_id, path, size, mtime_ns, digest, top = row
+    number, place, media_id, root_id, path, size, mtime_ns, digest, top = row
     return MissingSegment(
-        number, start_ms, end_ms, media_id, root_id, path, size, mtime_ns, digest, join(top, path)
+        number, place, media_id, root_id, path, size, mtime_ns, digest, join(top, path)
     )
 
 

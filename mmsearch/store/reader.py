@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from mmsearch.errors import DamageError, IndexNotFound, UsageError
+from mmsearch.errors import DamageError, IndexNotFound
 from mmsearch.store.filters import matching_ids
 from mmsearch.store.queries import Queries
 from mmsearch.store.rows import Item, SpaceRow, TowerRow
@@ -25,12 +25,16 @@ class Reader:
     """
 
     def __init__(
-        self, queries: Queries, space: SpaceRow | None, views: Mapping[Modality, VectorView]
+        self,
+        queries: Queries,
+        space: SpaceRow | None,
+        view_of: Callable[[TowerRow], VectorView],
     ) -> None:
-        """Takes what is read from one transaction."""
+        """Takes what is read from one transaction, and what gives the vectors of a tower."""
         self._queries = queries
         self._space = space
-        self._views = views
+        self._view_of = view_of
+        self._views: dict[Modality, VectorView] = {}
         self._matching: dict[tuple[Filter, Modality], Ids] = {}
 
     @property
@@ -69,9 +73,9 @@ class Reader:
         Raises:
             UsageError: the index's model embeds nothing of that modality.
         """
-        tower = self._tower(modality)
-        among = self._among(tower, where)
-        search = self._views[modality].search
+        tower = self.space.tower(modality)
+        among = self._among(tower, where) if where else None
+        search = self._view(tower).search
         found = search(queries, k, among, exact=exact)
         if not group_by_medium or tower.modality == TEXT or not self._queries.has_parts():
             return found
@@ -93,18 +97,18 @@ class Reader:
                 rows = np.array(list(first.values())[:k], np.int64)
                 return scores[rows], ids[rows]
             wanted *= 2
-            found = self._views[tower.modality].search(query, wanted, among, exact=exact)[0]
+            found = self._view(tower).search(query, wanted, among, exact=exact)[0]
 
     def vectors(self, modality: Modality, ids: Sequence[int]) -> dict[int, Vectors]:
         """The vectors (dim,) of those of some items that have one, by id."""
-        self._tower(modality)
-        found, vectors = self._views[modality].vectors_of(np.unique(np.array(ids, np.int64)))
+        found, vectors = self._view(self.space.tower(modality)).vectors_of(
+            np.unique(np.array(ids, np.int64))
+        )
         return dict(zip(found.tolist(), vectors, strict=True))
 
     def background(self, modality: Modality) -> Vectors:
         """Up to 1,024 of the vectors, evenly spaced: what scores are compared with."""
-        self._tower(modality)
-        return self._views[modality].sample
+        return self._view(self.space.tower(modality)).sample
 
     def items(self, modality: Modality, ids: Sequence[int]) -> dict[int, Item]:
         """What hits show, by id.
@@ -112,21 +116,37 @@ class Reader:
         Raises:
             DamageError: one of them is not there.
         """
-        found = self._queries.items(self._tower(modality), ids)
+        found = self._queries.items(self.space.tower(modality), ids)
         return {number: row_of(found, number) for number in ids}
 
-    def words(self, text: str, limit: int, among: Sequence[int] | None = None) -> dict[int, float]:
+    def words(
+        self, text: str, limit: int, where: Filter | None = None, among: Sequence[int] | None = None
+    ) -> dict[int, float]:
         """The media whose captions hold a word of a text, with BM25 scores, the best first.
 
         Args:
             limit: how many at most.
-            among: only these media; None is all of them. Their scores are the same either way.
+            among: only these media. The scores are the same with any of them.
         """
+        if among is None and where:
+            among = self._among(None, where).tolist()
         return self._queries.media_with_words(text, limit, among)
 
-    def captions_of(self, media: Sequence[int]) -> dict[int, int]:
-        """The captions of some media: ids, and whose each is."""
-        return self._queries.caption_owners(media=media)
+    def owners(
+        self, modality: Modality, *, items: Sequence[int] = (), media: Sequence[int] = ()
+    ) -> dict[int, int]:
+        """The files that items belong to, by the items' ids: of some items, or of some files.
+
+        Raises:
+            DamageError: an item is not there.
+        """
+        tower = self.space.tower(modality)
+        if tower.modality != TEXT and not media and not self._queries.has_parts():
+            return {number: number for number in items}  # a file has the id of its first segment
+        found = self._queries.owners(tower, items=items, media=media)
+        for number in items:
+            row_of(found, number)
+        return found
 
     def patches(self, media: Sequence[int]) -> dict[int, bytes]:
         """The patch embeddings of those of some pictures that have any (`store.patches`)."""
@@ -136,20 +156,13 @@ class Reader:
         """Whether there are so many captions."""
         return self._queries.has_captions(least)
 
-    def ids(self, modality: Modality, where: Filter) -> Ids | None:
-        """The items that a filter lets through, sorted; None for all."""
-        return self._among(self._tower(modality), where)
+    def _view(self, tower: TowerRow) -> VectorView:
+        if tower.modality not in self._views:
+            self._views[tower.modality] = self._view_of(tower)
+        return self._views[tower.modality]
 
-    def _tower(self, modality: Modality) -> TowerRow:
-        towers = self.space.towers
-        if modality not in towers:
-            raise UsageError(f"the index's model embeds {', '.join(towers)}, and no '{modality}'")
-        return towers[modality]
-
-    def _among(self, tower: TowerRow, where: Filter | None) -> Ids | None:
-        if not where:
-            return None
-        key = where, tower.modality
+    def _among(self, tower: TowerRow | None, where: Filter) -> Ids:
+        key = where, tower.modality if tower else ""
         if key not in self._matching:
             self._matching[key] = matching_ids(self._queries, where, tower)
         return self._matching[key]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mmsearch.errors import DamageError
+from mmsearch.errors import DamageError, UsageError
 from mmsearch.store.checksum import of_vector
 from mmsearch.types import TEXT, EncoderSpec, Modality
 
@@ -18,8 +18,6 @@ ACTIVE, PENDING, OBSOLETE = 1, 0, -1
 #: Where captions come from (`caption.source`): a sidecar, the file itself, or a captions file;
 #: behind "file" stands which one it was.
 SIDECAR, EMBEDDED, FILE = "sidecar", "embedded", "file"
-#: Text that is read in a picture.
-READ_TEXT = "text"
 _CHUNK = 500  # ids in one IN (...)
 _SNAPSHOT_NAME = re.compile(r"\d+-[a-z0-9_.]+-\d+\.faiss")
 
@@ -49,6 +47,16 @@ class SpaceRow:
     precision: str
     """What its vectors were computed in; "mixed" where that changed."""
     towers: Mapping[Modality, TowerRow]
+
+    def tower(self, modality: Modality) -> TowerRow:
+        """What gives the vectors of a modality.
+
+        Raises:
+            UsageError: nothing does.
+        """
+        if modality not in self.towers:
+            raise UsageError(f"the index's model embeds {', '.join(self.towers)}, no '{modality}'")
+        return self.towers[modality]
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,8 @@ class MissingSegment:
     """A segment that has no vector of some tower yet, and the file that it is a part of."""
 
     id: int
-    start_ms: int | None
-    end_ms: int | None
+    place: int
+    """Among the file's segments of its modality, from 0."""
     media_id: int
     root_id: int
     path: bytes

@@ -104,38 +104,52 @@ class Store:
             return queries.active_space()
 
     @contextmanager
-    def reader(self) -> Iterator[Reader]:
+    def reader(self, *modalities: Modality) -> Iterator[Reader]:
         """One consistent view of the index, which answers all that a query asks.
+
+        Args:
+            modalities: whose vectors will be needed; none is all. Others are opened on demand.
 
         Raises:
             DamageError: a vector file is missing.
         """
         for is_last in (False, False, True):
             with self.catalog.read() as queries:
-                space = queries.active_space()
+                space, revision = queries.active_space(), queries.revision()
+                towers = space.towers if space else {}
+
+                def view_of(
+                    tower: TowerRow, queries: Queries = queries, revision: int = revision
+                ) -> VectorView:
+                    try:
+                        return self._view(queries, tower, revision)
+                    except FileNotFoundError as error:
+                        raise DamageError(
+                            f"{self.folder}: a vector file is missing; run 'mmsearch repair', "
+                            "which writes it anew from the catalog"
+                        ) from error
+
                 try:
-                    views = self._views_of(queries, space)
-                except FileNotFoundError as error:
-                    if not is_last:
+                    for modality in modalities or towers:
+                        if modality in towers:
+                            view_of(towers[modality])
+                except DamageError as error:
+                    is_gone = isinstance(error.__cause__, FileNotFoundError)
+                    if is_gone and not is_last:
                         continue  # a writer compacted between the catalog and the file: once more
-                    raise DamageError(
-                        f"{self.folder}: a vector file is missing; run 'mmsearch repair', which "
-                        "writes it anew from the catalog"
-                    ) from error
-                yield Reader(queries, space, views)
+                    raise
+                yield Reader(queries, space, view_of)
                 return
 
-    def _views_of(self, queries: Queries, space: SpaceRow | None) -> dict[Modality, VectorView]:
+    def _view(self, queries: Queries, tower: TowerRow, revision: int) -> VectorView:
         """The vectors as of this very transaction; the newest view is kept for the next search."""
-        towers = space.towers if space else {}
-        revision = queries.revision()
         with self._views_lock:
             if self._identity != self.catalog.identity:  # a repair put another in its place
                 self._views.clear()
                 self._identity = self.catalog.identity
-            return {name: self._view(queries, one, revision) for name, one in towers.items()}
+            return self._newest_view(queries, tower, revision)
 
-    def _view(self, queries: Queries, tower: TowerRow, revision: int) -> VectorView:
+    def _newest_view(self, queries: Queries, tower: TowerRow, revision: int) -> VectorView:
         view = self._views.get(tower)
         if view is not None and view.revision == revision:
             return view
@@ -185,7 +199,7 @@ class Store:
             space = queries.active_space()
             if space is None:
                 raise IndexNotFound(f"{self.folder}: the index is empty; run 'mmsearch index PATH'")
-            tower, of_captions = space.towers[IMAGE], space.towers[TEXT]
+            tower, of_captions = space.tower(IMAGE), space.tower(TEXT)
             image_ids, images = _all(queries, tower)
             caption_ids, captions = _all(queries, of_captions)
             shown = queries.items(tower, image_ids.tolist())

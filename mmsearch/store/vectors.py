@@ -1,4 +1,4 @@
-"""The vectors of one space and modality as of one revision of the catalog.
+"""The vectors of one tower as of one revision of the catalog.
 
 The snapshot holds the bulk, the tail what was committed after it, and tombstones hide what was
 removed since. Opening costs in proportion to the tail, not to the snapshot.

@@ -43,7 +43,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
 
     Raises:
         IndexNotFound: there is none.
-        FormatError: it was made by a newer program.
+        FormatError: its format is too old or too new.
         UnreadableError: it cannot be read, which says nothing of what is there.
     """
     started = time.perf_counter()

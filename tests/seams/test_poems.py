@@ -70,7 +70,7 @@ def test_what_lies_in_a_poem_are_its_captions(engine):
 
 
 def test_a_modality_that_the_model_has_not_is_refused(engine):
-    with pytest.raises(UsageError, match="embeds poem, text, and no 'sound'"):
+    with pytest.raises(UsageError, match="embeds poem, text, no 'sound'"):
         engine.search("waves", to="sound")
 
 
