@@ -5,14 +5,15 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fakes import paint
+from fakes import FakeEncoder, paint
 
 from mmsearch import Engine, Filter, Query, Term
 from mmsearch.config import load_settings
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders import registry
-from mmsearch.encoders.encoder_provider import EncoderProvider
+from mmsearch.encoders.encoder_provider import EncoderProvider, GivenEncoder
 from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
+from mmsearch.types import EncoderSpec
 
 
 @pytest.fixture
@@ -155,3 +156,25 @@ def test_paths_may_be_text(engine, tmp_path):
     paint(tmp_path / "p" / "a.png", "red")
     assert engine.index([str(tmp_path / "p")]).added == 1
     assert engine.remove([str(tmp_path / "p" / "a.png")]) == 1
+
+
+def test_a_warm_query_is_one_transaction_and_parses_no_description(tmp_path, photos, monkeypatch):
+    (photos / "red.txt").write_text("\n".join(f"a red thing {n}" for n in range(40)))
+    engine = Engine(load_settings(index=tmp_path / "index"), provider=GivenEncoder(FakeEncoder()))
+    with engine:
+        engine.index(photos)
+        queries = (
+            Query((Term("red"),)), Query((Term("red"),), fusion="image"),
+            Query((Term("red"),), to="caption"), Query((Term(image=photos / "red.png"),)),
+            Query((Term("red"),), filter=Filter(under=photos / "more")),
+        )  # fmt: skip
+        for query in queries:
+            engine.search(query)
+        begun = []
+        read = engine.store.catalog.read
+        monkeypatch.setattr(engine.store.catalog, "read", lambda: begun.append(1) or read())
+        monkeypatch.setattr(EncoderSpec, "of_towers", lambda *_: 1 / 0)
+        for query in queries:
+            assert engine.search(query)
+            assert len(begun) == 1
+            begun.clear()

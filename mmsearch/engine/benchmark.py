@@ -231,8 +231,8 @@ def index_listed(
     Store.create(opened.folder).close()
     with opened.store.writer() as writer:
         plan = plan_of_files(writer, os.fsencode(folder), labelled, among)
-        with opened.runner() as runner:
-            Pipeline(opened.store, writer, encoder, runner, on_progress=on_progress).run(plan)
+        run = Pipeline(opened.store, writer, encoder, opened.runner(), on_progress=on_progress)
+        run.run(plan)
         if patches:
             add_missing_patches(opened, writer, on_progress)
     with opened.store.catalog.read() as queries:
@@ -242,8 +242,7 @@ def index_listed(
 
 def add_missing_patches(opened: OpenIndex, writer: Writer, on_progress: OnProgress) -> None:
     local, space = opened.local_encoder(), opened.space
-    with opened.runner() as runner:
-        add_patches(opened.store, writer, local, space, runner, on_progress=on_progress)
+    add_patches(opened.store, writer, local, space, opened.runner(), on_progress=on_progress)
 
 
 def _name_of(opened: OpenIndex) -> str:

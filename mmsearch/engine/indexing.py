@@ -45,22 +45,20 @@ def index(opened: OpenIndex, request: Request) -> IngestReport:
     existing = opened.store if opened.exists() else None
     absolute = [os.fsencode(os.path.abspath(path)) for path in request.paths]
     check_paths(existing, absolute, opened.media_types)
-    with opened.runner() as runner:
-        run = _Run(opened, request, runner)
-        # A model that cannot be had is told of before the work. That of an index is opened only
-        # when there is work: a rescan that finds nothing new is over before it would be there.
-        is_new = existing is None or existing.active_space() is None
-        if is_new or opened.names_model() or request.patches:
-            run.open_encoder()
-        loaded = time.perf_counter()
-        try:
-            with opened.make().writer() as writer:
-                report = run.go(writer)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                "interrupted: everything committed so far is kept; run the same command again to "
-                "resume"
-            ) from None
+    run = _Run(opened, request, opened.runner())
+    # A model that cannot be had is told of before the work. That of an index is opened only
+    # when there is work: a rescan that finds nothing new is over before it would be there.
+    is_new = existing is None or existing.active_space() is None
+    if is_new or opened.names_model() or request.patches:
+        run.open_encoder()
+    loaded = time.perf_counter()
+    try:
+        with opened.make().writer() as writer:
+            report = run.go(writer)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted: everything committed so far is kept; run the same command again to resume"
+        ) from None
     opened.choose_encoder_again()  # its precision may be another now
     stages = {**report.stages, "load": report.stages.get("load", 0.0) + loaded - started}
     return dataclasses.replace(

@@ -42,10 +42,9 @@ def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
                 except ModelNotFound as error:  # what is lost has to be told of all the same
                     opened.notify(str(error))
                     return Repaired(outcome.found, tuple(lost), 0, outcome.kept)
-                with opened.runner() as runner:
-                    done = embed_missing(
-                        store, writer, encoder, space, runner, on_progress=on_progress
-                    )
+                done = embed_missing(
+                    store, writer, encoder, space, opened.runner(), on_progress=on_progress
+                )
                 embedded = done.images + done.captions
                 lost += _take_out(store, writer, space)
             writer.compact(only_if="short")

@@ -133,19 +133,15 @@ class OpenIndex:
     def decoders(self) -> Decoders:
         """What reads and decodes files."""
         with self._lock:
-            self._decoders = self._decoders or self._new_decoders()
+            if self._decoders is None:
+                from mmsearch.media.isolated import Decoders  # which searches by text do without
+
+                self._decoders = Decoders(types=self.media_types)
             return self._decoders
 
-    def _new_decoders(self) -> Decoders:
-        from mmsearch.media.isolated import Decoders  # which searches by text do without
-
-        return Decoders(types=self.media_types)
-
-    @contextmanager
-    def runner(self) -> Iterator[Runner]:
-        """What jobs run on, with decoders of its own."""
-        with self._new_decoders() as decoders:
-            yield Runner(decoders, self.settings.workers)
+    def runner(self) -> Runner:
+        """What jobs run on: its decoders stay for the next job and the next search."""
+        return Runner(self.decoders, self.settings.workers)
 
     # -- the encoder -------------------------------------------------------------------------
 

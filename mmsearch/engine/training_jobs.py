@@ -52,7 +52,7 @@ def train_fusion(
             asked = [asked[row] for row in rows]
         with trial.opened.searcher() as searcher:
             found_for = comparison.candidates_of(searcher, asked, on_progress)
-            candidates = [replace(one, items=()) for _, _, one in found_for]
+            candidates = [one for _, _, one in found_for]
         found = learn_fusion(candidates, asked, seed)
     is_kept = keep or found.overall.is_gain
     if is_kept:

@@ -20,6 +20,8 @@ from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import TEXT, IngestReport, OnProgress, Progress, no_progress
 
+#: For fewer files it takes longer to get ready for many at once than to embed them.
+_FEW = 16
 _STAGES = ("scan", "decode", "encode", "write", "load")
 
 
@@ -38,7 +40,8 @@ class Pipeline:
         """Takes what a run needs; an encoder only for a plan that `needs_encoder`."""
         self._store = store
         self._writer = writer
-        self._bulk = encoder.bulk(runner.workers) if encoder is not None else None
+        self._given = encoder
+        self._bulk: Encoder | None = encoder
         self._runner = runner
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
@@ -54,6 +57,8 @@ class Pipeline:
     def run(self, plan: Plan) -> IngestReport:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         touched = plan.touched()
+        if self._given is not None and len(plan.read) + len(touched) >= _FEW:
+            self._bulk = self._given.bulk(self._runner.workers)
         space = self._store.active_space()
         if space is None or plan.read or touched:
             space = self._writer.space_of(self._encoder.spec, self._encoder.precision)

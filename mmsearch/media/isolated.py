@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -169,6 +170,7 @@ class Decoders:
         self._busy: set[_Process] = set()
         self._lock = threading.Lock()
         self._is_closed = False
+        weakref.finalize(self, _stop, self._idle)  # where nobody closes them
 
     def start(self) -> None:
         """Starts a process without waiting for it, so that the next file finds it ready.
@@ -261,7 +263,8 @@ class Decoders:
         """Ends the processes, those too that are at work."""
         with self._lock:
             self._is_closed = True
-            idle, self._idle = self._idle, []
+            idle = list(self._idle)
+            self._idle.clear()
             for process in self._busy:
                 process.kill()  # whoever waits for it hears that it is gone
         for process in idle:
@@ -277,6 +280,11 @@ class Decoders:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _stop(processes: list[_Process]) -> None:
+    for process in processes:
+        process.stop()
 
 
 class _Process:

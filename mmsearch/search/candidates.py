@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError
 from mmsearch.store.reader import Reader
-from mmsearch.store.rows import Item
 from mmsearch.store.vector_index import dot_products
 from mmsearch.types import IMAGE, TEXT, Filter, Ids, Vectors
 
@@ -37,7 +36,8 @@ class CandidateScores:
     """The scores of m media for one query; sorted by id."""
 
     media: Ids
-    items: Sequence[Item]
+    ids: Ids
+    """The best segment of each, (m,): what a hit shows."""
     image: NDArray[np.float64]
     """The cosine of each image, (m,)."""
     caption: NDArray[np.float64]
@@ -72,10 +72,9 @@ def find_candidates(
     image |= _of_media(reader, IMAGE, query, [one for one in media if one not in image])
     captions |= _of_media(reader, TEXT, query, [one for one in media if one not in captions])
     media = [one for one in media if one in image]  # others may have captions, too
-    items = reader.items(IMAGE, [image[one][1] for one in media])
     return CandidateScores(
         media=np.array(media, np.int64),
-        items=[items[image[one][1]] for one in media],
+        ids=np.array([image[one][1] for one in media], np.int64),
         image=np.array([image[one][0] for one in media]),
         caption=np.array([captions.get(one, (np.nan, 0))[0] for one in media]),
         words=np.array([words.get(one, 0.0 if one in captions else np.nan) for one in media]),

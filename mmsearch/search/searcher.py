@@ -28,6 +28,7 @@ from mmsearch.types import (
     Fusion,
     Hit,
     Ids,
+    Modality,
     Query,
     Term,
     Vectors,
@@ -174,7 +175,7 @@ class Searcher:
         order = _best_first(scores, candidates.media)
         first, rest = np.split(order, [max(query.rerank, query.k)])
         image = candidates.image.copy()
-        items = [candidates.items[row] for row in first.tolist()]
+        items = self._items(IMAGE, candidates.ids[first])
         image[first] = self.second_looks(query, how).scores(
             vector, query.terms, items, image[first]
         )
@@ -193,24 +194,30 @@ class Searcher:
             "image": candidates.image, "caption": candidates.caption, "words": candidates.words,
             **({"rerank": image} if query.rerank else {}),
         }  # fmt: skip
+        chosen = chosen[: query.k]
+        items = self._items(IMAGE, candidates.ids[chosen])
         return [
             Hit(
                 rank=place,
                 score=float(scores[row]),
-                path=to_path(candidates.items[row].path),
+                path=to_path(item.path),
                 modality="image",
                 caption=None,
-                media_id=int(candidates.media[row]),
-                start_ms=candidates.items[row].start_ms,
-                end_ms=candidates.items[row].end_ms,
+                media_id=item.media_id,
+                start_ms=item.start_ms,
+                end_ms=item.end_ms,
                 scores={
                     name: float(values[row])
                     for name, values in parts.items()
                     if np.isfinite(values[row])
                 },
             )
-            for place, row in enumerate(chosen[: query.k], 1)
+            for place, (row, item) in enumerate(zip(chosen, items, strict=True), 1)
         ]
+
+    def _items(self, modality: Modality, ids: Ids) -> list[Item]:
+        found = self._reader.items(modality, ids.tolist())
+        return [found[number] for number in ids.tolist()]
 
     def _nearest(self, query: Query, vector: Vectors) -> list[Hit]:
         k = max(query.k, query.rerank)

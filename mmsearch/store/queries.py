@@ -335,8 +335,12 @@ class Queries:
         before = () if tower.modality == TEXT else (tower.modality,)
         for column, ids in (("id", items), ("media_id", media)):
             query = f"SELECT id, media_id FROM {tower.items} WHERE {of_modality}{column} IN"
-            for number, owner in self.rows_in(query, map(int, ids), *before):
-                found[id_of(number)] = id_of(owner)
+            for chunk in chunks([int(number) for number in ids]):
+                marks = ", ".join("?" * len(chunk))
+                found.update(self._connection.execute(f"{query} ({marks})", (*before, *chunk)))
+        if found:
+            id_of(min(found))
+            id_of(min(found.values()))
         return found
 
     @decoding()

@@ -47,6 +47,9 @@ class ExactIndex:
     def __init__(self, ids: Ids, vectors: Vectors) -> None:
         self._ids = ids
         self._vectors = vectors
+        self._room: tuple[Ids, Vectors] = (ids, vectors)
+        """Arrays that these are the beginning of, with room for more."""
+        self._is_newest = True
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -75,10 +78,20 @@ class ExactIndex:
         return found
 
     def extended(self, ids: Ids, vectors: Vectors) -> ExactIndex:
-        """A new index with more items at its end."""
-        return ExactIndex(
-            np.concatenate([self._ids, ids]), np.concatenate([self._vectors, vectors])
-        )
+        """A new index with more items at its end; what both hold lies in memory once.
+
+        Not for two threads at once.
+        """
+        count, total = len(self), len(self) + len(ids)
+        room = self._room
+        if not self._is_newest or total > len(room[0]):
+            size = max(2 * total, 64)
+            room = np.empty(size, np.int64), np.empty((size, vectors.shape[1]), np.float32)
+            room[0][:count], room[1][:count] = self._ids, self._vectors
+        room[0][count:total], room[1][count:total] = ids, vectors
+        found = ExactIndex(room[0][:total], room[1][:total])
+        found._room, self._is_newest = room, False  # another has its place in there now
+        return found
 
 
 def dot_products(query: Vectors, vectors: Vectors) -> Vectors:

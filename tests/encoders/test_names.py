@@ -106,7 +106,7 @@ def test_the_cpu_is_the_cpu_by_any_name(place, device):
     assert pick_device(device) == "cpu"
     settings = Settings(index=place / "n", cache=place / "cache", device=device, precision="fp32")
     with Engine(settings, model="tiny", notify=lambda line: None) as engine:
-        assert type(engine.encoder_for_index()[0]).__name__ == "OpenVinoEncoder"
+        assert type(engine.opened.encoder_to_index()[0]).__name__ == "OpenVinoEncoder"
 
 
 def test_int8_on_a_device_of_torch_is_refused(place):

@@ -30,7 +30,7 @@ from mmsearch.search.fusion import (
 def evidence(image, caption, words, best=None):
     image, caption, words = (np.array(part, float) for part in (image, caption, words))
     return CandidateScores(
-        np.arange(len(image)), (), image, caption, words,
+        np.arange(len(image)), np.arange(len(image)), image, caption, words,
         Background(0.2, 0.1), Background(0.5, 0.2),
         np.nanmax([0, *words]) if best is None else best,
     )  # fmt: skip

@@ -509,7 +509,7 @@ def test_the_candidates_is_what_comparing_everything_gives(store):
         expected = [scores.get(n, 0.0 if n in best else np.nan) for n in media]
         np.testing.assert_allclose(found.words, expected, atol=1e-6)
         assert found.best_words == pytest.approx(max(scores.values(), default=0))
-        assert [item.media_id for item in found.items] == media
+        assert found.ids.tolist() == media
 
 
 def test_the_candidates_heeds_filters(store):

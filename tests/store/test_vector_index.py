@@ -158,3 +158,23 @@ def test_a_flipped_bit_anywhere_in_the_file_is_told_of_and_never_answered_from(t
             np.testing.assert_array_equal(found[1], expected[1][keep])
             np.testing.assert_allclose(found[0], expected[0][keep], atol=1e-6)
     assert told > len(whole) // 7
+
+
+def test_a_delta_grows_without_a_copy_and_older_views_of_it_stay():
+    rng = np.random.default_rng(8)
+    vectors = unit_vectors(rng, 300)
+    first = ExactIndex(np.arange(100), vectors[:100])
+    second = first.extended(np.arange(100, 101), vectors[100:101])
+    third = second.extended(np.arange(101, 103), vectors[101:103])
+    other = second.extended(np.arange(200, 202), vectors[200:202])  # beside the third
+    assert np.shares_memory(second.ids, third.ids)
+    for index, rows in (
+        (first, [*range(100)]), (second, [*range(101)]), (third, [*range(103)]),
+        (other, [*range(101), 200, 201]),
+    ):  # fmt: skip
+        assert index.ids.tolist() == rows
+        for query in unit_vectors(rng, 3):
+            ((scores, ids),) = index.search(query[None], 5)
+            expected = np.argsort(-(vectors[rows] @ query))[:5]
+            assert ids.tolist() == [rows[place] for place in expected]
+            np.testing.assert_allclose(scores, vectors[ids] @ query, atol=1e-6)
