@@ -356,7 +356,7 @@ class FilesJob:
         return [caption for caption in found if caption.source not in wanted]
 
     def _captions_left_behind(self, change: Change, digest: bytes) -> list[NewCaption]:
-        """What the files that had a content before this run, and are read anew, had of captions."""
+        """The captions of the files that had a content before this run and are read again."""
         if digest not in self._left_behind:
             given = (
                 change.given_captions(one, self._space) for one in sorted(self._changing[digest])

@@ -40,8 +40,7 @@ class Pipeline:
         """Takes what a run needs; an encoder only for a plan that `needs_encoder`."""
         self._store = store
         self._writer = writer
-        self._given = encoder
-        self._bulk: Encoder | None = encoder
+        self._bulk = encoder
         self._runner = runner
         self._on_progress = on_progress
         self._counts: Counter[str] = Counter()
@@ -57,8 +56,8 @@ class Pipeline:
     def run(self, plan: Plan) -> IngestReport:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         touched = plan.touched()
-        if self._given is not None and len(plan.read) + len(touched) >= _FEW:
-            self._bulk = self._given.bulk(self._runner.workers)
+        if self._bulk is not None and len(plan.read) + len(touched) >= _FEW:
+            self._bulk = self._bulk.bulk(self._runner.workers)
         space = self._store.active_space()
         if space is None or plan.read or touched:
             space = self._writer.space_of(self._encoder.spec, self._encoder.precision)

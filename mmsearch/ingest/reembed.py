@@ -80,38 +80,31 @@ class _Part:
     vectors: dict[int, np.ndarray]
 
 
+@dataclass
 class _Segments:
     """The segments that have no vector of a tower."""
 
-    def __init__(
-        self,
-        store: Store,
-        writer: Writer,
-        encoder: Encoder,
-        tower: TowerRow,
-        decoders: Decoders,
-        total: int,
-        on_progress: OnProgress,
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._encoder = encoder
-        self._tower = tower
-        self._decoders = decoders
-        self._total = total
-        self._on_progress = on_progress
-        self._done = self.embedded = self.failed = 0
+    store: Store
+    writer: Writer
+    encoder: Encoder
+    tower: TowerRow
+    decoders: Decoders
+    total: int
+    on_progress: OnProgress
+    done: int = 0
+    embedded: int = 0
+    failed: int = 0
 
     @property
     def size(self) -> int:
-        return max(16, self._encoder.batch)
+        return max(16, self.encoder.batch)
 
     def missing(self) -> Iterator[list[MissingSegment]]:
         """What each file is missing."""
         after = 0
         while True:
-            with self._store.catalog.read() as queries:
-                some = queries.segments_without_vector(self._tower, after, _PORTION)
+            with self.store.catalog.read() as queries:
+                some = queries.segments_without_vector(self.tower, after, _PORTION)
             if not some:
                 return
             for _, own in groupby(some, key=lambda item: item.media_id):
@@ -119,9 +112,9 @@ class _Segments:
             after = some[-1].id
 
     def read(self, item: list[MissingSegment]) -> tuple[list[MissingSegment], Opened]:
-        modality = self._tower.modality
-        inputs = {modality: self._encoder.spec.inputs[modality]}
-        return item, open_known(item[0].absolute, item[0].content_hash, inputs, self._decoders)
+        modality = self.tower.modality
+        inputs = {modality: self.encoder.spec.inputs[modality]}
+        return item, open_known(item[0].absolute, item[0].content_hash, inputs, self.decoders)
 
     def compute(self, reads: Sequence[tuple[list[MissingSegment], Opened]]) -> _Part:
         good = [
@@ -131,15 +124,15 @@ class _Segments:
             if one.place < len(opened.segments)
         ]
         vectors: dict[int, np.ndarray] = {}
-        for some in parts(good, self._encoder.batch):
-            rows = self._encoder.encode(self._tower.modality, [data for _, data in some])
+        for some in parts(good, self.encoder.batch):
+            rows = self.encoder.encode(self.tower.modality, [data for _, data in some])
             vectors.update(zip((number for number, _ in some), rows, strict=True))
         return _Part(reads, vectors)
 
     def commit(self, outcomes: Sequence[_Part]) -> None:
-        with self._writer.change() as change:
+        with self.writer.change() as change:
             for part in outcomes:
-                change.add_vectors(part.vectors, self._tower)
+                change.add_vectors(part.vectors, self.tower)
                 # What failed before has not failed any more.
                 change.clear_failures(
                     (item[0].root_id, item[0].path)
@@ -153,10 +146,10 @@ class _Segments:
                             opened.reason,
                         )  # fmt: skip
                         self.failed += 1
-                self._done += sum(len(item) for item, _ in part.reads)
+                self.done += sum(len(item) for item, _ in part.reads)
                 self.embedded += len(part.vectors)
-        self._writer.compact(only_if="long")
-        self._on_progress(Progress("embed again", self._done, self._total))
+        self.writer.compact(only_if="long")
+        self.on_progress(Progress("embed again", self.done, self.total))
 
 
 def _has_failed(item: MissingSegment, opened: Opened) -> bool:
@@ -166,32 +159,24 @@ def _has_failed(item: MissingSegment, opened: Opened) -> bool:
     return opened.stamp == (item.size, item.mtime_ns)
 
 
+@dataclass
 class _Captions:
     """The captions that have no vector of a tower."""
 
-    def __init__(
-        self,
-        store: Store,
-        writer: Writer,
-        encoder: Encoder,
-        tower: TowerRow,
-        total: int,
-        on_progress: OnProgress,
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._encoder = encoder
-        self._tower = tower
-        self._total = total
-        self._on_progress = on_progress
-        self.done = 0
-        self.size = 64
+    store: Store
+    writer: Writer
+    encoder: Encoder
+    tower: TowerRow
+    total: int
+    on_progress: OnProgress
+    done: int = 0
+    size: int = 64
 
     def missing(self) -> Iterator[tuple[int, str]]:
         after = 0
         while True:
-            with self._store.catalog.read() as queries:
-                some = queries.captions_without_vector(self._tower, after, _PORTION)
+            with self.store.catalog.read() as queries:
+                some = queries.captions_without_vector(self.tower, after, _PORTION)
             if not some:
                 return
             yield from some
@@ -201,13 +186,13 @@ class _Captions:
         return item
 
     def compute(self, reads: Sequence[tuple[int, str]]) -> dict[int, np.ndarray]:
-        rows: Vectors = self._encoder.encode(TEXT, [text for _, text in reads])
+        rows: Vectors = self.encoder.encode(TEXT, [text for _, text in reads])
         return dict(zip((number for number, _ in reads), rows, strict=True))
 
     def commit(self, outcomes: Sequence[dict[int, np.ndarray]]) -> None:
-        with self._writer.change() as change:
+        with self.writer.change() as change:
             for vectors in outcomes:
-                change.add_vectors(vectors, self._tower)
+                change.add_vectors(vectors, self.tower)
                 self.done += len(vectors)
-        self._writer.compact(only_if="long")
-        self._on_progress(Progress("embed captions again", self.done, self._total))
+        self.writer.compact(only_if="long")
+        self.on_progress(Progress("embed captions again", self.done, self.total))

@@ -42,7 +42,7 @@ space = Table(
     sqlite_autoincrement=True,
 )
 
-#: What gives the vectors of one modality in a space. One that is trained anew is another tower:
+#: What gives the vectors of one modality in a space. A retrained one is another tower:
 #: its `state` is 0 until it has given all its vectors.
 tower = Table(
     "tower",

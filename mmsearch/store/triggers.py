@@ -28,8 +28,8 @@ WORDS = (
 )
 
 
-def _anew(row: str) -> str:
-    """Writes the words of the segment that a caption is about anew."""
+def _replaced(row: str) -> str:
+    """Replaces the words of the segment that a caption is about."""
     segment = f"coalesce({row}.segment_id, {row}.media_id)"
     return (
         f"DELETE FROM words WHERE rowid = {segment}; "
@@ -39,11 +39,11 @@ def _anew(row: str) -> str:
 
 TRIGGERS = (
     f"""CREATE TRIGGER caption_after_insert AFTER INSERT ON caption BEGIN
-        {_anew("NEW")}
+        {_replaced("NEW")}
         INSERT INTO read_text (rowid, text) SELECT NEW.id, NEW.text WHERE NEW.source = 'text';
     END""",
     f"""CREATE TRIGGER caption_after_delete AFTER DELETE ON caption BEGIN
-        {_anew("OLD")}
+        {_replaced("OLD")}
         DELETE FROM read_text WHERE rowid = OLD.id;
     END""",
     # Before, or the reference would forbid it.
@@ -53,7 +53,7 @@ TRIGGERS = (
     END""",
 )
 
-#: Writes the words of all captions anew.
+#: Replaces the words of all captions.
 FILL_WORDS = (
     "DELETE FROM words",
     f"{_FILL} GROUP BY {SEGMENT}",
