@@ -97,7 +97,7 @@ def one(model: str, precision: str, folder: Path, scratch: Path, cores: int) -> 
 
 def alone(encoder, pixels) -> float:
     """CPU seconds to encode one image, by one thread that has the machine to itself."""
-    slow = encoder.bulk(os.cpu_count() or 1)  # of which one works, on its one core
+    slow = encoder.with_streams(os.cpu_count() or 1)  # of which one works, on its one core
     slow.encode("image", pixels[: slow.batch])
     started = time.process_time()
     for start in range(0, len(pixels), slow.batch):

@@ -4,13 +4,16 @@
 
 An index of so many made-up pictures (every second one with a caption) takes in one real picture
 again and again; what decoding and encoding take alone stands beside it. Then threads ask for texts,
-with captions: queries a second, over the same by one thread.
+with captions: queries a second, over the same by one thread, and what as many processes as cores
+do, which share nothing but the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
+import multiprocessing
 import os
 import tempfile
 import threading
@@ -21,6 +24,7 @@ import load
 import numpy as np
 
 from mmsearch import Engine
+from mmsearch.config import Settings, available_cores, load_settings
 from mmsearch.datasets import scene_art, scenes
 
 TEXTS = ("a dog on the beach", "two people in the snow", "a man riding a bike", "a red car")
@@ -35,9 +39,15 @@ def main() -> None:
         load.make(Path(scratch), args.count)
         picture = Path(scratch) / "photos" / "one.png"
         picture.parent.mkdir()
-        with Engine.open(Path(scratch) / "index", notify=lambda line: None) as engine:
+        settings = load_settings(index=Path(scratch) / "index")
+        with Engine(settings, notify=lambda line: None) as engine:
             one_file(engine, picture)
+        settings = dataclasses.replace(settings, streams=available_cores())
+        with Engine(settings, notify=lambda line: None) as engine:
             threads(engine)
+        with multiprocessing.get_context("spawn").Pool(available_cores()) as pool:
+            rates = pool.map(one_process, [settings] * available_cores(), chunksize=1)
+        print(f"{len(rates)} processes of one thread each: {sum(rates):.0f} queries/s")
 
 
 def one_file(engine: Engine, picture: Path) -> None:
@@ -63,6 +73,13 @@ def threads(engine: Engine) -> None:
     rates = {count: rate(engine, count) for count in (1, 2, 4, 8)}
     for count, found in rates.items():
         print(f"{count} threads: {found:.0f} queries/s, {found / rates[1]:.2f} times one thread's")
+
+
+def one_process(settings: Settings) -> float:
+    with Engine(settings, notify=lambda line: None) as engine:
+        for text in TEXTS:
+            engine.search(text)
+        return rate(engine, 1)
 
 
 def rate(engine: Engine, count: int) -> float:

@@ -21,6 +21,7 @@ MARKER = "mmsearch-index.json"
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
+_COUNTS = ("workers", "streams")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 
@@ -76,6 +77,8 @@ class Settings:
     precision: str = "auto"
     workers: int = field(default_factory=available_cores)
     """Threads that read and decode files."""
+    streams: int = 1
+    """Threads that search at once, as in a server. With 1, one query has all the cores."""
     cache: Path | None = None
     """Converted models; safe to delete. None: the user's cache folder."""
     home: Path | None = None
@@ -84,8 +87,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is one of {', '.join(PRECISIONS)}, not '{self.precision}'")
-        if self.workers < 1:
-            raise UsageError(f"workers is a whole number from 1, not {self.workers}")
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is a whole number from 1, not {getattr(self, name)}")
 
     def index_folder(self) -> Path:
         """The folder of the index: as set, else `./index` if it is ours, else the user's own."""
@@ -170,11 +174,11 @@ def _from_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name == "workers":
+    if name in _COUNTS:
         try:
             return int(value)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"workers is a whole number from 1, not '{value}'") from error
+            raise UsageError(f"{name} is a whole number from 1, not '{value}'") from error
     if not isinstance(value, str | Path):
         raise UsageError(f"{name} is a text, not {value!r}")
     if name in ("index", "cache", "home"):

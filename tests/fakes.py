@@ -57,7 +57,7 @@ class FakeEncoder:
 
     batch = 4
 
-    def bulk(self, callers):
+    def with_streams(self, count):
         return self
 
     def warm_up(self, modality, *, wait=True):

@@ -26,10 +26,10 @@ class Encoder(Protocol):
         """How many things it encodes best at a time; texts it takes 64 at a time as well."""
         ...
 
-    def bulk(self, callers: int) -> Self:
+    def with_streams(self, count: int) -> Self:
         """The same encoder for so many threads that encode at once, each on its share of the cores.
 
-        It is for a corpus: a single query takes longer with it.
+        All of them together get more done; one that is alone takes longer.
         """
         ...
 

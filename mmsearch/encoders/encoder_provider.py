@@ -134,7 +134,8 @@ class EncoderProvider:
         key = (spec.space, device)
         with self._alone(key):
             if key not in self._open:
-                self._open[key] = self._open_space(spec, device)
+                found = self._open_space(spec, device)
+                self._open[key] = found.with_streams(self._settings.streams)
             return self._open[key]
 
     def _alone(self, key: tuple[str, str]) -> threading.Lock:
@@ -148,7 +149,7 @@ class EncoderProvider:
         )
         if found is not encoder:
             with self._alone((encoder.spec.space, "cpu")):
-                self._open[encoder.spec.space, "cpu"] = found
+                self._open[encoder.spec.space, "cpu"] = found.with_streams(self._settings.streams)
         return found
 
     def local_of(self, spec: EncoderSpec) -> LocalEncoder:

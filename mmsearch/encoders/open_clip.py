@@ -324,7 +324,7 @@ class TorchEncoder:
     def batch(self) -> int:
         return 16 if self._device.type == "cpu" else 64
 
-    def bulk(self, callers: int) -> Self:  # noqa: ARG002 - the protocol's
+    def with_streams(self, count: int) -> Self:  # noqa: ARG002 - the protocol's
         """Itself: torch shares the cores, or a card, among those that call."""
         return self
 

@@ -128,12 +128,12 @@ class OpenVinoEncoder:
     batch = 4
 
     def __init__(
-        self, folder: Path, precision: str = "auto", callers: int = 1, *, name: str = ""
+        self, folder: Path, precision: str = "auto", streams: int = 1, *, name: str = ""
     ) -> None:
         """Takes a converted model's folder.
 
         Args:
-            callers: how many threads encode at once. For one, all cores work at what it gives.
+            streams: how many threads encode at once. For one, all cores work at what it gives.
             name: what the model is called; the folder knows its space alone.
         """
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -149,13 +149,15 @@ class OpenVinoEncoder:
         self._cuts_texts = bool(manifest["cuts_texts"])
         self.folder = folder
         """Where the converted model lies."""
-        self._callers = callers
+        self._streams = streams
         self._lock = threading.Lock()
         self._towers: dict[str, SimpleQueue[Any]] = {}
         self._tokenizer: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
 
-    def bulk(self, callers: int) -> OpenVinoEncoder:
-        return OpenVinoEncoder(self.folder, self.precision, callers, name=self.spec.model)
+    def with_streams(self, count: int) -> OpenVinoEncoder:
+        if count == self._streams:
+            return self
+        return OpenVinoEncoder(self.folder, self.precision, count, name=self.spec.model)
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         if modality in self._towers:
@@ -173,7 +175,7 @@ class OpenVinoEncoder:
     def _blank(self, tower: str) -> NDArray[Any]:
         """A batch as most will be: the first of a shape takes longer."""
         if tower == "image":
-            count = self.batch if self._callers > 1 else 1
+            count = self.batch if self._streams > 1 else 1
             return np.zeros((count, *self.spec.preprocess.size, 3), np.uint8)
         length = TEXT_STEP if self._cuts_texts else self.spec.context_length
         return np.zeros((1, length), np.int64)
@@ -189,7 +191,7 @@ class OpenVinoEncoder:
             return np.empty((0, self.spec.dim), dtype=np.float32)
         with _explaining(f"'{self.spec.model}'"):
             requests = self._ready(tower)
-            request = requests.get()  # waits while as many threads as `callers` are at it
+            request = requests.get()  # waits while as many threads as there are streams are at it
             try:
                 found = np.array(request.infer([batch])[0], dtype=np.float32)
             finally:
@@ -203,7 +205,7 @@ class OpenVinoEncoder:
         with self._lock:
             if tower not in self._towers:
                 compiled, requests = self._compile(tower), SimpleQueue[Any]()
-                for _ in range(self._callers):
+                for _ in range(self._streams):
                     requests.put(compiled.create_infer_request())
                 self._towers[tower] = requests
             return self._towers[tower]
@@ -215,13 +217,13 @@ class OpenVinoEncoder:
             # compiled second can be wrong: on CPUs with AMX, bf16 after fp32 gave no numbers.
             "CACHE_DIR": str(self.folder / "compiled" / self.precision),
         }
-        if self._callers == 1:
+        if self._streams == 1:
             options["PERFORMANCE_HINT"] = "LATENCY"
         else:
             # A stream for each caller, so that no core waits for another in the midst of a batch.
             options |= {
-                "NUM_STREAMS": self._callers,
-                "INFERENCE_NUM_THREADS": max(self._callers, available_cores()),
+                "NUM_STREAMS": self._streams,
+                "INFERENCE_NUM_THREADS": max(self._streams, available_cores()),
             }
         name = f"{tower}.xml"
         if tower == "image" and self.precision == "int8":

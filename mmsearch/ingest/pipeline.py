@@ -57,7 +57,7 @@ class Pipeline:
         """Does what the plan says and reports it. An interrupt keeps what was committed."""
         touched = plan.touched()
         if self._bulk is not None and len(plan.read) + len(touched) >= _FEW:
-            self._bulk = self._bulk.bulk(self._runner.workers)
+            self._bulk = self._bulk.with_streams(self._runner.workers)
         space = self._store.active_space()
         if space is None or plan.read or touched:
             space = self._writer.space_of(self._encoder.spec, self._encoder.precision)

@@ -52,7 +52,7 @@ def embed_missing(
     with store.catalog.read() as queries:
         totals = {tower: queries.count_without_vector(tower) for tower in space.towers.values()}
     done = dict.fromkeys(("images", "captions", "failed"), 0)
-    bulk = encoder.bulk(runner.workers) if any(totals.values()) else encoder
+    bulk = encoder.with_streams(runner.workers) if any(totals.values()) else encoder
     for tower, total in totals.items():
         if not total:
             continue

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.errors import DamageError
 from mmsearch.store.reader import Reader
 from mmsearch.store.vector_index import dot_products
 from mmsearch.types import IMAGE, TEXT, Filter, Ids, Vectors
@@ -66,55 +64,69 @@ def find_candidates(
     captions = _nearest(reader, TEXT, query, 4 * depth, where, exact)
     words = reader.words(text, depth, where)
     best_words = max(words.values(), default=0.0)
-    media = sorted({*image, *captions, *words})
+    media = np.unique(np.concatenate([image.media, captions.media, np.array([*words], np.int64)]))
     if len(words) == depth:  # there may be more
-        words = reader.words(text, len(media), among=media)
-    image |= _of_media(reader, IMAGE, query, [one for one in media if one not in image])
-    captions |= _of_media(reader, TEXT, query, [one for one in media if one not in captions])
-    media = [one for one in media if one in image]  # others may have captions, too
+        words = reader.words(text, len(media), among=media.tolist())
+    image = image.with_rest_of(media, reader, IMAGE, query)
+    captions = captions.with_rest_of(media, reader, TEXT, query)
+    media = image.media  # others may have captions, too
+    caption = np.full(len(media), np.nan)
+    has_caption, places = _looked_up(media, captions.media)
+    caption[has_caption] = captions.cosines[places]
+    without_words = np.where(has_caption, 0.0, np.nan)
     return CandidateScores(
-        media=np.array(media, np.int64),
-        ids=np.array([image[one][1] for one in media], np.int64),
-        image=np.array([image[one][0] for one in media]),
-        caption=np.array([captions.get(one, (np.nan, 0))[0] for one in media]),
-        words=np.array([words.get(one, 0.0 if one in captions else np.nan) for one in media]),
+        media=media,
+        ids=image.items,
+        image=image.cosines,
+        caption=caption,
+        words=np.array(list(map(words.get, media.tolist(), without_words.tolist()))),
         image_background=Background.of(dot_products(query, reader.background(IMAGE))),
         caption_background=Background.of(dot_products(query, reader.background(TEXT))),
         best_words=best_words,
     )
 
 
-Best = dict[int, tuple[float, int]]
-"""The cosine of each file's best item, and that item's id, by the file's id."""
+@dataclass(frozen=True)
+class _Best:
+    """The best item of each of some files; all (n,), sorted by file."""
+
+    media: Ids
+    items: Ids
+    cosines: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, media: Ids, items: Ids, cosines: NDArray[np.floating]) -> _Best:
+        """Takes items with the files that they are of."""
+        order = np.lexsort((items, -cosines, media))
+        found, first = np.unique(media[order], return_index=True)
+        best = order[first]
+        return cls(found, items[best], cosines[best].astype(np.float64))
+
+    def with_rest_of(self, media: Ids, reader: Reader, modality: str, query: Vectors) -> _Best:
+        """The same of more files, as far as they have such items.
+
+        Raises:
+            DamageError: an item of theirs has no vector.
+        """
+        items, owners = reader.items_of(modality, np.setdiff1d(media, self.media))
+        cosines = dot_products(query, reader.vectors(modality, items))
+        return _Best.of(
+            np.concatenate([self.media, owners]),
+            np.concatenate([self.items, items]),
+            np.concatenate([self.cosines, cosines]),
+        )
 
 
 def _nearest(
     reader: Reader, modality: str, query: Vectors, k: int, where: Filter, exact: bool
-) -> Best:
+) -> _Best:
     """The files of the k items nearest to a query."""
     scores, ids = reader.nearest(modality, query[None], k, where, exact=exact)[0]
-    owners = reader.owners(modality, items=ids.tolist())
-    found: Best = {}
-    for cosine, number in zip(scores.tolist(), ids.tolist(), strict=True):  # the best first
-        found.setdefault(owners[number], (cosine, number))
-    return found
+    return _Best.of(reader.owners(modality, ids), ids, scores)
 
 
-def _of_media(reader: Reader, modality: str, query: Vectors, media: Sequence[int]) -> Best:
-    """The same of some files.
-
-    Raises:
-        DamageError: an item of theirs has no vector.
-    """
-    owners = reader.owners(modality, media=media)
-    vectors = reader.vectors(modality, list(owners))
-    if len(vectors) < len(owners):
-        number = min(set(owners) - set(vectors))
-        raise DamageError.of_catalog(f"{modality} {number} has no vector")
-    if not owners:
-        return {}
-    cosines = dot_products(query, np.stack([vectors[number] for number in owners]))
-    found: Best = {}
-    for (number, owner), cosine in zip(owners.items(), cosines.tolist(), strict=True):
-        found[owner] = max(found.get(owner, (-np.inf, 0)), (cosine, number))
-    return found
+def _looked_up(wanted: Ids, there: Ids) -> tuple[NDArray[np.bool_], Ids]:
+    """Which of some ids are among others (sorted), and the places of those that are."""
+    places = np.searchsorted(there, wanted)
+    found = np.isin(wanted, there)
+    return found, places[found]

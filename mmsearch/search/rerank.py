@@ -200,15 +200,11 @@ class SecondLooks:
         """The vectors of some images, the second looks at them, and the places of these images."""
         dim = self._reranker.dim
         ids = [item.media_id for item in items]
-        kept, own = self._reader.patches(ids), self._reader.vectors(IMAGE, ids)
-        missing = {
-            item.media_id: to_path(item.path)
-            for item in items
-            if item.media_id in own and item.media_id not in kept
-        }
+        kept = self._reader.patches(ids)
+        missing = {item.media_id: to_path(item.path) for item in items if item.media_id not in kept}
         if missing:
             kept |= look_at(local, missing, self._decoders)
-        there = [place for place, number in enumerate(ids) if number in own and number in kept]
+        there = [place for place, number in enumerate(ids) if number in kept]
         if not there:
             nothing = np.empty((0, dim), np.float32)
             return nothing, Looks(nothing, nothing[:, None]), there
@@ -219,7 +215,7 @@ class SecondLooks:
                 f"the patches of the index cannot be read ({error}); drop them with 'mmsearch "
                 "index --no-patches', and keep them anew with --patches"
             ) from error
-        return np.stack([own[ids[place]] for place in there]), looks, there
+        return self._reader.vectors(IMAGE, np.array(ids)[there]), looks, there
 
 
 def _joined(found: Sequence[Parts]) -> Parts:

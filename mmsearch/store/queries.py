@@ -34,6 +34,7 @@ from mmsearch.store.rows import (
     decoding,
     globs_of,
     id_of,
+    ids_of,
     is_snapshot_name,
     is_sound,
     under,
@@ -324,24 +325,31 @@ class Queries:
 
     @decoding()
     def owners(
-        self, tower: TowerRow, *, items: Sequence[int] = (), media: Sequence[int] = ()
-    ) -> dict[int, int]:
-        """The media that a tower's items belong to, by the items' ids.
+        self, tower: TowerRow, *, items: Ids | None = None, media: Ids | None = None
+    ) -> tuple[Ids, Ids]:
+        """Some of a tower's items and the media that they belong to, (n,) each, in no order.
 
-        Of those that are named, and of those of media that are named.
+        Args:
+            items: those of these ids.
+            media: those of these media.
         """
-        found: dict[int, int] = {}
+        column, ids = ("id", items) if media is None else ("media_id", media)
         of_modality = "" if tower.modality == TEXT else "modality = ? AND "
         before = () if tower.modality == TEXT else (tower.modality,)
-        for column, ids in (("id", items), ("media_id", media)):
-            query = f"SELECT id, media_id FROM {tower.items} WHERE {of_modality}{column} IN"
-            for chunk in chunks([int(number) for number in ids]):
-                marks = ", ".join("?" * len(chunk))
-                found.update(self._connection.execute(f"{query} ({marks})", (*before, *chunk)))
-        if found:
-            id_of(min(found))
-            id_of(min(found.values()))
-        return found
+        where = f"{of_modality}{column} IN (SELECT value FROM json_each(?))"
+        values = (*before, json.dumps(np.asarray(ids).tolist()))
+        query = f"SELECT id AS one, media_id AS other FROM {tower.items} WHERE {where}"
+        found, owners = self._pairs(query, *values)
+        return ids_of(found), ids_of(owners)
+
+    def _pairs(self, query: str, *values: Any) -> tuple[list[Any], list[Any]]:
+        """What a query gives as `one`, and what as `other`; as a single row.
+
+        Before every row SQLite lets other threads run, and those wait to get their turn back.
+        """
+        query = f"SELECT json_group_array(one), json_group_array(other) FROM ({query})"
+        one, other = self._connection.execute(query, values).fetchone()
+        return json.loads(one), json.loads(other)
 
     @decoding()
     def media_with_words(
@@ -360,7 +368,7 @@ class Queries:
         if not expression:
             return {}
         # FTS5's bm25() is less than zero, the smaller the better.
-        query = "SELECT rowid AS number, -bm25(words) AS score FROM words WHERE words MATCH ?"
+        query = "SELECT rowid AS one, -bm25(words) AS other FROM words WHERE words MATCH ?"
         values: tuple[Any, ...] = (expression,)
         has_parts = self.has_parts()
         if among is not None:
@@ -371,14 +379,13 @@ class Queries:
             values += (json.dumps([int(number) for number in among]),)
         if has_parts:  # a file counts by its best segment
             query = (
-                f"WITH found AS MATERIALIZED ({query}) SELECT media_id, max(score) AS rank "
-                "FROM found CROSS JOIN segment ON id = number GROUP BY media_id "
-                "ORDER BY rank DESC"
+                f"WITH found AS MATERIALIZED ({query}) SELECT media_id AS one, max(other) AS other "
+                "FROM found CROSS JOIN segment ON id = one GROUP BY media_id ORDER BY other DESC"
             )
         else:
             query += " ORDER BY rank"
-        rows = self._connection.execute(f"{query} LIMIT ?", (*values, limit))
-        return {id_of(number): score for number, score in rows}
+        media, scores = self._pairs(f"{query} LIMIT ?", *values, limit)
+        return dict(zip(ids_of(media).tolist(), scores, strict=True))
 
     def has_parts(self) -> bool:
         """Whether a file has more than one segment."""

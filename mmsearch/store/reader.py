@@ -99,12 +99,18 @@ class Reader:
             wanted *= 2
             found = self._view(tower).search(query, wanted, among, exact=exact)[0]
 
-    def vectors(self, modality: Modality, ids: Sequence[int]) -> dict[int, Vectors]:
-        """The vectors (dim,) of those of some items that have one, by id."""
-        found, vectors = self._view(self.space.tower(modality)).vectors_of(
-            np.unique(np.array(ids, np.int64))
-        )
-        return dict(zip(found.tolist(), vectors, strict=True))
+    def vectors(self, modality: Modality, ids: Ids) -> Vectors:
+        """The vectors of some items, (n, dim).
+
+        Raises:
+            DamageError: one of them has none.
+        """
+        wanted, places = np.unique(ids, return_inverse=True)
+        found, vectors = self._view(self.space.tower(modality)).vectors_of(wanted)
+        if len(found) < len(wanted):
+            number = np.setdiff1d(wanted, found)[0]
+            raise DamageError.of_catalog(f"{modality} {number} has no vector")
+        return vectors[np.argsort(found)][places]
 
     def background(self, modality: Modality) -> Vectors:
         """Up to 1,024 of the vectors, evenly spaced: what scores are compared with."""
@@ -132,21 +138,25 @@ class Reader:
             among = self._among(None, where).tolist()
         return self._queries.media_with_words(text, limit, among)
 
-    def owners(
-        self, modality: Modality, *, items: Sequence[int] = (), media: Sequence[int] = ()
-    ) -> dict[int, int]:
-        """The files that items belong to, by the items' ids: of some items, or of some files.
+    def owners(self, modality: Modality, ids: Ids) -> Ids:
+        """The files that items belong to, (n,).
 
         Raises:
             DamageError: an item is not there.
         """
         tower = self.space.tower(modality)
-        if tower.modality != TEXT and not media and not self._queries.has_parts():
-            return {number: number for number in items}  # a file has the id of its first segment
-        found = self._queries.owners(tower, items=items, media=media)
-        for number in items:
-            row_of(found, number)
-        return found
+        if tower.modality != TEXT and not self._queries.has_parts():
+            return ids  # a file has the id of its first segment
+        found, owners = self._queries.owners(tower, items=ids)
+        missing = np.setdiff1d(ids, found)
+        if len(missing):
+            raise vector_of_nothing(missing[0])
+        order = np.argsort(found)
+        return owners[order][np.searchsorted(found[order], ids)]
+
+    def items_of(self, modality: Modality, media: Ids) -> tuple[Ids, Ids]:
+        """The items of some files, and the file of each, (n,) both."""
+        return self._queries.owners(self.space.tower(modality), media=media)
 
     def patches(self, media: Sequence[int]) -> dict[int, bytes]:
         """The patch embeddings of those of some pictures that have any (`store.patches`)."""
@@ -175,5 +185,9 @@ def row_of(rows: Mapping[int, T], number: int) -> T:
         DamageError: there is none.
     """
     if number not in rows:
-        raise DamageError.of_catalog(f"there is a vector of nothing ({number})")
+        raise vector_of_nothing(number)
     return rows[number]
+
+
+def vector_of_nothing(number: int) -> DamageError:
+    return DamageError.of_catalog(f"there is a vector of nothing ({number})")

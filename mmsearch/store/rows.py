@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mmsearch.errors import DamageError, UsageError
 from mmsearch.store.checksum import of_vector
-from mmsearch.types import TEXT, EncoderSpec, Modality
+from mmsearch.types import TEXT, EncoderSpec, Ids, Modality
 
 #: What a space or a tower is (`state`).
 ACTIVE, PENDING, OBSOLETE = 1, 0, -1
@@ -177,6 +179,14 @@ def id_of(value: Any) -> int:
     if number < 1:
         raise ValueError(f"{number} is no id")
     return number
+
+
+def ids_of(values: Sequence[Any]) -> Ids:
+    """Ids of the catalog's, (n,)."""
+    found = np.array(values, np.int64)
+    if len(found):
+        id_of(found.min())
+    return found
 
 
 def globs_of(exclude: str) -> tuple[str, ...]:

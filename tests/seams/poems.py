@@ -34,7 +34,7 @@ class WordHashes:
     precision, batch = "fp32", 8
     spec = EncoderSpec("hashes", "0" * 32, DIM, {"poem": {"longest": 999}, "text": {}})
 
-    def bulk(self, callers):
+    def with_streams(self, count):
         return self
 
     def warm_up(self, modality, *, wait=True):

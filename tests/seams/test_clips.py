@@ -98,14 +98,13 @@ def test_each_part_gets_its_own_vector_again(engine, tmp_path):
     engine.close()
     assert engine.repair().lost == ()
     after = vectors(engine)
-    assert before.keys() == after.keys()
-    for number, vector in before.items():
-        np.testing.assert_allclose(after[number], vector, atol=1e-6)
+    np.testing.assert_allclose(after, before, atol=1e-6)
 
 
 def vectors(engine):
     with engine.store.reader() as reader:
-        return reader.vectors("image", range(1, 200))
+        files = np.array([hit.media_id for hit in engine.search("red", k=100)])
+        return reader.vectors("image", np.sort(reader.items_of("image", files)[0]))
 
 
 def test_what_a_decoder_should_not_send_is_in_the_ledger(engine, top):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fakes import DIM, FakeEncoder, new_media, root_at, unit_vectors
 
+from mmsearch.errors import DamageError
 from mmsearch.store.patches import pack_looks, unpack_looks
 from mmsearch.store.store import Store
 
@@ -66,25 +67,26 @@ def look_at(store, ids):
 
 def patches_of(store, ids):
     with store.reader() as reader:
-        return reader.patches(ids), reader.vectors("image", ids)
+        return reader.patches(ids), reader.vectors("image", np.array(ids))
 
 
 def test_looks_go_with_their_picture(store):
     ids = store.contents().image_ids.tolist()
     packed = look_at(store, ids[:3])
-    kept, own = patches_of(store, [*ids, 99])
+    kept, own = patches_of(store, ids)
     assert kept == dict(zip(ids, packed, strict=False))
-    np.testing.assert_array_equal(
-        [own[number] for number in ids], store.contents().image_vectors
-    )  # fmt: skip
+    np.testing.assert_array_equal(own, store.contents().image_vectors)
     with store.catalog.read() as queries:
         (left,) = queries.media_without_patches(queries.active_space(), 0, 9)
     assert (left.id, left.absolute, left.content_hash) == (ids[3], b"/r/3", b"3")
     with store.writer() as writer:
         writer.remove([b"/r/1"])
-    kept, own = patches_of(store, ids)
-    assert list(kept) == [ids[0], ids[2]]
-    assert list(own) == [ids[0], ids[2], ids[3]]
+    left = [ids[0], ids[2], ids[3]]
+    kept, own = patches_of(store, left)
+    assert list(kept) == left[:2]
+    np.testing.assert_array_equal(own, store.contents().image_vectors)
+    with pytest.raises(DamageError, match=f"image {ids[1]} has no vector"):
+        patches_of(store, ids)
     assert store.status().patches == 2
 
 
