@@ -1,6 +1,6 @@
 """What early fusion gains over adding up: `python benchmarks/compose.py --data DIR`.
 
-Queries: a picture and a change, by what `mmsearch train compose` learned, against the picture
+Queries: a picture and a change, by the network of `mmsearch train compose`, against the picture
 alone, the text alone and sums of several weights, on drawn scenes that nothing was learned from and
 on Flickr8k's test split, where a caption of one photo is the change and a photo of nearly the same
 is the picture. Items: a photo and a caption in one vector, by the same network, against their mean.
@@ -25,10 +25,10 @@ from mmsearch.datasets.scene_changes import CHANGES
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import pick_device
 from mmsearch.evaluation.ranking import CUTOFFS, gain_line, rank_of_best, recall_at
-from mmsearch.learning import compose
-from mmsearch.learning.features import embed_set
-from mmsearch.search.compose import Composer, late, write_composer
+from mmsearch.search.compose import Composer, weighted_sum, write_composer
 from mmsearch.search.page import Section, Tile, render_page
+from mmsearch.training import compose
+from mmsearch.training.features import embed_set
 
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 
@@ -48,15 +48,18 @@ def main() -> None:
     images = read_labelled(flickr).images
     photos = embed_set(encoder, flickr / "images", images, settings.cache / "views", 0)
     with tqdm(disable=None, leave=False) as bar:
-        learned = compose.learn_compose(encoder, photos, 0, lambda _: bar.update())
-        drawn_only = compose.learn_compose(encoder, None, 0, lambda _: bar.update())
+        learned = compose.train_composer(encoder, photos, 0, lambda _: bar.update())
+        drawn_only = compose.train_composer(encoder, None, 0, lambda _: bar.update())
     unseen = compose.drawn_triplets(encoder, compose.MEASURED, lambda _: None, held_out=True)
-    composer = Composer(learned.weights)
+    composer = Composer(learned.network, encoder.spec.dim)
     ways = {
         "the picture alone": lambda image, text: image,
         "the text alone": lambda image, text: text,
-        **{f"late, text x {w:g}": lambda image, text, w=w: late(image, w * text) for w in WEIGHTS},
-        "early, drawn only": Composer(drawn_only.weights),
+        **{
+            f"sum, text x {w:g}": lambda image, text, w=w: weighted_sum(image, w * text)
+            for w in WEIGHTS
+        },
+        "early, drawn only": Composer(drawn_only.network, encoder.spec.dim),
         "early": composer,
     }
     print(
@@ -84,7 +87,7 @@ def main() -> None:
     print(f"early over {learned.photos.over}: {gain} of the mean of the three")
     items(photos)
     if args.page is not None:
-        args.page.write_text(page(args.model, learned.weights), encoding="utf-8")
+        args.page.write_text(page(args.model, learned.network), encoding="utf-8")
 
 
 def items(photos):
@@ -94,12 +97,12 @@ def items(photos):
     learned = compose.fit_network(
         [compose.Triplets(train.images[image], train.texts[first], train.texts[second],
                           image, image, ("item",) * len(image))], 0)  # fmt: skip
-    network = Composer({n: v.detach().numpy() for n, v in learned.state_dict().items()})
+    network = Composer(compose.export_composer(learned), train.images.shape[1])
     start = np.searchsorted(test.owner, np.arange(len(test.images)))
     asked = np.isin(np.arange(len(test.owner)), start)
     queries, rest, owner = test.texts[asked], test.texts[~asked], test.owner[~asked]
     print(f"\nitems, {len(queries)} captions ask for photos with the others, best pair, R@1/5/10")
-    for name, way in {"the caption alone": lambda image, text: text, "their mean": late,
+    for name, way in {"the caption alone": lambda image, text: text, "their mean": weighted_sum,
                       "early": network}.items():  # fmt: skip
         cosines = queries @ way(test.images[owner], rest).T
         best = np.full((len(queries), len(test.images)), -np.inf)
@@ -129,7 +132,7 @@ def print_row(name, cells):
                                  for cell in cells))  # fmt: skip
 
 
-def page(model, weights):
+def page(model, network):
     """Changes of each kind whose picture a sum does not put first and early fusion does."""
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -142,16 +145,17 @@ def page(model, weights):
             if files.setdefault(scenes.meaning(scene), file) == file:
                 scene_art.render(scene).save(file)
         engine.index(files.values())
-        write_composer(engine.folder, weights, engine.status().space, is_for_photos=True)
+        status = engine.status()
+        write_composer(engine.folder, network, status.dim, status.space, is_for_photos=True)
         sections = {}
         for one in chosen:
             reference, target = (files[scenes.meaning(s)] for s in (one.reference, one.target))
             hits = {
                 how: engine.search(one.words, image=reference, k=3, compose=how)
-                for how in ("late", "early")
+                for how in ("sum", "early")
             }
             first = {how: found[0].path == target for how, found in hits.items()}
-            if one.kind not in sections and first["early"] and not first["late"]:
+            if one.kind not in sections and first["early"] and not first["sum"]:
                 sections[one.kind] = [
                     Section(one.words, [_tile(hit, target) for hit in found], f"--compose {how}",
                             [Tile(reference, "this picture", reference.name)])

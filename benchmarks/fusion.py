@@ -22,7 +22,7 @@ from mmsearch.datasets import scene_art, scenes
 from mmsearch.evaluation import comparison
 from mmsearch.search.page import Section, Tile, render_page
 
-FUSIONS = ["image", "caption", "words", "rrf", "sum", "learned"]
+FUSIONS = ["image", "caption", "words", "rrf", "sum", "trained"]
 QUERIES = 200
 
 
@@ -49,7 +49,7 @@ def main() -> None:
                 report = engine.compare_fusions(FUSIONS, flickr, split="test", captioned=share)
                 print(f"\n{share:.0%} of the photos have captions")
                 print(comparison.to_text(report).rpartition("\n")[0])
-            report = engine.compare_fusions(["sum", "learned"], flickr, split="test")
+            report = engine.compare_fusions(["sum", "trained"], flickr, split="test")
             print("\nlearned weights against equal ones")
             print(comparison.to_text(report).rpartition("\n")[0])
         with Engine.open(Path(scratch) / "all", model=args.model) as engine:

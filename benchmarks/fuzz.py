@@ -203,7 +203,7 @@ def seeds_of(target: str, folder: Path) -> None:
             bytes([which]) + path(SCRATCH / "export").read_bytes()
             for which, path in enumerate(EXPORT_FILES)
         ]
-    elif target == "learned":
+    elif target == "trained":
         import numpy as np
         from safetensors.numpy import save
 
@@ -219,7 +219,7 @@ TARGETS = {
     "image": image,
     "labels": labels,
     "exchange": exchange,
-    "learned": learned,
+    "trained": learned,
     "store": store,
 }
 

@@ -1,8 +1,8 @@
 """What grows with an index, and what does not: `python benchmarks/growth.py --data DIR`.
 
-Indexes of 10,000, 100,000 and 1,000,000 media, with vectors like those of `approximate.py` in
+Indexes of 10,000, 100,000 and 1,000,000 media, with vectors like those of `ivf.py` in
 `tiny`'s space, a fiftieth of them under one folder that a filter names. For each: making it,
-compaction (with cells where there are many), adding and removing 100, indexing one more file and
+compaction (with inverted lists), adding and removing 100, indexing one more file and
 rescanning all of them as processes, opening, a cold query as a process, warm queries, what of
 them is the text tower's, filtered ones, exact ones, bytes on disk, and the memory of a process
 that searches without what is mapped from files. `slope` is that of the log of a figure over the log
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from approximate import NEIGHBOURS, embeddings, mixed
+from ivf import NEIGHBOURS, embeddings, mixed
 
 from mmsearch import Engine
 from mmsearch.store.mutations import NewMedia, NewSegment

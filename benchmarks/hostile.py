@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mmsearch import Engine
 from mmsearch.errors import DecodeError
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 from mmsearch.types import Preprocess
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "media"))

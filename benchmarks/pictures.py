@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "media"))
 from stored import made
 
 from mmsearch.errors import DecodeError
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 from mmsearch.types import Preprocess
 
 SIDE = 64

@@ -1,9 +1,9 @@
-"""What a second look at the first images gives: `python benchmarks/rerank.py --data DIR`.
+"""What re-ranking the first images gives: `python benchmarks/rerank.py --data DIR`.
 
 Flickr8k's test split, text to image: `mmsearch train rerank` on its train split, both kinds of
 network, each part on top of the others; recall against how many images are looked at, with the
 milliseconds that a query takes; names of things instead of captions; and with captions in the
-index. With --page FILE it also writes a page of drawn queries that a second look mends.
+index. With --page FILE it also writes a page of drawn queries that re-ranking mends.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ from mmsearch.evaluation.ranking import (
     r_precision,
     recall_at,
 )
-from mmsearch.learning import rerank as learning
-from mmsearch.search.matchers import KINDS
 from mmsearch.search.page import Section, Tile, render_page
-from mmsearch.search.rerank import Mix, read_reranker
-from mmsearch.search.searcher import Learned
+from mmsearch.search.rerank import KINDS, Mix, read_reranker
+from mmsearch.search.searcher import Trained
+from mmsearch.training import rerank as learning
 
 DEPTHS = {"interaction": (5, 10, 20, 50, 100, 200), "attention": (5, 10, 20, 50)}  # it is slow
 TIMED = 150  # queries
@@ -89,8 +88,8 @@ def show_kind(engine, kind, flickr, test, index):
     size = (engine.folder / "rerank.safetensors").stat().st_size
     mix, (low, high) = learned.reranker.mix, learned.reranker.familiar
     print(f"\n{kind}: learned in {(time.perf_counter() - started) / 60:.0f} minutes, "
-          f"{sum(v.size for v in learned.weights.values()):,} weights, {size / 1e6:.2f} MB, match "
-          f"x {mix.match:.4f}, popularity x {mix.popularity:g} for queries {high:.2f} near the "
+          f"{len(learned.network.weights) / 1e6:.2f} MB of {size / 1e6:.2f} MB are weights, match "
+          f"x {mix.match:.4f}, hubness x {mix.hubness:g} for queries {high:.2f} near the "
           f"captions, falling to nothing at {low:.2f}")  # fmt: skip
     reranker = read_reranker(engine.folder, engine.status().space)
     with tqdm(disable=None, leave=False) as bar:
@@ -109,11 +108,11 @@ def show_kind(engine, kind, flickr, test, index):
           "and the gain in R@1 over the first search")  # fmt: skip
     for name, way in {
         "the first search": None,
-        "second look": Mix(0, 0),
-        "popularity, without the others": "popularity",
+        "test-time augmentation": Mix(0, 0),
+        "hubness, without the others": "hubness",
         "match, without the others": "match",
-        "second look, popularity": Mix(mix.popularity, 0),
-        "second look, match": Mix(0, mix.match),
+        "test-time augmentation, hubness": Mix(mix.hubness, 0),
+        "test-time augmentation, match": Mix(0, mix.match),
         "all three": mix,
         "match alone": "alone",
     }.items():
@@ -128,7 +127,7 @@ def first(one, depth):
     parts = one.parts
     return replace(
         one, found=one.found[:depth], cosines=one.cosines[:depth],
-        parts=replace(parts, cosine=parts.cosine[:depth], popularity=parts.popularity[:depth],
+        parts=replace(parts, cosine=parts.cosine[:depth], hubness=parts.hubness[:depth],
                       match=parts.match[:depth]),
     )  # fmt: skip
 
@@ -144,7 +143,7 @@ def ranks_by(found, way, mix):
         else:
             parts = replace(parts, cosine=one.cosines.astype(np.float32))
         changed.append(replace(one, parts=parts))
-    mixes = {"alone": Mix(0, 1), "match": Mix(0, mix.match), "popularity": Mix(mix.popularity, 0)}
+    mixes = {"alone": Mix(0, 1), "match": Mix(0, mix.match), "hubness": Mix(mix.hubness, 0)}
     return learning.ranks_of(changed, mixes[way])
 
 
@@ -160,7 +159,7 @@ def curve(engine, found, reranker, depths, flickr, test, index):
         print(f"patches: {one:,} bytes an image; indexing {plain.added / plain.seconds:.0f} "
               f"images/s, and {with_patches.patches / with_patches.stages['patches']:.0f} with "
               "patches on top")  # fmt: skip
-        learned = Learned(reranker=lambda: reranker)
+        learned = Trained(reranker=lambda: reranker)
         texts = [text for image in test.images for text in image.captions[:1]][:TIMED]
         print("N, R@1/5/10, milliseconds at the median: a query of one text")
         with other.searcher(learned) as searcher:
@@ -210,11 +209,11 @@ def names(engine, objects):
         place_of = {os.fsdecode(path): n for n, path in enumerate(held.image_paths)}
         row_of = {number: row for row, number in enumerate(held.image_ids.tolist())}
         reranker = read_reranker(engine.folder, engine.status().space)
-        ways = {"first": [], "all three": [], "without popularity": [], "without match": []}
+        ways = {"first": [], "all three": [], "without hubness": [], "without match": []}
         mix = reranker.mix
-        mixes = {"all three": mix, "without popularity": Mix(0, mix.match),
-                 "without match": Mix(mix.popularity, 0)}  # fmt: skip
-        with other.searcher(Learned(reranker=lambda: reranker)) as searcher:
+        mixes = {"all three": mix, "without hubness": Mix(0, mix.match),
+                 "without match": Mix(mix.hubness, 0)}  # fmt: skip
+        with other.searcher(Trained(reranker=lambda: reranker)) as searcher:
             for name, own in chosen.items():
                 true = np.zeros((1, len(held.image_ids)), bool)
                 true[0, [place_of[os.path.abspath(objects / i.file)] for i in own]] = True
@@ -222,7 +221,7 @@ def names(engine, objects):
                 vector = searcher.embed(query.terms)
                 scores = (held.image_vectors @ vector)[None].astype(np.float64)
                 answer = searcher.rank(vector[None], "image", 50)[0]
-                seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
+                seen, parts = searcher.patch_scorer(query).parts(vector, query.terms, answer.items)
                 rows = [row_of[answer.ids[place]] for place in seen]
                 ways["first"].append(r_precision(scores, true)[0])
                 for way, one in mixes.items():
@@ -255,7 +254,7 @@ def page(engine, scratch):
     with Engine.open(scratch / "drawn-index", model=engine.status().model) as other:
         other.index([folder], patches=True)
         reranker = read_reranker(engine.folder, engine.status().space)
-        searcher = other.searcher(Learned(reranker=lambda: reranker))
+        searcher = other.searcher(Trained(reranker=lambda: reranker))
         for path, text in texts.items():
             query = Query((Term(text=text),), k=4, fusion="image")
             plain, again = (searcher.search(replace(query, rerank=n)) for n in (0, 50))
@@ -267,7 +266,7 @@ def page(engine, scratch):
                 ]
             if len(sections) == 4:
                 break
-    return render_page("Queries that a second look mends", sections)
+    return render_page("Queries that re-ranking mends", sections)
 
 
 def _tile(hit, same):

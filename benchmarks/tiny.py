@@ -31,9 +31,9 @@ from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache
 from mmsearch.encoders.openvino import openvino_core
 from mmsearch.evaluation.ranking import r_precision, rank_of_best, recall_at
-from mmsearch.learning.validation import recall_line, recall_of
-from mmsearch.learning.views import open_picture
 from mmsearch.media.fit import fit
+from mmsearch.training.validation import recall_line, recall_of
+from mmsearch.training.views import open_picture
 
 #: Scenes that nobody learned from: below the training's seeds, above the demo's and the tests'.
 UNSEEN_SEED = 700_000

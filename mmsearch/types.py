@@ -24,11 +24,11 @@ IMAGE, TEXT = "image", "text"
 TARGETS = ("image", "caption")
 """What is usually looked for; whatever else an index's encoder embeds can be, too."""
 
-Fusion = Literal["auto", "image", "caption", "words", "sum", "rrf", "learned"]
+Fusion = Literal["auto", "image", "caption", "words", "sum", "rrf", "trained"]
 """How the scores of an image and of its captions make one: see `mmsearch.search.fusion`."""
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
-Compose = Literal["auto", "early", "late"]
+Compose = Literal["auto", "early", "sum"]
 """How a query's picture and its text make one vector: see `mmsearch.search.compose`."""
 COMPOSES: tuple[Compose, ...] = get_args(Compose)
 
@@ -250,15 +250,15 @@ class Query:
     """Only hits with at least this cosine; it goes with the fusions that rank by a cosine."""
     fusion: Fusion = "auto"
     compose: Compose = "auto"
-    """How terms make one vector. "late" adds them up by their weights; "early" is a network that
-    has learned "this picture, but ...", for one picture and one text; "auto" is "early" for
-    those, of weight 1, where photos have shown that it finds no less, and else "late"."""
+    """How terms make one vector. "sum" adds them up by their weights; "early" is a network that
+    was trained on "this picture, but ...", for one picture and one text; "auto" is "early" for
+    those, of weight 1, where photos have shown that it finds no less, and else "sum"."""
     rerank: int = 0
-    """How many of the first images are looked at a second time, for queries by text: see
+    """How many of the first images are re-ranked, for queries by text: see
     `mmsearch.search.rerank`. 0 is none."""
     exact: bool = False
-    """Compare with every vector, also where an index is so large that it is searched through cells
-    (`mmsearch.store.approximate`)."""
+    """Compare with every vector, also where an index is so large that it is searched through
+    inverted lists (`mmsearch.store.ivf_index`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", _terms_of(self.terms))
@@ -342,7 +342,7 @@ class Hit:
     media_id: int
     scores: Mapping[str, float] = field(default_factory=dict)
     """What was fused: the cosines of "image" and of the best "caption", BM25 of "words"; "rerank"
-    is what a second look made of the first."""
+    is the score after re-ranking."""
     start_ms: int | None = None
     """Where in the file it was found, from here to `end_ms`; None for all of it."""
     end_ms: int | None = None
@@ -413,7 +413,7 @@ class Failure:
     failed_at: str
 
 
-DamageKind = Literal["catalog", "vector", "snapshot", "cells", "words", "missing", "item"]
+DamageKind = Literal["catalog", "vector", "snapshot", "ivf", "words", "missing", "item"]
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,7 @@ class Repaired:
     found: tuple[Damage, ...]
     """What was damaged."""
     lost: tuple[str, ...]
-    """What could not be had again: files that an `index` takes in anew where they are there, and
+    """What could not be had again: files that an `index` takes in again where they are there, and
     captions that only a captions file can bring back."""
     embedded: int = 0
     """Images and captions that got a new vector."""

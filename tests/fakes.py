@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mmsearch.encoders.local import Looks, Tokens
+from mmsearch.encoders.patch_encoder import PatchEmbeddings, Tokens
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.jobs.runner import BATCH, Runner
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 from mmsearch.search.candidates import find_candidates
 from mmsearch.search.searcher import Searcher
 from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
@@ -97,11 +97,11 @@ class FakeLocal:
         self.preprocess = self.spec.preprocess
         self.looked = 0
 
-    def looks(self, pixels):
+    def encode(self, pixels):
         self.looked += len(pixels)
         corners = [pixels[:, :4, :4], pixels[:, :4, 4:], pixels[:, 4:, :4], pixels[:, 4:, 4:]]
         patches = np.stack([self._encoder.encode("image", corner) for corner in corners], axis=1)
-        return Looks(self._encoder.encode("image", pixels[:, ::-1, ::-1]), patches)
+        return PatchEmbeddings(self._encoder.encode("image", pixels[:, ::-1, ::-1]), patches)
 
     def tokens(self, texts):
         words = [text.split() or [""] for text in texts]

@@ -49,7 +49,7 @@ FusionOption = Annotated[
         "--fusion",
         metavar="HOW",
         help="How an image's score and its captions' make one: image, caption, words, sum, rrf, "
-        "learned; auto is learned or sum, and image with fewer than 30 captions in the index.",
+        "trained; auto is trained or sum, and image with fewer than 30 captions in the index.",
     ),
 ]
 ComposeOption = Annotated[
@@ -57,8 +57,8 @@ ComposeOption = Annotated[
     typer.Option(
         "--compose",
         metavar="HOW",
-        help="How --image and a text make one query: late, their sum, or early, by what 'train "
-        "compose' learned of 'this picture, but ...'; auto is early if that did well on photos.",
+        help="How --image and a text make one query: sum, their weighted sum, or early, by the "
+        "network that 'train compose' trains; auto is early if that did well on photos.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -106,8 +106,8 @@ def search(
         bool,
         typer.Option(
             "--exact",
-            help="Compare with every vector. An index of 100,000 and more is otherwise "
-            "searched through cells, which is quicker and misses one of the best now and then.",
+            help="Compare with every vector. An index of 100,000 and more is otherwise searched "
+            "through inverted lists: faster, and one of the best hits is missed now and then.",
         ),
     ] = False,
     literal: Annotated[

@@ -26,7 +26,7 @@ def status(index: IndexOption = None, json_: JsonOption = False) -> None:
         done = found.images - found.missing
         print(
             f"pending   {printable(found.pending)}: {done} of {found.images} images; "
-            f"'mmsearch index --model {printable(found.pending)}' goes on"
+            f"'mmsearch index --model {printable(found.pending)}' resumes"
         )
     print(f"images    {found.images}")
     print(f"captions  {found.captions}")

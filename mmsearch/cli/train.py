@@ -27,8 +27,8 @@ from mmsearch.errors import UsageError
 if TYPE_CHECKING:
     from mmsearch.config import Settings
     from mmsearch.encoders.base import Encoder
-    from mmsearch.learning.align import AlignReport
-    from mmsearch.learning.features import Features
+    from mmsearch.training.align import AlignReport
+    from mmsearch.training.features import Features
 
 
 class Head(StrEnum):
@@ -52,7 +52,7 @@ RestartOption = Annotated[
     bool,
     typer.Option(
         "--restart",
-        help="Begin anew: remove what an earlier run with this --out left, a model too.",
+        help="Begin again: remove what an earlier run with this --out left, a model too.",
     ),
 ]
 
@@ -122,9 +122,9 @@ def align(
 
     from mmsearch.config import load_settings
     from mmsearch.encoders.registry import model_folder, name_of
-    from mmsearch.learning import align as job
-    from mmsearch.learning.features import read_features
-    from mmsearch.learning.runs import check_room
+    from mmsearch.training import align as job
+    from mmsearch.training.features import read_features
+    from mmsearch.training.runs import check_room
 
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home_folder())
@@ -154,7 +154,7 @@ def _embedded(
     from mmsearch.datasets.formats import find_images, read_labelled
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
-    from mmsearch.learning.features import embed_set
+    from mmsearch.training.features import embed_set
 
     labelled = read_labelled(dataset)
     if told := labelled.told():
@@ -173,7 +173,7 @@ def _show(report: AlignReport, folder: Path, name: str, *, usable: bool) -> None
 
     counts = report.images
     print(
-        f"learned from {counts['train']} images, chosen on {counts['val']}, measured on "
+        f"trained on {counts['train']} images, chosen on {counts['val']}, measured on "
         f"{counts['test']} held-out ones (percent; in brackets: 95% paired bootstrap over images)"
     )
     rows = []
@@ -211,11 +211,11 @@ def clip(
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
     from mmsearch.encoders.registry import model_folder, name_of
-    from mmsearch.learning.clip import train_clip
-    from mmsearch.learning.distributed import processes
-    from mmsearch.learning.recipe import read_recipe
-    from mmsearch.learning.runs import Place
-    from mmsearch.learning.validation import recall_line
+    from mmsearch.training.clip import train_clip
+    from mmsearch.training.distributed import processes
+    from mmsearch.training.recipe import read_recipe
+    from mmsearch.training.runs import Place
+    from mmsearch.training.validation import recall_line
 
     found = read_recipe(recipe)
     settings = load_settings(device=device)
@@ -253,7 +253,7 @@ def fusion(
         Path | None,
         typer.Argument(
             metavar="[DATASET]",
-            help="Captioned pictures to learn from; none takes the index's own captions.",
+            help="Captioned pictures to train on; none takes the index's own captions.",
         ),
     ] = None,
     index: IndexOption = None,
@@ -275,7 +275,7 @@ def fusion(
     json_: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Learn what an image's own score and its captions' count, for --fusion learned."""
+    """Train the weights of image and caption scores, for --fusion trained."""
     from mmsearch.evaluation.ranking import gain_line
 
     if dataset is None and (images or split or limit):
@@ -289,16 +289,16 @@ def fusion(
     if json_:
         print(json.dumps({**dataclasses.asdict(found), "kept": is_kept}))
         return
-    print(f"learned from {found.learned_from} held-out captions, measured on {found.measured_on} "
+    print(f"trained on {found.trained_on} held-out captions, measured on {found.measured_on} "
           "of other images (percent)")  # fmt: skip
     rows = [[f"{found.before[key]:.1f}", f"{found.after[key]:.1f}", key] for key in found.before]
-    print_table(["equal", "learned", ""], rows, right=2)
+    print_table(["equal", "trained", ""], rows, right=2)
     weights = ", ".join(f"{name} {v:.2f}" for name, v in vars(found.weights).items())
     gain = found.overall
     print(f"weights: {weights}")
     print(f"mean of the three: {gain_line(gain)}")
     if is_kept:
-        print(f"kept in {shown_path(folder)}: searches with --fusion auto or learned use them")
+        print(f"kept in {shown_path(folder)}: searches with --fusion auto or trained use them")
     else:
         print("they do not help, so they were not kept (--keep keeps them anyway)")
 
@@ -307,7 +307,7 @@ def compose(
     dataset: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DATASET]", help="Captioned pictures to learn from too: a folder or a file."
+            metavar="[DATASET]", help="Captioned pictures to train on too: a folder or a file."
         ),
     ] = None,
     index: IndexOption = None,
@@ -321,7 +321,7 @@ def compose(
     json_: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Learn "this picture, but ..." for the index's model, from drawn scenes: minutes, no GPU."""
+    """Train early fusion ("this picture, but ...") on drawn scenes: minutes, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
 
     if dataset is None and images:
@@ -337,15 +337,15 @@ def compose(
         print(json.dumps({"measured": rows, "kept": is_kept, "auto": found.is_for_photos}))
         return
     print(
-        "changes that lead to what was not learned from, by the text alone, by a sum (late) and by "
-        "what was learned (early);\nR@1/5/10 in percent, the picture itself among what is found"
+        "changes that lead to what was not trained on, by the text alone, by the weighted sum and "
+        "by early fusion;\nR@1/5/10 in percent, the picture itself among what is found"
     )
     lines = [
         [row.kind, str(row.queries), str(row.targets),
-         *map(_recalls, (row.text, row.late, row.early)), f"{gain_line(row.gain)} over {row.over}"]
+         *map(_recalls, (row.text, row.sum, row.early)), f"{gain_line(row.gain)} over {row.over}"]
         for row in measured
     ]  # fmt: skip
-    head = ["change", "queries", "targets", "text alone", "late", "early", "mean of the three"]
+    head = ["change", "queries", "targets", "text alone", "sum", "early", "mean of the three"]
     print_table(head, lines)
     if not is_kept:
         print("it does not help, so it was not kept (--keep keeps it anyway)")
@@ -380,9 +380,9 @@ def rerank(
     json_: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
-    """Learn to re-rank for the index's model, for --rerank: from captioned photos, no GPU."""
+    """Train a re-ranker for the index's model, for --rerank: captioned photos, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
-    from mmsearch.search.matchers import KINDS
+    from mmsearch.search.rerank import KINDS
 
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_rerank(
@@ -405,7 +405,7 @@ def rerank(
         )
         return
     print(
-        f"{found.queries} captions of photos that were not learned from, the first 50 re-ranked; "
+        f"{found.queries} captions of photos that were not trained on, the first 50 re-ranked; "
         "R@1/5/10 in percent, each line with what stands above it"
     )
     lines = [[name, _recalls(recalls)] for name, recalls in found.recalls.items()]

@@ -1,7 +1,7 @@
 """Changes of drawn scenes: "this picture, but ..." with the picture that is meant.
 
 Each changes one thing that captions mention, so the target is right by construction. What no
-caption mentions (positions, sizes, shades) is drawn anew, so that a target is not found by being
+caption mentions (positions, sizes, shades) is drawn again, so that a target is not found by being
 nearly the same pixels.
 """
 

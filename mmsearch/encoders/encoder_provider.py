@@ -12,7 +12,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.loading import (
     ModelCache,
     open_encoder,
-    open_local,
+    open_patch_encoder,
     open_space,
     with_checked_precision,
 )
@@ -29,7 +29,7 @@ from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.local import LocalEncoder
+    from mmsearch.encoders.patch_encoder import PatchEncoder
 
 
 class Provider(Protocol):
@@ -63,7 +63,7 @@ class Provider(Protocol):
         """
         ...
 
-    def local_of(self, spec: EncoderSpec) -> LocalEncoder:
+    def patch_encoder_of(self, spec: EncoderSpec) -> PatchEncoder:
         """What gives the patches and tokens of the model that an index was made with, on the CPU.
 
         Raises:
@@ -95,7 +95,7 @@ class GivenEncoder:
     def checked(self, encoder: Encoder, *_: Any) -> Encoder:
         return encoder
 
-    def local_of(self, spec: EncoderSpec) -> LocalEncoder:
+    def patch_encoder_of(self, spec: EncoderSpec) -> PatchEncoder:
         raise UsageError(f"'{spec.model}' has no patches that mmsearch can read")
 
 
@@ -111,7 +111,7 @@ class EncoderProvider:
         self._notify = notify
         self._confirm = confirm
         self._open: dict[tuple[str, str], Encoder] = {}
-        self._local: dict[str, LocalEncoder] = {}
+        self._local: dict[str, PatchEncoder] = {}
         self._lock = threading.Lock()  # around the tables here; never while a model is opened
         self._opening: dict[tuple[str, str], threading.Lock] = {}
 
@@ -152,11 +152,11 @@ class EncoderProvider:
                 self._open[encoder.spec.space, "cpu"] = found.with_streams(self._settings.streams)
         return found
 
-    def local_of(self, spec: EncoderSpec) -> LocalEncoder:
+    def patch_encoder_of(self, spec: EncoderSpec) -> PatchEncoder:
         encoder = self.for_space(spec, "cpu")
         with self._alone((spec.space, "patches")):
             if spec.space not in self._local:
-                self._local[spec.space] = open_local(encoder, self.cache, self._notify)
+                self._local[spec.space] = open_patch_encoder(encoder, self.cache, self._notify)
             return self._local[spec.space]
 
     def for_new_index(self, model: str, device: str) -> Encoder:

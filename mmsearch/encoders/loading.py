@@ -30,7 +30,7 @@ from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, Usage
 from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.local import LocalEncoder
+    from mmsearch.encoders.patch_encoder import PatchEncoder
 
 log = logging.getLogger(__name__)
 
@@ -270,26 +270,28 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
     return encoder
 
 
-def open_local(encoder: Encoder, cache: ModelCache, notify: Notify = log.info) -> LocalEncoder:
+def open_patch_encoder(
+    encoder: Encoder, cache: ModelCache, notify: Notify = log.info
+) -> PatchEncoder:
     """What gives the patches and tokens of a converted model, converted first where need be.
 
     Raises:
         UsageError: a model whose patches cannot be read.
         ModelNotFound: its weights are needed, and cannot be had or are others by now.
     """
-    from mmsearch.encoders.local import LocalEncoder, has_local
     from mmsearch.encoders.openvino import OpenVinoEncoder
+    from mmsearch.encoders.patch_encoder import PatchEncoder, has_patch_towers
 
     if not isinstance(encoder, OpenVinoEncoder):
         raise UsageError(
             f"'{encoder.spec.model}' runs with torch here, and patches are read with OpenVINO only"
         )
-    if not has_local(encoder.folder):
+    if not has_patch_towers(encoder.folder):
         with cache.lock(encoder.spec.space):
-            if not has_local(encoder.folder):  # another process may have been at it
+            if not has_patch_towers(encoder.folder):  # another process may have been at it
                 notify(f"preparing the patches of '{encoder.spec.model}' for this machine (once)")
-                from mmsearch.encoders.local_towers import export_local
                 from mmsearch.encoders.open_clip import load_model
+                from mmsearch.encoders.patch_towers import export_patch_towers
 
                 model = load_model(parse_model(encoder.spec.model))
                 if model.spec.space != encoder.spec.space:
@@ -297,8 +299,8 @@ def open_local(encoder: Encoder, cache: ModelCache, notify: Notify = log.info) -
                         f"the weights of '{encoder.spec.model}' are not those that the index was "
                         "made with; put those back, or index into another folder"
                     )
-                export_local(model, encoder.folder)
-    return LocalEncoder(encoder)
+                export_patch_towers(model, encoder.folder)
+    return PatchEncoder(encoder)
 
 
 def with_checked_precision(

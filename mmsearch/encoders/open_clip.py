@@ -85,7 +85,7 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
     if base.spec.space != aligned.space:
         raise ModelNotFound(
             f"the weights of '{aligned.base}' are not those that the heads of '{source.name}' were "
-            "made for; put those back, or train the heads anew"
+            "made for; put those back, or train the heads again"
         )
     path = Path(source.location) / HEADS
     try:
@@ -101,7 +101,7 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
         space=hashlib.sha256(identity.encode()).hexdigest()[:32],
         dim=heads.config.dim,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        licence=f"that of its base ({base.spec.licence}), and of what it learned from",
+        licence=f"that of its base ({base.spec.licence}), and of what it was trained on",
     )
     return LoadedModel(network, spec, source)
 

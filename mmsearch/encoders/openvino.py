@@ -50,9 +50,8 @@ from mmsearch.types import TEXT, Batch, EncoderSpec, Modality, Pixels, Vectors
 
 with without_telemetry():
     import openvino as ov
-    import openvino.opset13 as opset
 
-__all__ = ["Graph", "OpenVinoEncoder", "opset", "ov"]
+__all__ = ["Graph", "OpenVinoEncoder", "ov"]
 
 if TYPE_CHECKING:
     from mmsearch.encoders.open_clip import LoadedModel
@@ -100,23 +99,29 @@ class Graph:
     Threads may share it: each has a request of its own.
     """
 
-    def __init__(self, model: ov.Model) -> None:
+    def __init__(self, graph: bytes, weights: bytes) -> None:
+        """Takes what OpenVINO has in a model's two files.
+
+        Raises:
+            RuntimeError: they are none.
+        """
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": available_cores(),
         }
+        model = openvino_core().read_model(graph, ov.Tensor(np.frombuffer(weights, np.uint8)))
         self._compiled = compile_graph(model, options)
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
-    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+    def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         try:
             request = self._idle.get_nowait()
         except Empty:
             request = self._compiled.create_infer_request()
         try:
             found = request.infer([np.ascontiguousarray(one) for one in inputs])
-            return np.array(found[0], np.float32)
+            return [np.array(value, np.float32) for value in found.values()]
         finally:
             self._idle.put(request)
 

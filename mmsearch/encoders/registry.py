@@ -21,7 +21,7 @@ BASE_REPOSITORY = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
 BASE_MEGABYTES = 605
 
 LICENCES = {
-    TINY: "research only (weights learned from Flickr8k photos)",
+    TINY: "research only (weights trained on Flickr8k photos)",
     BASE_MODEL: "MIT",
 }
 

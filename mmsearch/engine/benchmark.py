@@ -22,10 +22,10 @@ from mmsearch.evaluation.retrieval import Corpus, evaluate
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
-from mmsearch.search.fusion import NOT_LEARNED, read_weights
-from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
+from mmsearch.search.fusion import NOT_TRAINED, read_weights
+from mmsearch.search.rerank import NOT_TRAINED as NOTHING_TO_RERANK_WITH
 from mmsearch.search.rerank import read_reranker
-from mmsearch.search.searcher import Learned
+from mmsearch.search.searcher import Trained
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import FUSIONS, Fusion, Notify, OnProgress, PathLike, expanded
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is measured on or learned from."""
+    """What is measured on or trained on."""
 
     dataset: PathLike | LabelledSet | None = None
     """A labelled set or its file; None is the engine's own index with its captions."""
@@ -131,31 +131,31 @@ def compare_fusions(
         raise UsageError("hold_out and rerank are whole numbers from 0, captioned is from 0 to 1")
     own = opened.store.active_space() if opened.exists() else None
     if own is not None and not opened.may_use(own.spec):
-        own = None  # what was learned for the index's model is of no use for the one asked for
-    learned, model = Learned(), _own_model(opened)
-    if own is not None and ("learned" in fusions or rerank):
+        own = None  # what was trained for the index's model is of no use for the one asked for
+    trained, model = Trained(), _own_model(opened)
+    if own is not None and ("trained" in fusions or rerank):
         space = own.spec.space
-        learned = Learned(
+        trained = Trained(
             weights=lambda: read_weights(opened.folder, space),
             reranker=lambda: read_reranker(opened.folder, space),
         )
-    if "learned" in fusions and learned.weights() is None:
-        raise UsageError(NOT_LEARNED)
+    if "trained" in fusions and trained.weights() is None:
+        raise UsageError(NOT_TRAINED)
     if rerank and (useless := {"caption", "words"} & set(fusions)):
-        raise UsageError(f"--rerank looks at images, and --fusion {min(useless)} does not")
-    if rerank and own is not None and learned.reranker() is None:
+        raise UsageError(f"--rerank scores images, and --fusion {min(useless)} does not")
+    if rerank and own is not None and trained.reranker() is None:
         raise UsageError(NOTHING_TO_RERANK_WITH)
     settings = [(how, depth) for how in fusions for depth in dict.fromkeys((0, rerank))]
     with scratch_index(opened, labels, on_progress, model, patches=rerank > 0) as trial:
         status = trial.opened.store.status()
         if own is not None and status.space != own.spec.space:
             raise UsageError(
-                "what was learned is for the model as it was when the index was made; its weights "
+                "what was trained is for the model as it was when the index was made; its weights "
                 "have changed since"
             )
         asked = comparison.hold_out(trial.opened.store, hold_out, captioned=captioned)
         status = trial.opened.store.status()
-        with trial.opened.searcher(learned if own is not None else None) as searcher:
+        with trial.opened.searcher(trained if own is not None else None) as searcher:
             rows = comparison.compare(searcher, asked, settings, on_progress)
         return FusionReport(
             trial.name, trial.split, status.model, status.images, status.captions, rows
@@ -241,7 +241,7 @@ def index_listed(
 
 
 def add_missing_patches(opened: OpenIndex, writer: Writer, on_progress: OnProgress) -> None:
-    local, space = opened.local_encoder(), opened.space
+    local, space = opened.patch_encoder(), opened.space
     add_patches(opened.store, writer, local, space, opened.runner(), on_progress=on_progress)
 
 

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
     from mmsearch.evaluation.comparison import FusionReport
     from mmsearch.evaluation.report import BenchReport
-    from mmsearch.learning.compose import ComposeLearned
-    from mmsearch.learning.fusion import FusionLearned
-    from mmsearch.learning.rerank import RerankLearned
-    from mmsearch.search.matchers import Kind
-    from mmsearch.search.searcher import Learned, Searcher
+    from mmsearch.search.rerank import Kind
+    from mmsearch.search.searcher import Searcher, Trained
+    from mmsearch.training.compose import TrainedComposer
+    from mmsearch.training.fusion import TrainedFusion
+    from mmsearch.training.rerank import TrainedReranker
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Engine:
 
         Args:
             settings: which index, device and precision, and the model of a new index.
-            model: overrules the settings' model; an existing index goes over to it when it is
+            model: overrules the settings' model; an existing index migrates to it when it is
                 indexed (`index`), and until then searches use the index's own.
             notify: told, a line at a time, what a user should know.
             confirm: asked whether weights may be fetched; None is "no".
@@ -95,7 +95,7 @@ class Engine:
 
         Args:
             path: None is the index that the command line would use.
-            model: the model of a new index, or one that `index` is to take an existing one over to.
+            model: the model of a new index, or one that `index` migrates an existing one to.
                 None takes an existing index's own, or for a new one what the settings say.
         """
         index = expanded(path) if path is not None else None
@@ -149,8 +149,8 @@ class Engine:
 
         An engine that was opened with another model than the index has first does that, and then
         embeds everything that the index holds with the other model, beside its own, which answers
-        searches until all is done. A run that was cut off is gone on with by the next one. An
-        engine that was opened with the index's own model by its name gives that up.
+        searches until all is done. The next run resumes one that was interrupted. An engine
+        that was opened with the index's own model by its name gives the migration up.
 
         Args:
             paths: folders and image files; none of them rescans all that the index knows.
@@ -158,8 +158,8 @@ class Engine:
             prune: whether to remove what is gone. None removes it, but not from a folder that
                 is missing or empty, as an unmounted disk would be.
             exclude: globs of names or relative paths to leave out, now and in later runs.
-            patches: keep what re-ranking reads of every image, now and in later runs; False drops
-                it. None goes on as before.
+            patches: keep the patch embeddings of every image for re-ranking, now and in later
+                runs; False drops them. None changes nothing.
             reread: read every file again. Without, one whose size and modification time are as they
                 were is taken for unchanged.
             dry_run: only count what would be done; a new index is not made.
@@ -230,7 +230,7 @@ class Engine:
         Args:
             fusion: how an image's own score and its captions' make one (`Query.fusion`).
             compose: how a picture and a text make one vector (`Query.compose`).
-            rerank: how many of the first images are looked at a second time (`Query.rerank`).
+            rerank: how many of the first images are re-ranked (`Query.rerank`).
             exact: compare with every vector, also where the index is large (`Query.exact`).
 
         Raises:
@@ -244,17 +244,17 @@ class Engine:
             query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank, exact)
         return self.opened.search(query)
 
-    def searcher(self, learned: Learned | None = None) -> AbstractContextManager[Searcher]:
+    def searcher(self, trained: Trained | None = None) -> AbstractContextManager[Searcher]:
         """What answers queries: one view of the index with the encoder of its space.
 
         Args:
-            learned: what was learned for that space; None takes what lies with the index and
-                with the model.
+            trained: the networks and weights for that space; None takes those that lie with the
+                index and with the model.
 
         Raises:
             IndexNotFound: the index is empty, or there is none.
         """
-        return self.opened.searcher(learned)
+        return self.opened.searcher(trained)
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -303,12 +303,12 @@ class Engine:
 
         Args:
             fusions: what to measure; the others are compared with the first.
-            rerank: measure each of them with so many images looked at a second time, too.
+            rerank: measure each of them with so many images re-ranked, too.
             hold_out: how many captions of each image ask, and are not in the index; 0 is all.
             captioned: the share of the images that keep captions.
 
         Raises:
-            UsageError: no image has a caption, or a setting needs what was not learned.
+            UsageError: no image has a caption, or a setting needs what was not trained.
         """
         from mmsearch.engine import benchmark
 
@@ -334,21 +334,21 @@ class Engine:
         limit: int | None = None,
         seed: int = 0,
         on_progress: OnProgress = no_progress,
-    ) -> tuple[FusionLearned, bool]:
-        """Learns for this index what the scores of images and of captions count.
+    ) -> tuple[TrainedFusion, bool]:
+        """Trains the weights of the scores of images and captions for this index.
 
         The arguments are those of `compare_fusions`.
 
         Args:
-            dataset: labels to learn from; None is the index's own captions.
+            dataset: labels to train on; None is the index's own captions.
             keep: keep the weights also where they do not help.
 
-        Returns what was learned, and whether it was kept: where the 95% interval of the mean
+        Returns what was trained, and whether it was kept: where the 95% interval of the mean
         recall's gain over equal weights lies above nothing.
 
         Raises:
             IndexNotFound: there is no index to keep the weights for.
-            UsageError: too few captions to learn from.
+            UsageError: too few captions to train on.
         """
         from mmsearch.engine import training_jobs
         from mmsearch.engine.benchmark import Labels
@@ -366,15 +366,15 @@ class Engine:
         keep: bool = False,
         seed: int = 0,
         on_progress: OnProgress = no_progress,
-    ) -> tuple[ComposeLearned, bool]:
-        """Learns for this index's model what "this picture, but ..." means, from drawn scenes.
+    ) -> tuple[TrainedComposer, bool]:
+        """Trains early fusion ("this picture, but ...") for this index's model on drawn scenes.
 
         Args:
-            dataset: captioned photos to learn from and to measure on too.
+            dataset: captioned photos to train and to measure on too.
             images: the folder of the photos, where it is not beside the labels.
             keep: keep it also where it does not help.
 
-        Returns what was learned, and whether it was kept: where the 95% interval of its gain on
+        Returns what was trained, and whether it was kept: where the 95% interval of its gain on
         drawn scenes lies above nothing. Searches take it unasked only if photos have shown that
         it finds no less than a sum and than the text alone.
 
@@ -398,17 +398,17 @@ class Engine:
         keep: bool = False,
         seed: int = 0,
         on_progress: OnProgress = no_progress,
-    ) -> tuple[RerankLearned, bool]:
-        """Learns for this index's model to re-rank, from captioned photos.
+    ) -> tuple[TrainedReranker, bool]:
+        """Trains a re-ranker for this index's model on captioned photos.
 
         Args:
-            dataset: learned from, chosen by (val) and measured on (test); splits that it lacks
+            dataset: trained on, chosen by (val) and measured on (test); splits that it lacks
                 are made, a tenth each.
             kind: "interaction" (the best patch of each token) or "attention" (cross-modal).
             images: the folder of the photos, where it is not beside the labels.
             keep: keep it also where it does not help.
 
-        Returns what was learned, and whether it was kept: where the 95% interval of its gain on
+        Returns what was trained, and whether it was kept: where the 95% interval of its gain on
         the test photos lies above nothing.
 
         Raises:
@@ -463,7 +463,7 @@ class Engine:
         """Makes a damaged index sound again; what was lost is in the report.
 
         Images whose vectors are lost are embedded again. Where the model is not at hand, or their
-        folder is missing, they stay without: `verify` says so, and another repair goes on.
+        folder is missing, they stay without: `verify` says so, and another repair resumes.
 
         Raises:
             IndexNotFound: there is no index.

@@ -101,7 +101,7 @@ class _Run:
         if self._encoder is None:
             encoder, is_other = self._opened.encoder_to_index()
             if self._request.patches:  # a model that has none
-                self._provider.local_of(encoder.spec)
+                self._provider.patch_encoder_of(encoder.spec)
             if is_other:
                 self._other = encoder
                 return encoder
@@ -246,7 +246,7 @@ class _Run:
             missing = queries.count_without_vector(pending.towers[IMAGE])
         self._opened.notify(
             f"the move to '{pending.spec.model}' is not done, {missing} images lack it: 'mmsearch "
-            f"index --model {pending.spec.model}' goes on"
+            f"index --model {pending.spec.model}' resumes"
         )
 
     def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
@@ -277,7 +277,7 @@ class _Run:
         from mmsearch.ingest.patches import add_patches
 
         try:
-            local = self._provider.local_of(space.spec)
+            local = self._provider.patch_encoder_of(space.spec)
         except UsageError as error:
             if not is_new or self._request.patches:
                 raise

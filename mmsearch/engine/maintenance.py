@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmsearch.engine.open_index import OpenIndex
 
 
-#: What was learned for an index lies beside its catalog.
+#: What was trained for an index lies beside its catalog.
 LEARNED = (fusion.FILE_NAME, compose.FILE_NAME, rerank.FILE_NAME)
 
 

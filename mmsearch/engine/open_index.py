@@ -23,9 +23,9 @@ from mmsearch.store.store import REPAIRED, Store
 from mmsearch.types import IMAGE, TEXT, EncoderSpec, Hit, Notify, Query
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.local import LocalEncoder
-    from mmsearch.media.isolated import Decoders
-    from mmsearch.search.searcher import Learned, Searcher
+    from mmsearch.encoders.patch_encoder import PatchEncoder
+    from mmsearch.media.sandbox import Decoders
+    from mmsearch.search.searcher import Searcher, Trained
 
 
 class OpenIndex:
@@ -134,7 +134,7 @@ class OpenIndex:
         """What reads and decodes files."""
         with self._lock:
             if self._decoders is None:
-                from mmsearch.media.isolated import Decoders  # which searches by text do without
+                from mmsearch.media.sandbox import Decoders  # which searches by text do without
 
                 self._decoders = Decoders(types=self.media_types)
             return self._decoders
@@ -164,9 +164,9 @@ class OpenIndex:
         device = "cpu" if self.settings.device == "auto" else pick_device(self.settings.device)
         return self.provider.for_space(spec, device)
 
-    def local_encoder(self) -> LocalEncoder:
+    def patch_encoder(self) -> PatchEncoder:
         """What gives the patches of images and the tokens of texts, in this index's space."""
-        return self.provider.local_of(self.space.spec)
+        return self.provider.patch_encoder_of(self.space.spec)
 
     def encoder_to_index(self, suggested: str | None = None) -> tuple[Encoder, bool]:
         """The model that was asked for, else the index's own, else what was suggested or set.
@@ -197,7 +197,7 @@ class OpenIndex:
         if is_other:
             raise UsageError(
                 f"{self.folder} was made with another model than '{encoder.spec.model}' as it is "
-                "now; 'mmsearch index' with --model goes over to it, --index DIR names another "
+                "now; 'mmsearch index' with --model migrates to it, --index DIR names another "
                 "index"
             )
         return encoder
@@ -230,29 +230,29 @@ class OpenIndex:
             encoder = None  # the index has another model by now
 
     @contextmanager
-    def searcher(self, learned: Learned | None = None) -> Iterator[Searcher]:
+    def searcher(self, trained: Trained | None = None) -> Iterator[Searcher]:
         """What answers queries: one view of the index with the encoder of its space.
 
         Args:
-            learned: what was learned for that space; None takes what lies with the index and
-                with the model.
+            trained: the networks and weights for that space; None takes those that lie with the
+                index and with the model.
 
         Raises:
             IndexNotFound: the index is empty, or there is none.
         """
         with self.store.reader() as reader:
-            yield self._searcher(reader, self.encoder_of(reader.space.spec), learned)
+            yield self._searcher(reader, self.encoder_of(reader.space.spec), trained)
 
     def _searcher(
-        self, reader: Reader, encoder: Encoder, learned: Learned | None = None
+        self, reader: Reader, encoder: Encoder, trained: Trained | None = None
     ) -> Searcher:
-        from mmsearch.search.searcher import Searcher, learned_for
+        from mmsearch.search.searcher import Searcher, trained_for
 
         return Searcher(
             reader,
             encoder,
-            learned or learned_for(self.folder, encoder.spec),
-            lambda: self.provider.local_of(encoder.spec),
+            trained or trained_for(self.folder, encoder.spec),
+            lambda: self.provider.patch_encoder_of(encoder.spec),
             lambda: self.decoders,
         )
 

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.datasets.labelled import LabelledSet
+from mmsearch.encoders.openvino import Graph
 from mmsearch.engine.benchmark import Labels, index_listed, scratch_index
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
 from mmsearch.search.compose import write_composer
 from mmsearch.search.fusion import write_weights
-from mmsearch.search.matchers import Kind, matcher_of
-from mmsearch.search.rerank import Mix, Reranker, write_reranker
-from mmsearch.search.searcher import Learned
+from mmsearch.search.rerank import Kind, Mix, Reranker, write_reranker
+from mmsearch.search.searcher import Trained
 from mmsearch.store.rows import SpaceRow
 from mmsearch.types import OnProgress, Progress, Query, Term
 
 if TYPE_CHECKING:
     from mmsearch.engine.open_index import OpenIndex
-    from mmsearch.learning.compose import ComposeLearned
-    from mmsearch.learning.fusion import FusionLearned
-    from mmsearch.learning.rerank import Candidates, RerankLearned
+    from mmsearch.training.compose import TrainedComposer
+    from mmsearch.training.fusion import TrainedFusion
+    from mmsearch.training.rerank import Candidates, TrainedReranker
 
-_QUERIES = 4000  # held-out captions that three weights are learned from: more tell nothing new
+_QUERIES = 4000  # held-out captions that three weights are trained on: more tell nothing new
 
 
 def train_fusion(
@@ -40,9 +40,9 @@ def train_fusion(
     keep: bool,
     seed: int,
     on_progress: OnProgress,
-) -> tuple[FusionLearned, bool]:
+) -> tuple[TrainedFusion, bool]:
     """`Engine.train_fusion`."""
-    from mmsearch.learning.fusion import learn_fusion
+    from mmsearch.training.fusion import train_weights
 
     own = opened.space
     with scratch_index(opened, labels, on_progress, opened.space.spec.model) as trial:
@@ -53,7 +53,7 @@ def train_fusion(
         with trial.opened.searcher() as searcher:
             found_for = comparison.candidates_of(searcher, asked, on_progress)
             candidates = [one for _, _, one in found_for]
-        found = learn_fusion(candidates, asked, seed)
+        found = train_weights(candidates, asked, seed)
     is_kept = keep or found.overall.is_gain
     if is_kept:
         with _keeping(opened, own):
@@ -63,13 +63,13 @@ def train_fusion(
 
 def train_compose(
     opened: OpenIndex, labels: Labels, *, keep: bool, seed: int, on_progress: OnProgress
-) -> tuple[ComposeLearned, bool]:
+) -> tuple[TrainedComposer, bool]:
     """`Engine.train_compose`."""
-    from mmsearch.learning.compose import learn_compose
-    from mmsearch.learning.features import embed_set
+    from mmsearch.training.compose import train_composer
+    from mmsearch.training.features import embed_set
 
     own = opened.space
-    with _keeping(opened, own):  # what cannot be kept is not learned first
+    with _keeping(opened, own):  # what cannot be kept is not trained first
         pass
     encoder = opened.encoder_to_add()
     photos = None
@@ -77,27 +77,28 @@ def train_compose(
         images = labels.read(opened.notify).images
         folder, cache = labels.folder_of(list(images)), opened.settings.cache_folder() / "views"
         photos = embed_set(encoder, folder, images, cache, seed, on_progress, opened.notify)
-    found = learn_compose(encoder, photos, seed, on_progress)
+    found = train_composer(encoder, photos, seed, on_progress)
     is_kept = keep or found.is_gain
     if is_kept:
         with _keeping(opened, own):
             write_composer(
-                opened.folder, found.weights, own.spec.space, is_for_photos=found.is_for_photos
-            )
+                opened.folder, found.network, own.spec.dim, own.spec.space,
+                is_for_photos=found.is_for_photos,
+            )  # fmt: skip
     return found, is_kept
 
 
 def train_rerank(
     opened: OpenIndex, labels: Labels, *, kind: Kind, keep: bool, seed: int, on_progress: OnProgress
-) -> tuple[RerankLearned, bool]:
+) -> tuple[TrainedReranker, bool]:
     """`Engine.train_rerank`."""
-    from mmsearch.learning import rerank as learning
-    from mmsearch.learning.embedding import embed_texts
-    from mmsearch.learning.features import splits_of
-    from mmsearch.learning.sets import merge_copies
+    from mmsearch.training import rerank as training
+    from mmsearch.training.embedding import embed_texts
+    from mmsearch.training.features import splits_of
+    from mmsearch.training.sets import merge_copies
 
     own = opened.space
-    with _keeping(opened, own):  # what cannot be kept is not learned first
+    with _keeping(opened, own):  # what cannot be kept is not trained first
         pass
     labelled = labels.read(opened.notify)
     folder = labels.folder_of(list(labelled.images))
@@ -108,33 +109,33 @@ def train_rerank(
         split: [image for image, name in zip(images, splits, strict=True) if name == split]
         for split in ("train", "val", "test")
     }
-    encoder, local = opened.encoder_to_add(), opened.local_encoder()
+    encoder, patch_encoder = opened.encoder_to_add(), opened.patch_encoder()
     cache = opened.settings.cache_folder() / "views"
-    photos = learning.embed_photos(
-        encoder, local, [folder / image.file for image in parts["train"]],
+    photos = training.embed_photos(
+        encoder, patch_encoder, [folder / image.file for image in parts["train"]],
         [image.captions for image in parts["train"]], cache, seed, on_progress,
     )  # fmt: skip
-    network = learning.fit_network(photos, kind, seed, on_progress=on_progress)
-    weights = {name: v.detach().half().numpy() for name, v in network.state_dict().items()}
-    chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: learning.CAPTIONS]
+    network = training.fit_network(photos, kind, seed, on_progress=on_progress)
+    exported = training.export_scoring(network, encoder.spec.dim)
+    chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: training.CAPTIONS]
     captions = photos.captions[np.sort(chosen)].astype(np.float16).astype(np.float32)
     # What is measured is what is kept: half precision.
-    matcher = matcher_of(kind, weights, learning.HEADS)
+    scoring = Graph(exported.graph, exported.weights)
     asked = [text for image in parts["val"] for text in image.captions]
     queries = embed_texts(encoder, asked, cache, "embedding captions", on_progress)
-    familiar = learning.familiar_from(queries, captions)
-    reranker = Reranker(matcher, captions, Mix(0.0, 0.0), familiar)
+    familiar = training.familiar_from(queries, captions)
+    reranker = Reranker(scoring, captions, Mix(0.0, 0.0), familiar)
     val, test = (
         candidates_of(opened, folder, LabelledSet(labelled.name, tuple(parts[split])), reranker,
                       on_progress) for split in ("val", "test")
     )  # fmt: skip
-    reranker = replace(reranker, mix=learning.choose_mix(val))
-    recalls, gain = learning.measure(test, reranker.mix)
-    found = learning.RerankLearned(kind, weights, reranker, len(test), recalls, gain)
+    reranker = replace(reranker, mix=training.choose_mix(val))
+    recalls, gain = training.measure(test, reranker.mix)
+    found = training.TrainedReranker(kind, exported, reranker, len(test), recalls, gain)
     is_kept = keep or found.gain.is_gain
     if is_kept:
         with _keeping(opened, own):
-            write_reranker(opened.folder, kind, weights, learning.HEADS, reranker, own.spec.space)
+            write_reranker(opened.folder, exported, reranker, own.spec.space)
     return found, is_kept
 
 
@@ -146,12 +147,12 @@ def candidates_of(
     on_progress: OnProgress,
     depth: int = 50,
 ) -> list[Candidates]:
-    """What a search finds for each caption of a labelled set, and what a second look says of it.
+    """What a search finds for each caption of a labelled set, and what re-ranking makes of it.
 
     Args:
         depth: how many of the first images.
     """
-    from mmsearch.learning.rerank import Candidates
+    from mmsearch.training.rerank import Candidates
 
     model = opened.space.spec.model
     found = []
@@ -161,14 +162,14 @@ def candidates_of(
     ):
         index_listed(other, folder, labelled, on_progress, patches=True)
         held = other.store.contents()
-        with other.searcher(Learned(reranker=lambda: reranker)) as searcher:
+        with other.searcher(Trained(reranker=lambda: reranker)) as searcher:
             for place, (text, media) in enumerate(
                 zip(held.caption_texts, held.caption_media.tolist(), strict=True), 1
             ):
                 query = Query((Term(text=text),), k=depth, rerank=depth)
                 vector = searcher.embed(query.terms)
                 answer = searcher.rank(vector[None], "image", depth)[0]
-                seen, parts = searcher.second_looks(query).parts(vector, query.terms, answer.items)
+                seen, parts = searcher.patch_scorer(query).parts(vector, query.terms, answer.items)
                 ids, cosines = np.array(answer.ids), np.array(answer.scores)
                 found.append(Candidates(media, ids[seen], cosines[seen], parts))
                 on_progress(Progress("queries", place, len(held.caption_texts)))
@@ -177,10 +178,10 @@ def candidates_of(
 
 @contextmanager
 def _keeping(opened: OpenIndex, own: SpaceRow) -> Iterator[None]:
-    """The one writer of an index, whose space is still the one that was learned for."""
+    """The one writer of an index, whose space is still the one that was trained for."""
     with opened.store.writer():
         if opened.space.spec.space != own.spec.space:
             raise UsageError(
-                f"{opened.folder}: was made anew with another model meanwhile; learn again"
+                f"{opened.folder}: was made again with another model meanwhile; train again"
             )
         yield

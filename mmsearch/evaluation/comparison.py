@@ -157,7 +157,7 @@ def compare(
         settings: fusions, and how many images each re-ranks.
 
     Raises:
-        UsageError: a setting that needs what was not learned.
+        UsageError: a setting that needs what was not trained.
     """
     ranks: dict[tuple[Fusion, int], list[int]] = {setting: [] for setting in settings}
     deepest = max(depth for _, depth in settings)

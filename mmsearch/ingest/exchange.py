@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
 from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
-from mmsearch.media.isolated import Decoders
 from mmsearch.media.media_types import is_image_name
+from mmsearch.media.sandbox import Decoders
 from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
 from mmsearch.store.paths import canonical, relative

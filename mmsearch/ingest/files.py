@@ -20,8 +20,8 @@ from mmsearch.ingest.plan import Candidate, Plan
 from mmsearch.ingest.reading import Decoded, sidecar_of
 from mmsearch.jobs.runner import parts
 from mmsearch.media.fingerprint import NEVER, Stamp
-from mmsearch.media.isolated import Decoders
 from mmsearch.media.media_types import Facts
+from mmsearch.media.sandbox import Decoders
 from mmsearch.store.filters import local_time, stored_time
 from mmsearch.store.mutations import (
     Change,

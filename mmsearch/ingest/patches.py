@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmsearch.encoders.local import LocalEncoder
+from mmsearch.encoders.patch_encoder import PatchEncoder
 from mmsearch.ingest.reading import open_known
 from mmsearch.jobs.runner import Runner
-from mmsearch.media.isolated import Decoders
 from mmsearch.media.media_types import Segment
-from mmsearch.store.patches import pack_looks
+from mmsearch.media.sandbox import Decoders
+from mmsearch.store.patches import pack_patches
 from mmsearch.store.rows import MissingSegment, SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
@@ -25,7 +25,7 @@ _PORTION = 1024  # pictures that are looked up together
 def add_patches(
     store: Store,
     writer: Writer,
-    local: LocalEncoder,
+    encoder: PatchEncoder,
     space: SpaceRow,
     runner: Runner,
     *,
@@ -38,7 +38,7 @@ def add_patches(
     """
     with store.catalog.read() as queries:
         total = queries.count_without_patches(space)
-    job = _PatchesJob(store, writer, local, space, runner.decoders, total, on_progress)
+    job = _PatchesJob(store, writer, encoder, space, runner.decoders, total, on_progress)
     runner.run(job, total)
     return job.added
 
@@ -55,7 +55,7 @@ class _PatchesJob:
 
     store: Store
     writer: Writer
-    local: LocalEncoder
+    encoder: PatchEncoder
     space: SpaceRow
     decoders: Decoders
     total: int
@@ -75,7 +75,7 @@ class _PatchesJob:
             after = some[-1].id
 
     def read(self, item: MissingSegment) -> tuple[int, Sequence[Segment]]:
-        inputs = {IMAGE: dataclasses.asdict(self.local.preprocess)}
+        inputs = {IMAGE: dataclasses.asdict(self.encoder.preprocess)}
         opened = open_known(item.absolute, item.content_hash, inputs, self.decoders)
         return item.id, opened.segments
 
@@ -83,8 +83,8 @@ class _PatchesJob:
         good = {number: segments[0].data for number, segments in reads if segments}
         if not good:
             return _Part(len(reads), {})
-        found = self.local.looks(np.stack(list(good.values())))
-        packed = pack_looks(found.vectors, found.patches)
+        found = self.encoder.encode(np.stack(list(good.values())))
+        packed = pack_patches(found.vectors, found.patches)
         return _Part(len(reads), dict(zip(good, packed, strict=True)))
 
     def commit(self, outcomes: Sequence[_Part]) -> None:

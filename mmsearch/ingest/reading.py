@@ -10,8 +10,8 @@ from mmsearch.errors import DecodeError
 from mmsearch.ingest.plan import Candidate
 from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import Stamp
-from mmsearch.media.isolated import Decoders
 from mmsearch.media.media_types import Caption, Facts, Part, Segment
+from mmsearch.media.sandbox import Decoders
 from mmsearch.types import InputSpec, Modality, Pixels
 
 Inputs = Mapping[Modality, InputSpec]

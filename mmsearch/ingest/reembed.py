@@ -13,7 +13,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.ingest.reading import Opened, open_known
 from mmsearch.jobs.runner import Runner, parts
 from mmsearch.media.fingerprint import NEVER
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 from mmsearch.store.rows import MissingSegment, SpaceRow, TowerRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer

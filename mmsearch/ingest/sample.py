@@ -10,7 +10,7 @@ from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.precision import SAMPLE
 from mmsearch.ingest.reading import pixels_of
 from mmsearch.media.fit import fit
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 from mmsearch.types import InputSpec, Pixels, Preprocess
 
 _SEED = 1_000_000

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 
 #: Items that are committed together.
 BATCH = 64

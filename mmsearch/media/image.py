@@ -1,6 +1,6 @@
 """From the bytes of an image file to an upright picture in sRGB.
 
-Strangers' files are decoded in the processes of `mmsearch.media.isolated`, never by a program that
+Strangers' files are decoded in the processes of `mmsearch.media.sandbox`, never by a program that
 uses this package.
 """
 

@@ -97,11 +97,12 @@ class CrossAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, there: torch.Tensor, patches: torch.Tensor
     ) -> torch.Tensor:
-        texts, images = len(tokens), len(patches)
+        texts, images = tokens.shape[0], patches.shape[0]
         rows = self.norm_token(self.token(self.drop(tokens) * _SCALE))
         seen = self.norm_patch(self.patch(self.drop(patches) * _SCALE))
-        rows = rows.repeat_interleave(images, dim=0)  # text after text, with every image
-        there = there.repeat_interleave(images, dim=0)
+        # Text after text, with every image.
+        rows = rows[:, None].expand(-1, images, -1, -1).flatten(0, 1)
+        there = there[:, None].expand(-1, images, -1).flatten(0, 1)
         for block in self.blocks:
             assert isinstance(block, Block)
             key, value = block.cross.keys(seen)  # once for an image, whatever the texts

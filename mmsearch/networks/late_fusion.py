@@ -1,4 +1,4 @@
-"""Learned weights of scores: what late fusion puts together."""
+"""Trained weights of scores: what late fusion puts together."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Early fusion of a query: "this picture, but ..." as one vector, by a network that was learned.
-
-It runs in NumPy: a few small matrices, for which torch need not be imported. The network is
-`mmsearch.networks.early_fusion`.
-"""
+"""Early fusion of a query: "this picture, but ..." as one vector, by a trained network."""
 
 from __future__ import annotations
 
@@ -12,46 +8,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsearch.encoders.openvino import Graph
 from mmsearch.errors import UsageError
-from mmsearch.search.learned import Arrays, read_learned, write_learned
+from mmsearch.search.trained import Network, read_trained, write_trained
 from mmsearch.types import Vectors
 
 FILE_NAME = "compose.safetensors"
-NOT_LEARNED = (
-    "nothing was learned to compose a picture and a text with for this index's model; "
-    "'mmsearch train compose' learns it"
+NOT_TRAINED = (
+    "early fusion was not trained for this index's model; 'mmsearch train compose' trains it"
 )
-_VERSION = "1"
-_FAR = 30.0  # a gate is open or shut long before
 _LEAST = 1e-6
-_LAYERS = ("image", "text", "joint", "gate", "residual")
 
 
 class Composer:
-    """What `EarlyFusion` computes, without torch."""
+    """A trained `mmsearch.networks.early_fusion`."""
 
-    def __init__(self, weights: Arrays, *, is_for_photos: bool = False) -> None:
-        """Takes the network's weights by their names in torch.
+    def __init__(self, network: Network, dim: int, *, is_for_photos: bool = False) -> None:
+        """Takes an exported network over vectors that are `dim` wide.
 
         Args:
             is_for_photos: whether photos have shown that it finds no less than the plain ways.
-
-        Raises:
-            ValueError: not that network's.
         """
-        self._layers = {
-            name: (
-                weights[f"{name}.weight"].astype(np.float32),
-                weights[f"{name}.bias"].astype(np.float32),
-            )
-            for name in _LAYERS
-        }
-        hidden, dim = self._layers["image"][0].shape
-        shapes = {"image": (hidden, dim), "text": (hidden, dim), "joint": (hidden, 2 * hidden),
-                  "gate": (1, hidden), "residual": (dim, hidden)}  # fmt: skip
-        for name, (matrix, bias) in self._layers.items():
-            if matrix.shape != shapes[name] or bias.shape != shapes[name][:1]:
-                raise ValueError(f"{name} has the shape {matrix.shape}, not {shapes[name]}")
+        self._network = Graph(network.graph, network.weights)
         self.dim = dim
         self.is_for_photos = is_for_photos
 
@@ -60,20 +38,10 @@ class Composer:
 
         Where nothing is left, as with two that are opposite, the row is zero.
         """
-        parts = np.concatenate([self._linear("image", image), self._linear("text", text)], axis=1)
-        joint = np.maximum(self._linear("joint", np.maximum(parts, 0)), 0)
-        openness = np.clip(self._linear("gate", joint), -_FAR, _FAR)
-        gate = (1 / (1 + np.exp(-openness))).astype(np.float32)
-        return _unit((1 - gate) * image + gate * text + self._linear("residual", joint))
-
-    def _linear(self, name: str, rows: Vectors) -> Vectors:
-        matrix, bias = self._layers[name]
-        # By this thread alone: BLAS would wake threads that take the cores from the runtime's.
-        found: Vectors = np.vecdot(rows[:, None], matrix) + bias
-        return found
+        return self._network(image, text)[0]
 
 
-def late(image: Vectors, text: Vectors) -> Vectors:
+def weighted_sum(image: Vectors, text: Vectors) -> Vectors:
     """The plain way: the unit vectors of the sums, (n, dim)."""
     return _unit(image + text)
 
@@ -83,27 +51,31 @@ def _unit(rows: NDArray[np.floating]) -> Vectors:
     return found
 
 
-def write_composer(folder: Path, weights: Arrays, space: str, *, is_for_photos: bool) -> None:
+def write_composer(
+    folder: Path, network: Network, dim: int, space: str, *, is_for_photos: bool
+) -> None:
     """Keeps a network beside an index, in half precision."""
-    photos = "yes" if is_for_photos else "no"
-    remarks = {"version": _VERSION, "space": space, "photos": photos}
-    write_learned(folder / FILE_NAME, weights, remarks)
+    metadata = {"dim": str(dim), "photos": "yes" if is_for_photos else "no"}
+    write_trained(folder / FILE_NAME, network, space, metadata, {})
 
 
 def read_composer(folder: Path, space: str, dim: int) -> Composer | None:
     """The network for a space, whose vectors are `dim` wide, in a folder or with a bundled model.
 
     Raises:
-        UsageError: the file is damaged, or of a newer program.
+        UsageError: the file is damaged, or of another program.
     """
-    found = read_learned(folder, FILE_NAME, space, _VERSION, _build, "mmsearch train compose")
+    found = read_trained(folder, FILE_NAME, space, _build, "mmsearch train compose")
     if found is not None and found.dim != dim:
         raise UsageError(
             f"{folder / FILE_NAME}: it takes vectors of {found.dim} dimensions, not {dim}; delete "
-            "it, or learn it anew with 'mmsearch train compose'"
+            "it, or train it again with 'mmsearch train compose'"
         )
     return found
 
 
-def _build(weights: Arrays, remarks: Mapping[str, str]) -> Composer:
-    return Composer(weights, is_for_photos=remarks.get("photos") == "yes")
+def _build(
+    network: Network, arrays: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]
+) -> Composer:
+    del arrays  # it needs none
+    return Composer(network, int(metadata["dim"]), is_for_photos=metadata["photos"] == "yes")

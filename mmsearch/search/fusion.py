@@ -25,7 +25,7 @@ from mmsearch.store.files import write_durably
 from mmsearch.types import Fusion
 
 FILE_NAME = "fusion.json"
-NOT_LEARNED = "no weights were learned for this index; 'mmsearch train fusion' learns them"
+NOT_TRAINED = "no weights were trained for this index; 'mmsearch train fusion' trains them"
 SOURCES = ("image", "caption", "words")
 #: The best BM25 of a query counts as much as an image four deviations above the mean.
 BEST_WORDS = 4.0
@@ -103,7 +103,7 @@ def fuse(candidates: CandidateScores, how: Fusion, weights: Weights | None) -> S
     """One score for each of the media, (m,): NaN for what that fusion cannot find.
 
     Raises:
-        UsageError: "learned", and nothing was.
+        UsageError: "trained", and nothing was.
     """
     if how == "image":
         return candidates.image
@@ -114,21 +114,21 @@ def fuse(candidates: CandidateScores, how: Fusion, weights: Weights | None) -> S
     scores = calibrated(candidates)
     if how == "rrf":
         return reciprocal_ranks(scores)
-    if how == "learned":
+    if how == "trained":
         if weights is None:
-            raise UsageError(NOT_LEARNED)
+            raise UsageError(NOT_TRAINED)
         return weighted_mean(scores, weights)
     return weighted_mean(scores, EQUAL)
 
 
 def write_weights(folder: Path, weights: Weights, space: str) -> None:
-    """Keeps learned weights beside an index."""
+    """Keeps trained weights beside an index."""
     document = {"version": 1, "space": space, "weights": asdict(weights)}
     write_durably(folder / FILE_NAME, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def read_weights(folder: Path, space: str) -> Weights | None:
-    """The weights that were learned for an index, if they were, in the space that it has.
+    """The weights that were trained for an index, if they were, in the space that it has.
 
     Raises:
         UsageError: the file is damaged.
@@ -145,7 +145,7 @@ def read_weights(folder: Path, space: str) -> Weights | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"{path}: cannot be used ({error}); delete it, or learn the weights anew with "
+            f"{path}: cannot be used ({error}); delete it, or train the weights again with "
             "'mmsearch train fusion'"
         ) from error
     return found if is_for == space else None

@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from mmsearch.errors import DecodeError
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 from mmsearch.types import Hit
 
 THUMBNAIL_SIDE = 240

@@ -2,12 +2,12 @@
 
 Three things are put together for each of them:
 
-- the cosine with the mean of the image's vector and that of a second look at it, larger and
-  mirrored (several crops and scales of a picture tell more than one: Krizhevsky et al. 2012);
-- how popular the image is: the log-mean-exp of its cosines with captions of many
-  images. What is near to every caption is near to this one for no good reason (inverted softmax,
-  Smith et al. 2017; for retrieval by text, Bogolin et al. 2022);
-- a matching score of the text's tokens and the image's patches, by a network that was learned.
+- the cosine with the mean of the image's vector and that of a larger, mirrored view of it
+  (test-time augmentation: Krizhevsky et al. 2012);
+- the image's hubness: the log-mean-exp of its cosines with captions of many images. What is near
+  to every caption is near to this one for no good reason (inverted softmax, Smith et al. 2017; for
+  retrieval by text, Bogolin et al. 2022);
+- a matching score of the text's tokens and the image's patches, by a trained network.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.config import available_cores
-from mmsearch.encoders.local import LocalEncoder, Looks, Tokens
+from mmsearch.encoders.openvino import Graph
+from mmsearch.encoders.patch_encoder import PatchEmbeddings, PatchEncoder, Tokens
 from mmsearch.errors import DamageError, DecodeError
-from mmsearch.media.isolated import Decoders
-from mmsearch.search.learned import Arrays, read_learned, write_learned
-from mmsearch.search.matchers import Floats, Kind, Matcher, matcher_of, popularity_of
-from mmsearch.store.patches import pack_looks, unpack_looks
+from mmsearch.media.sandbox import Decoders
+from mmsearch.search.trained import Network, read_trained, write_trained
+from mmsearch.store.patches import pack_patches, unpack_patches
 from mmsearch.store.paths import to_path
 from mmsearch.store.reader import Reader
 from mmsearch.store.rows import Item
@@ -36,16 +36,18 @@ from mmsearch.store.vector_index import dot_products
 from mmsearch.types import IMAGE, Ids, Pixels, Term, Vectors
 
 FILE_NAME = "rerank.safetensors"
-NOT_LEARNED = (
-    "nothing was learned to re-rank with for this index's model; 'mmsearch train rerank DATASET' "
-    "learns it"
+NOT_TRAINED = (
+    "no re-ranker was trained for this index's model; 'mmsearch train rerank DATASET' trains one"
 )
-#: exp(TEMPERATURE * cosine) says how near a caption is.
-TEMPERATURE = 20.0
+Kind = Literal["interaction", "attention"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Floats = NDArray[np.float32]
+Scoring = Callable[[Floats, Floats, Vectors, Vectors], Sequence[Floats]]
+"""From a text's tokens (l, dim), and images' patches (n, p, dim) and vectors (n, dim), and captions
+(m, dim) to each image's matching score and hubness, (n,) both."""
 
-_VERSION = "1"
 _NEAREST = 10
-_LOOKS = 16  # pictures that are looked at together
+_PICTURES = 16  # that are embedded together
 _BLOCK = 256  # images whose patches are in memory at once
 
 
@@ -54,45 +56,45 @@ class Parts:
     """What speaks for each of n images, (n,) each."""
 
     cosine: Floats
-    popularity: Floats
+    hubness: Floats
     """Less, the less the query is like the captions that it is measured with."""
     match: Floats
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How the parts make one score: cosine - popularity * popularity + match * match."""
+    """How the parts make one score: cosine - hubness * hubness + match * match."""
 
-    popularity: float
+    hubness: float
     match: float
 
     def of(self, parts: Parts) -> Floats:
         """The scores, (n,), in the units of a cosine."""
-        found: Floats = parts.cosine - self.popularity * parts.popularity + self.match * parts.match
+        found: Floats = parts.cosine - self.hubness * parts.hubness + self.match * parts.match
         return found
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """What was learned to re-rank with, for one space."""
+    """A trained re-ranker, for one space."""
 
-    matcher: Matcher
+    network: Scoring
     captions: Vectors
-    """Captions like the queries to come, (m, dim): an image's popularity is with these."""
+    """Captions like the queries to come, (m, dim): what hubness is measured with."""
     mix: Mix
     familiar: tuple[float, float] = (-1.0, -1.0)
-    """How near to those captions a query has to be for popularity to count at all, and in full."""
+    """How near to those captions a query has to be for hubness to count at all, and in full."""
 
     @property
     def dim(self) -> int:
         return int(self.captions.shape[1])
 
-    @cached_property
-    def _popularity(self) -> Callable[[Floats], Floats]:
-        return popularity_of(self.captions, TEMPERATURE)
-
     def parts(
-        self, query: Vectors, texts: Sequence[tuple[float, Floats]], own: Vectors, looks: Looks
+        self,
+        query: Vectors,
+        texts: Sequence[tuple[float, Floats]],
+        own: Vectors,
+        patches: PatchEmbeddings,
     ) -> Parts:
         """What speaks for n images.
 
@@ -100,18 +102,18 @@ class Reranker:
             query: the query's vector, (dim,).
             texts: each text's weight and its tokens, (l, dim).
             own: the images' vectors, (n, dim).
-            looks: the second looks at them.
+            patches: their patch embeddings.
         """
-        seen: Floats = own + looks.vectors
+        seen: Floats = own + patches.vectors
         seen = seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6)
-        popularity = self._popularity(seen)
         low, high = self.familiar
         at = (nearness(query[None], self.captions)[0] - low) / max(high - low, 1e-6)
         total = sum(weight for weight, _ in texts)
-        match = np.zeros(len(own), np.float32)
+        match, hubness = np.zeros((2, len(own)), np.float32)
         for weight, rows in texts:
-            match += np.float32(weight / total) * self.matcher(rows, looks.patches)
-        return Parts(dot_products(query, seen), popularity * np.float32(np.clip(at, 0, 1)), match)
+            score, hubness = self.network(rows, patches.patches, seen, self.captions)
+            match += np.float32(weight / total) * score
+        return Parts(dot_products(query, seen), hubness * np.float32(np.clip(at, 0, 1)), match)
 
     def rescored(self, cosines: Floats, parts: Parts) -> Floats:
         """New scores, (n,), whose mean is that of the images' own cosines.
@@ -141,20 +143,20 @@ def tokens_of(tokens: Tokens) -> list[Floats]:
     return [rows[there] for rows, there in zip(tokens.rows, tokens.there, strict=True)]
 
 
-class SecondLooks:
-    """Looks at the images of an index for a query, by what was kept of them or by their files."""
+class PatchScorer:
+    """Scores the images of an index by their patches: those that are kept, or of their files."""
 
     def __init__(
         self,
         reader: Reader,
         reranker: Reranker,
-        local: Callable[[], LocalEncoder],
+        patch_encoder: Callable[[], PatchEncoder],
         decoders: Decoders,
     ) -> None:
         self._reader = reader
         self._decoders = decoders
         self._reranker = reranker
-        self._local = local
+        self._patch_encoder = patch_encoder
 
     def scores(
         self,
@@ -179,56 +181,58 @@ class SecondLooks:
             query: the query's vector, (dim,).
             terms: its terms; the texts that are wanted are matched.
 
-        Returns the places of those that could be looked at, (m,), and what speaks for these.
+        Returns the places of those that have patches, (m,), and what speaks for these.
         """
-        local = self._local()
+        encoder = self._patch_encoder()
         wanted = [term for term in terms if term.text is not None and term.weight > 0]
-        tokens = tokens_of(local.tokens([term.text or "" for term in wanted]))
+        tokens = tokens_of(encoder.tokens([term.text or "" for term in wanted]))
         texts = [(term.weight, rows) for term, rows in zip(wanted, tokens, strict=True)]
         places: list[int] = []
         found: list[Parts] = []
         for start in range(0, len(items), _BLOCK):
-            own, looks, there = self._looks(local, items[start : start + _BLOCK])
+            own, patches, there = self._patches(encoder, items[start : start + _BLOCK])
             if there:
                 places += [start + place for place in there]
-                found.append(self._reranker.parts(query, texts, own, looks))
+                found.append(self._reranker.parts(query, texts, own, patches))
         return np.array(places, np.int64), _joined(found)
 
-    def _looks(
-        self, local: LocalEncoder, items: Sequence[Item]
-    ) -> tuple[Vectors, Looks, list[int]]:
-        """The vectors of some images, the second looks at them, and the places of these images."""
+    def _patches(
+        self, encoder: PatchEncoder, items: Sequence[Item]
+    ) -> tuple[Vectors, PatchEmbeddings, list[int]]:
+        """The vectors of some images, their patch embeddings, and the places of these images."""
         dim = self._reranker.dim
         ids = [item.media_id for item in items]
         kept = self._reader.patches(ids)
         missing = {item.media_id: to_path(item.path) for item in items if item.media_id not in kept}
         if missing:
-            kept |= look_at(local, missing, self._decoders)
+            kept |= embed_patches(encoder, missing, self._decoders)
         there = [place for place, number in enumerate(ids) if number in kept]
         if not there:
             nothing = np.empty((0, dim), np.float32)
-            return nothing, Looks(nothing, nothing[:, None]), there
+            return nothing, PatchEmbeddings(nothing, nothing[:, None]), there
         try:
-            looks = Looks(*unpack_looks([kept[ids[place]] for place in there], dim))
+            patches = PatchEmbeddings(*unpack_patches([kept[ids[place]] for place in there], dim))
         except ValueError as error:
             raise DamageError(
                 f"the patches of the index cannot be read ({error}); drop them with 'mmsearch "
-                "index --no-patches', and keep them anew with --patches"
+                "index --no-patches', and embed them again with --patches"
             ) from error
-        return self._reader.vectors(IMAGE, np.array(ids)[there]), looks, there
+        return self._reader.vectors(IMAGE, np.array(ids)[there]), patches, there
 
 
 def _joined(found: Sequence[Parts]) -> Parts:
     nothing = np.empty(0, np.float32)
-    columns = ("cosine", "popularity", "match")
+    columns = ("cosine", "hubness", "match")
     return Parts(
         *(np.concatenate([nothing, *(getattr(one, name) for one in found)]) for name in columns)
     )
 
 
-def look_at(local: LocalEncoder, files: Mapping[int, Path], decoders: Decoders) -> dict[int, bytes]:
-    """Second looks at the image files that can be read, by id, as `pack_looks` has them."""
-    how = dataclasses.asdict(local.preprocess)
+def embed_patches(
+    encoder: PatchEncoder, files: Mapping[int, Path], decoders: Decoders
+) -> dict[int, bytes]:
+    """The patch embeddings of the image files that can be read, by id, packed by `pack_patches`."""
+    how = dataclasses.asdict(encoder.preprocess)
 
     def opened(path: Path) -> Pixels | None:
         with decoders.open(os.fsencode(path)) as file:
@@ -241,45 +245,39 @@ def look_at(local: LocalEncoder, files: Mapping[int, Path], decoders: Decoders) 
         pixels = dict(zip(files, pool.map(opened, files.values()), strict=True))
     good = {number: one for number, one in pixels.items() if one is not None}
     found: dict[int, bytes] = {}
-    for start in range(0, len(good), _LOOKS):
-        some = list(good)[start : start + _LOOKS]
-        looks = local.looks(np.stack([good[number] for number in some]))
-        found.update(zip(some, pack_looks(looks.vectors, looks.patches), strict=True))
+    for start in range(0, len(good), _PICTURES):
+        some = list(good)[start : start + _PICTURES]
+        patches = encoder.encode(np.stack([good[number] for number in some]))
+        found.update(zip(some, pack_patches(patches.vectors, patches.patches), strict=True))
     return found
 
 
-def write_reranker(
-    folder: Path, kind: Kind, weights: Arrays, heads: int, reranker: Reranker, space: str
-) -> None:
-    """Keeps what was learned beside an index, in half precision.
+def write_reranker(folder: Path, network: Network, reranker: Reranker, space: str) -> None:
+    """Keeps a re-ranker beside an index, in half precision.
 
     Args:
-        weights: those of the reranker's network, by their names in torch.
+        network: the reranker's own, exported.
     """
     low, high = reranker.familiar
-    remarks = {
-        "version": _VERSION, "space": space, "kind": kind, "heads": str(heads),
-        "popularity": repr(reranker.mix.popularity), "match": repr(reranker.mix.match),
+    metadata = {
+        "hubness": repr(reranker.mix.hubness), "match": repr(reranker.mix.match),
         "familiar": f"{low!r} {high!r}",
     }  # fmt: skip
-    write_learned(folder / FILE_NAME, {**weights, "captions": reranker.captions}, remarks)
+    captions = {"captions": reranker.captions}
+    write_trained(folder / FILE_NAME, network, space, metadata, captions)
 
 
 def read_reranker(folder: Path, space: str) -> Reranker | None:
-    """What was learned for a space, in a folder or with a bundled model, if there is something.
+    """The re-ranker for a space, in a folder or with a bundled model, if there is one.
 
     Raises:
-        UsageError: the file is damaged, or of a newer program.
+        UsageError: the file is damaged, or of another program.
     """
-    return read_learned(folder, FILE_NAME, space, _VERSION, _build, "mmsearch train rerank DATASET")
+    return read_trained(folder, FILE_NAME, space, _build, "mmsearch train rerank DATASET")
 
 
-def _build(weights: Arrays, remarks: Mapping[str, str]) -> Reranker:
-    rest = {name: value for name, value in weights.items() if name != "captions"}
-    mix = Mix(float(remarks["popularity"]), float(remarks["match"]))
-    matcher = matcher_of(remarks["kind"], rest, int(remarks["heads"]))
-    captions = weights["captions"]
-    if captions.ndim != 2 or captions.shape[1] != rest["token.weight"].shape[1]:
-        raise ValueError(f"captions of the shape {captions.shape}")
-    low, high = map(float, remarks["familiar"].split())
-    return Reranker(matcher, np.ascontiguousarray(captions), mix, (low, high))
+def _build(network: Network, arrays: Mapping[str, Floats], metadata: Mapping[str, str]) -> Reranker:
+    mix = Mix(float(metadata["hubness"]), float(metadata["match"]))
+    low, high = map(float, metadata["familiar"].split())
+    graph = Graph(network.graph, network.weights)
+    return Reranker(graph, np.ascontiguousarray(arrays["captions"]), mix, (low, high))

@@ -14,7 +14,7 @@ import numpy as np
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, UsageError
 from mmsearch.search.candidates import CandidateScores, find_candidates
-from mmsearch.search.compose import NOT_LEARNED, Composer, read_composer
+from mmsearch.search.compose import NOT_TRAINED, Composer, read_composer
 from mmsearch.search.fusion import LEAST_CAPTIONS, Scores, Weights, fuse, read_weights
 from mmsearch.store.paths import to_path
 from mmsearch.store.reader import Reader
@@ -35,38 +35,38 @@ from mmsearch.types import (
 )
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.local import LocalEncoder
-    from mmsearch.media.isolated import Decoders
-    from mmsearch.search.rerank import Reranker, SecondLooks
+    from mmsearch.encoders.patch_encoder import PatchEncoder
+    from mmsearch.media.sandbox import Decoders
+    from mmsearch.search.rerank import PatchScorer, Reranker
 
 #: How many images each of image, captions and words brings to be fused.
 DEPTH = 200
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What was learned for an index and its model, each read when it is needed."""
+class Trained:
+    """What was trained for an index and its model, each read when it is needed."""
 
     weights: Callable[[], Weights | None] = lambda: None
-    """Those of the fusion "learned"."""
+    """Those of the fusion "trained"."""
     composer: Callable[[], Composer | None] = lambda: None
     """That of queries by a picture and a text."""
     reranker: Callable[[], Reranker | None] = lambda: None
     """What the first images are scored again with."""
 
 
-NOTHING_LEARNED = Learned()
+NOTHING_TRAINED = Trained()
 
 
-def learned_for(folder: Path, spec: EncoderSpec) -> Learned:
-    """What was learned for a space and lies in an index's folder or comes with its model."""
+def trained_for(folder: Path, spec: EncoderSpec) -> Trained:
+    """What was trained for a space and lies in an index's folder or comes with its model."""
 
     def reranker() -> Reranker | None:
         from mmsearch.search.rerank import read_reranker
 
         return read_reranker(folder, spec.space)
 
-    return Learned(
+    return Trained(
         weights=lambda: read_weights(folder, spec.space),
         composer=lambda: read_composer(folder, spec.space, spec.dim),
         reranker=reranker,
@@ -89,20 +89,20 @@ class Searcher:
         self,
         reader: Reader,
         encoder: Encoder,
-        learned: Learned = NOTHING_LEARNED,
-        local: Callable[[], LocalEncoder] | None = None,
+        trained: Trained = NOTHING_TRAINED,
+        patch_encoder: Callable[[], PatchEncoder] | None = None,
         decoders: Callable[[], Decoders] | None = None,
     ) -> None:
         """Takes the encoder of the reader's space.
 
         Args:
-            local: gives what looks at images a second time; needed where there is a reranker.
+            patch_encoder: gives patch embeddings; needed where there is a reranker.
             decoders: gives what reads image files; None is for searches that need none.
         """
         self._reader = reader
         self._encoder = encoder
-        self._learned = learned
-        self._local = local
+        self._trained = trained
+        self._patch_encoder = patch_encoder
         self._decoders = decoders
 
     def search(self, query: Query) -> list[Hit]:
@@ -121,7 +121,7 @@ class Searcher:
         """The fusion that answers a query: what "auto" comes to.
 
         That is the image alone where the index holds too few captions (under 30), where a term
-        is a picture and where a least cosine is asked for; else learned weights, or equal ones.
+        is a picture and where a least cosine is asked for; else trained weights, or equal ones.
 
         Raises:
             UsageError: a fusion that does not go with the query.
@@ -135,7 +135,7 @@ class Searcher:
                 return "image"
             if not self._reader.has_captions(LEAST_CAPTIONS):
                 return "image"
-            return "learned" if self._learned.weights() is not None else "sum"
+            return "trained" if self._trained.weights() is not None else "sum"
         if query.min_score is not None and how not in ("image", "caption"):
             raise UsageError(
                 f"a least score is a cosine, and '{how}' ranks by something else; leave it out, or "
@@ -168,7 +168,7 @@ class Searcher:
         With re-ranking, the first get another score for their image before they are fused
         again; what lies beyond them stays beyond.
         """
-        weights = self._learned.weights() if how == "learned" else None
+        weights = self._trained.weights() if how == "trained" else None
         scores = fuse(candidates, how, weights)
         if not query.rerank:
             return scores, candidates.image
@@ -176,7 +176,7 @@ class Searcher:
         first, rest = np.split(order, [max(query.rerank, query.k)])
         image = candidates.image.copy()
         items = self._items(IMAGE, candidates.ids[first])
-        image[first] = self.second_looks(query, how).scores(
+        image[first] = self.patch_scorer(query, how).scores(
             vector, query.terms, items, image[first]
         )
         again = fuse(dataclasses.replace(candidates, image=image), how, weights).copy()
@@ -229,7 +229,7 @@ class Searcher:
         items = [item for _, item in found]
         scores, order = cosines, np.arange(len(found))
         if query.rerank:
-            scores = self.second_looks(query).scores(vector, query.terms, items, cosines)
+            scores = self.patch_scorer(query).scores(vector, query.terms, items, cosines)
             order = np.argsort(-scores, kind="stable")
         return [
             Hit(
@@ -257,40 +257,40 @@ class Searcher:
             how: the fusion that answers the query.
 
         Raises:
-            UsageError: a query that cannot be re-ranked, or nothing was learned to do it with.
+            UsageError: a query that cannot be re-ranked, or no re-ranker was trained.
         """
         by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
         if query.to != "image" or not by_text:
             raise UsageError("--rerank is for texts that look for images: it matches their words")
         if how in ("caption", "words"):
-            raise UsageError(f"--rerank looks at images, and --fusion {how} does not")
-        from mmsearch.search.rerank import NOT_LEARNED as NOTHING_TO_RERANK_WITH
+            raise UsageError(f"--rerank scores images, and --fusion {how} does not")
+        from mmsearch.search.rerank import NOT_TRAINED as NOTHING_TO_RERANK_WITH
 
-        found = self._learned.reranker()
+        found = self._trained.reranker()
         if found is None:
             raise UsageError(NOTHING_TO_RERANK_WITH)
         if found.dim != self._encoder.spec.dim:
             raise UsageError(
-                f"what was learned to re-rank with takes vectors of {found.dim} dimensions, not "
-                f"{self._encoder.spec.dim}; 'mmsearch train rerank DATASET' learns it anew"
+                f"the re-ranker takes vectors of {found.dim} dimensions, not "
+                f"{self._encoder.spec.dim}; 'mmsearch train rerank DATASET' trains another"
             )
         return found
 
-    def second_looks(self, query: Query, how: Fusion = "image") -> SecondLooks:
-        """What looks at images a second time for a query.
+    def patch_scorer(self, query: Query, how: Fusion = "image") -> PatchScorer:
+        """What scores the patches of images for a query.
 
         Args:
             how: the fusion that answers the query.
 
         Raises:
-            UsageError: a query that cannot be re-ranked, or nothing was learned to do it with.
+            UsageError: a query that cannot be re-ranked, or no re-ranker was trained.
         """
-        from mmsearch.search.rerank import SecondLooks
+        from mmsearch.search.rerank import PatchScorer
 
-        assert self._local is not None, "it is needed where there is a reranker"
+        assert self._patch_encoder is not None, "it is needed where there is a reranker"
         assert self._decoders is not None, "it too"
         reranker = self.reranker_of(query, how)
-        return SecondLooks(self._reader, reranker, self._local, self._decoders())
+        return PatchScorer(self._reader, reranker, self._patch_encoder, self._decoders())
 
     # -- what they have in common ----------------------------------------------------------
 
@@ -320,13 +320,13 @@ class Searcher:
         """How a query's terms make one vector: what "auto" comes to.
 
         That is "early" for one picture and one text without weights that are to find images by
-        what they show, where photos have shown that what was learned finds no less.
+        what they show, where photos have shown that early fusion finds no less.
 
         Args:
             how: the fusion that answers the query.
 
         Raises:
-            UsageError: "early" for other terms, or where it was not learned.
+            UsageError: "early" for other terms, or where it was not trained.
         """
         is_pair = sorted(term.text is None for term in query.terms) == [False, True]
         is_pair = is_pair and all(term.weight == 1 for term in query.terms)
@@ -334,21 +334,21 @@ class Searcher:
             if not is_pair:
                 raise UsageError(
                     "--compose early is for one --image and one text, both of weight 1; "
-                    "--compose late takes any"
+                    "--compose sum takes any"
                 )
-            if self._learned.composer() is None:
-                raise UsageError(NOT_LEARNED)
+            if self._trained.composer() is None:
+                raise UsageError(NOT_TRAINED)
             return "early"
-        if query.compose == "late" or not is_pair or query.to != "image" or how != "image":
-            return "late"
-        composer = self._learned.composer()
-        return "early" if composer is not None and composer.is_for_photos else "late"
+        if query.compose == "sum" or not is_pair or query.to != "image" or how != "image":
+            return "sum"
+        composer = self._trained.composer()
+        return "early" if composer is not None and composer.is_for_photos else "sum"
 
-    def embed(self, terms: Sequence[Term], compose: Compose = "late") -> Vectors:
+    def embed(self, terms: Sequence[Term], compose: Compose = "sum") -> Vectors:
         """One unit vector, shape (dim,), for several terms.
 
         Args:
-            compose: "late" for their weighted sum, or "early" for one picture and one text.
+            compose: "sum" for their weighted sum, or "early" for one picture and one text.
 
         Raises:
             UsageError: nothing that is left of them, or an example that is not a usable image.
@@ -356,7 +356,7 @@ class Searcher:
         texts = [term.text for term in terms if term.text is not None]
         text_rows = self._encoder.encode("text", texts) if texts else np.empty((0, 0), np.float32)
         if compose == "early":
-            composer = self._learned.composer()
+            composer = self._trained.composer()
             assert composer is not None, "compose_of has looked"
             image = next(self._embed_image(term) for term in terms if term.image is not None)
             total = composer(image[None], text_rows)[0]

@@ -1,4 +1,4 @@
-"""A whole index in one file: a catalog with what was learned for it in one more table."""
+"""A whole index in one file: a catalog with what was trained for it in one more table."""
 
 from __future__ import annotations
 

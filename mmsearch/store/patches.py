@@ -1,4 +1,4 @@
-"""How a second look at a picture is kept: its vector in half precision, its patches in bytes."""
+"""How patch embeddings are kept: the vector of the view in half precision, patches in bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mmsearch.types import Vectors
 _TOP = 127  # of a signed byte
 
 
-def pack_looks(vectors: Vectors, patches: NDArray[np.floating]) -> list[bytes]:
-    """One picture's look after the other: `2 dim + p (2 + dim)` bytes for p patches.
+def pack_patches(vectors: Vectors, patches: NDArray[np.floating]) -> list[bytes]:
+    """One picture after the other: `2 dim + p (2 + dim)` bytes for p patches.
 
     That is the vector as float16, for each patch its largest number as float16, and each patch as
     signed bytes, of which 127 stand for that; all little-endian.
@@ -29,18 +29,18 @@ def pack_looks(vectors: Vectors, patches: NDArray[np.floating]) -> list[bytes]:
     ]
 
 
-def unpack_looks(kept: list[bytes], dim: int) -> tuple[Vectors, NDArray[np.float32]]:
-    """The vectors (n, dim) and the patches (n, p, dim) of looks that `pack_looks` kept.
+def unpack_patches(kept: list[bytes], dim: int) -> tuple[Vectors, NDArray[np.float32]]:
+    """The vectors (n, dim) and the patches (n, p, dim) that `pack_patches` packed.
 
     Raises:
-        ValueError: something else, or looks with different numbers of patches.
+        ValueError: something else, or pictures with different numbers of patches.
     """
     sizes = {len(one) for one in kept}
     if len(sizes) != 1:
-        raise ValueError(f"looks of {len(sizes)} sizes")
+        raise ValueError(f"patches of {len(sizes)} sizes")
     count, rest = divmod(sizes.pop() - 2 * dim, 2 + dim)
     if rest or count < 1:
-        raise ValueError(f"no look of {dim} numbers")
+        raise ValueError(f"no patches of {dim} numbers")
     rows = np.frombuffer(b"".join(kept), np.uint8).reshape(len(kept), -1)
     ends = 2 * dim, 2 * (dim + count)
     vectors = np.ascontiguousarray(rows[:, : ends[0]]).view("<f2").astype(np.float32)

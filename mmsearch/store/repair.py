@@ -82,7 +82,7 @@ def repair(folder: Path) -> Outcome:
             with store.catalog.write() as connection:
                 for statement in FILL_WORDS:
                     catalog.raw(connection).execute(statement)
-            if not vectors_are_whole or kinds - {"words", "cells", "missing"}:
+            if not vectors_are_whole or kinds - {"words", "ivf", "missing"}:
                 writer.rewrite()
             writer.mend()
             writer.compact(only_if="short")
@@ -219,7 +219,7 @@ def _opened(path: Path, scratch: Path) -> sqlite3.Connection:
         connection.close()
     raise DamageError(
         f"{path}: too little is left of the catalog to repair it; move the folder away, and "
-        "'mmsearch restore' a backup or index anew"
+        "'mmsearch restore' a backup or index the folders again"
     )
 
 
@@ -357,7 +357,7 @@ def _tidy(target: sqlite3.Connection) -> None:
     if space is None and target.execute("SELECT 1 FROM media LIMIT 1").fetchone():
         raise DamageError(
             "the catalog does not tell any more which model its vectors are of; move the folder "
-            "away, and 'mmsearch restore' a backup or index anew"
+            "away, and 'mmsearch restore' a backup or index the folders again"
         )
 
 

@@ -126,7 +126,7 @@ class Store:
                     except FileNotFoundError as error:
                         raise DamageError(
                             f"{self.folder}: a vector file is missing; run 'mmsearch repair', "
-                            "which writes it anew from the catalog"
+                            "which writes it again from the catalog"
                         ) from error
 
                 try:
@@ -259,7 +259,7 @@ def refuse_orphans(folder: Path) -> None:
     if (folder / MARKER).is_file() and any((folder / VECTORS).glob("*.faiss")):
         raise DamageError(
             f"{folder}: the catalog of this index is gone; move the folder away and 'mmsearch "
-            "restore' a backup, or delete its folder 'vectors' to begin anew"
+            "restore' a backup, or delete its folder 'vectors' to begin again"
         )
 
 

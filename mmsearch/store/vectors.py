@@ -1,7 +1,7 @@
 """The vectors of one tower as of one revision of the catalog.
 
-The snapshot holds the bulk, the tail what was committed after it, and tombstones hide what was
-removed since. Opening costs in proportion to the tail, not to the snapshot.
+The snapshot holds the bulk, the delta what was committed after it, and tombstones hide what was
+removed since. Opening costs in proportion to the delta, not to the snapshot.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mmsearch.types import Ids, Vectors
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from mmsearch.store.approximate import ApproximateIndex
     from mmsearch.store.faiss_index import FaissIndex
+    from mmsearch.store.ivf_index import IvfIndex
 
 #: Smaller snapshots are searched exactly, which is quick enough (docs/performance.md).
-APPROXIMATE_FROM = 100_000
+IVF_FROM = 100_000
 _SAMPLE = 1024
 
 
@@ -41,11 +41,11 @@ class VectorView:
     generation: int
     snapshot: FaissIndex | None
     folder: Path
-    cells: tuple[Path, bytes] | None
-    """The file of cells over the snapshot and its checksum, if there is one."""
+    ivf_file: tuple[Path, bytes] | None
+    """The inverted lists over the snapshot and its checksum, if there is one."""
     last_embedding: int
     """The newest embedding that is in here."""
-    tail: ExactIndex
+    delta: ExactIndex
     hidden: Ids
     """Removed items, sorted."""
 
@@ -68,53 +68,53 @@ class VectorView:
             generation=row.generation if row else 0,
             snapshot=snapshot,
             folder=folder,
-            cells=None,
+            ivf_file=None,
             last_embedding=row.last_embedding_id if row else 0,
-            tail=empty,
+            delta=empty,
             hidden=np.empty(0, dtype=np.int64),
         )
         return view.advanced(queries)
 
     def advanced(self, queries: Queries) -> VectorView:
         """This view with what was committed since; the snapshot must be the same."""
-        last, tail = self.last_embedding, self.tail
+        last, delta = self.last_embedding, self.delta
         for newest, ids, vectors in queries.embeddings_after(self.tower, last):
-            last, tail = newest, tail.extended(ids, vectors)
+            last, delta = newest, delta.extended(ids, vectors)
         hidden = np.sort(queries.tombstones(self.tower))
         row = queries.snapshot_of(self.tower)
-        cells = (self.folder / cells_of(row.file), row.ivf) if row and row.ivf else None
+        ivf_file = (self.folder / ivf_name(row.file), row.ivf) if row and row.ivf else None
         view = replace(
             self,
             revision=queries.revision(),
-            cells=cells,
+            ivf_file=ivf_file,
             last_embedding=last,
-            tail=tail,
+            delta=delta,
             hidden=hidden,
         )
-        if cells == self.cells and "quick" in vars(self):
-            vars(view)["quick"] = self.quick  # opened, and looked at in full
+        if ivf_file == self.ivf_file and "ivf" in vars(self):
+            vars(view)["ivf"] = self.ivf  # opened, and looked at in full
         return view
 
     @cached_property
-    def quick(self) -> ApproximateIndex | None:
-        """The cells, once they are made and a search has a use for them."""
-        if self.cells is None or self.snapshot is None:
+    def ivf(self) -> IvfIndex | None:
+        """The inverted lists, once they are made and a search has a use for them."""
+        if self.ivf_file is None or self.snapshot is None:
             return None
-        from mmsearch.store.approximate import ApproximateIndex
+        from mmsearch.store.ivf_index import IvfIndex
 
         try:
-            return ApproximateIndex.open(self.cells[0], self.snapshot, self.cells[1])
+            return IvfIndex.open(self.ivf_file[0], self.snapshot, self.ivf_file[1])
         except (FileNotFoundError, DamageError):
             # The exact vectors answer as well, only later.
-            log.warning("%s: missing or damaged; the next 'mmsearch index' makes it anew",
-                        self.cells[0])  # fmt: skip
+            log.warning("%s: missing or damaged; the next 'mmsearch index' makes it again",
+                        self.ivf_file[0])  # fmt: skip
             return None
 
     @cached_property
     def sample(self) -> Vectors:
         """Up to 1,024 of the vectors, evenly spaced: what scores are compared with."""
         parts: list[VectorIndex] = (
-            [self.tail] if self.snapshot is None else [self.snapshot, self.tail]
+            [self.delta] if self.snapshot is None else [self.snapshot, self.delta]
         )
         total = sum(map(len, parts))
         there = np.arange(total)
@@ -123,8 +123,8 @@ class VectorView:
             there = np.flatnonzero(~np.isin(ids, self.hidden))
         places = np.linspace(0, max(0, len(there) - 1), min(_SAMPLE, len(there)))
         rows = there[np.unique(places.astype(np.int64))]
-        older = total - len(self.tail)
-        found = [self.tail.vectors_at(rows[rows >= older] - older)]
+        older = total - len(self.delta)
+        found = [self.delta.vectors_at(rows[rows >= older] - older)]
         if self.snapshot is not None:
             found.insert(0, self.snapshot.vectors_at(rows[rows < older]))
         return np.concatenate(found)
@@ -132,10 +132,10 @@ class VectorView:
     def search(
         self, queries: Vectors, k: int, among: Ids | None, *, exact: bool = False
     ) -> list[Found]:
-        """The best k items of each query, over snapshot and tail together."""
+        """The best k items of each query, over snapshot and delta together."""
         without = self.hidden if len(self.hidden) else None
-        answers = self.tail.search(queries, k, among=among, without=without)
-        older = self.snapshot if exact or self.quick is None else self.quick
+        answers = self.delta.search(queries, k, among=among, without=without)
+        older = self.snapshot if exact or self.ivf is None else self.ivf
         if older is None:
             return answers
         found = older.search(queries, k, among=among, without=without)
@@ -144,8 +144,8 @@ class VectorView:
     def vectors_of(self, ids: Ids) -> tuple[Ids, Vectors]:
         """Those of some items (sorted) that are in here, and their vectors (n, dim)."""
         ids = ids[~np.isin(ids, self.hidden)] if len(self.hidden) else ids
-        newer = np.flatnonzero(np.isin(self.tail.ids, ids))
-        found = [(self.tail.ids[newer], self.tail.vectors_at(newer))]
+        newer = np.flatnonzero(np.isin(self.delta.ids, ids))
+        found = [(self.delta.ids[newer], self.delta.vectors_at(newer))]
         if self.snapshot is not None:
             rows = self.snapshot.rows_of(ids)
             found.insert(0, (self.snapshot.ids[rows], self.snapshot.vectors_at(rows)))
@@ -155,9 +155,9 @@ class VectorView:
         )
 
 
-def cells_of(file: str) -> str:
-    """The name of the cells over a snapshot, by that of its file."""
-    return f"{file}.cells"
+def ivf_name(file: str) -> str:
+    """The name of the inverted lists over a snapshot, by that of its file."""
+    return f"{file}.cells"  # its name since format 4
 
 
 def _merged(first: Found, second: Found, k: int) -> Found:

@@ -18,7 +18,7 @@ from mmsearch.store.queries import Queries, vectors_from
 from mmsearch.store.rows import SnapshotRow, TowerRow, decoding, is_sound
 from mmsearch.store.store import VECTORS, Store
 from mmsearch.store.triggers import COLUMNS, SEGMENT
-from mmsearch.store.vectors import cells_of
+from mmsearch.store.vectors import ivf_name
 from mmsearch.store.writer import is_whole
 from mmsearch.types import Damage, Verified
 
@@ -53,7 +53,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
                 found, seen, now = _look(store, deep=deep)
         except DamageError as error:
             found, seen, now = Verified(0, 0, deep, (_catalog(error.reason),)), 0, 0
-        files = any(damage.kind in ("snapshot", "cells") for damage in found.damages)
+        files = any(damage.kind in ("snapshot", "ivf") for damage in found.damages)
         if not files or seen == now:
             break  # else a writer may have taken away what the transaction still knew of
     return replace(found, seconds=time.perf_counter() - started)
@@ -165,14 +165,14 @@ class _Look:
         if not is_whole(path, row, tower.dim):
             yield Damage("snapshot", f"{row.file}: missing, or not as it was written")
             return
-        if row.ivf is not None and not (self._folder / cells_of(row.file)).is_file():
-            yield Damage("cells", f"{cells_of(row.file)}: missing; searches are slower")
+        if row.ivf is not None and not (self._folder / ivf_name(row.file)).is_file():
+            yield Damage("ivf", f"{ivf_name(row.file)}: missing; searches are slower")
         if self._deep:
             yield from self._deep_snapshot(tower, row)
 
     def _deep_snapshot(self, tower: TowerRow, row: SnapshotRow) -> Iterator[Damage]:
-        from mmsearch.store.approximate import ApproximateIndex
         from mmsearch.store.faiss_index import FaissIndex
+        from mmsearch.store.ivf_index import IvfIndex
 
         try:
             index = FaissIndex.open(self._folder / row.file, row.checksum)
@@ -182,9 +182,9 @@ class _Look:
             return
         try:
             if row.ivf is not None:
-                ApproximateIndex.open(self._folder / cells_of(row.file), index, row.ivf)
+                IvfIndex.open(self._folder / ivf_name(row.file), index, row.ivf)
         except (FileNotFoundError, DamageError):
-            yield Damage("cells", f"{cells_of(row.file)}: not what was written")
+            yield Damage("ivf", f"{ivf_name(row.file)}: not what was written")
         yield from self._compared(tower, row, index)
 
     def _compared(self, tower: TowerRow, row: SnapshotRow, index: FaissIndex) -> Iterator[Damage]:

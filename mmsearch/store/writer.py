@@ -15,15 +15,15 @@ from mmsearch.store.catalog import Catalog
 from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
 from mmsearch.store.paths import canonical, join, relative
 from mmsearch.store.rows import RootRow, SnapshotRow, SpaceRow, TowerRow
-from mmsearch.store.vectors import APPROXIMATE_FROM, cells_of
+from mmsearch.store.vectors import IVF_FROM, ivf_name
 from mmsearch.types import IMAGE, TEXT, EncoderSpec, Ids, Vectors
 
 if TYPE_CHECKING:
-    from mmsearch.store.approximate import ApproximateIndex
     from mmsearch.store.faiss_index import FaissIndex
+    from mmsearch.store.ivf_index import IvfIndex
     from mmsearch.store.mutations import Change
 
-#: A tail this long is folded in at once, and at the end of a run the shorter one is. The share
+#: A delta this long is folded in at once, and at the end of a run the shorter one is. The share
 #: keeps the work of folding in proportion to what was added.
 _LONG_TAIL, _SHORT_TAIL, _TAIL_SHARE = 8192, 1024, 0.1
 
@@ -137,17 +137,17 @@ class Writer:
         return len(chosen)
 
     def compact(self, *, only_if: str = "always") -> None:
-        """Writes new snapshots. `only_if`: "always", or where the tail is "short" or "long"."""
+        """Writes new snapshots. `only_if`: "always", or where the delta is "short" or "long"."""
         for tower, row, waiting in self._loads():
             held = row.vectors if row else 0
             least = {"always": 1, "short": _SHORT_TAIL, "long": _LONG_TAIL}[only_if]
             if waiting >= (least if only_if == "always" else max(least, held * _TAIL_SHARE)):
                 self._write_snapshot(tower, row)
         if only_if != "long":  # in the midst of a run they would be made again and again
-            self._make_cells()
+            self._make_ivf()
 
     def rewrite(self) -> None:
-        """Writes all snapshots anew."""
+        """Writes all snapshots again."""
         for tower, row, _ in self._loads():
             if row is not None:
                 self._write_snapshot(tower, row)
@@ -160,7 +160,7 @@ class Writer:
             if row is not None and not is_whole(self._folder / row.file, row, tower.dim):
                 self._write_snapshot(tower, row)
         files = [row.file for _, row, _ in self._loads() if row is not None]
-        named = {*files, *map(cells_of, files)}
+        named = {*files, *map(ivf_name, files)}
         for path in self._folder.iterdir():
             if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
@@ -206,24 +206,24 @@ class Writer:
         if old is not None and old.file != name:
             (self._folder / old.file).unlink(missing_ok=True)
 
-    def _make_cells(self) -> None:
-        """Makes the cells of large snapshots that have none yet."""
+    def _make_ivf(self) -> None:
+        """Makes the inverted lists of large snapshots that have none yet."""
         loads = self._loads()
         for tower, row, _ in loads:
-            if row is None or row.vectors < APPROXIMATE_FROM:
+            if row is None or row.vectors < IVF_FROM:
                 continue
-            from mmsearch.store.approximate import TRIAL, ApproximateIndex
             from mmsearch.store.faiss_index import FaissIndex
+            from mmsearch.store.ivf_index import TRIAL, IvfIndex
 
-            path = self._folder / cells_of(row.file)
+            path = self._folder / ivf_name(row.file)
             exact = FaissIndex.open(self._folder / row.file, row.checksum)
             try:
                 if row.ivf is not None:
-                    ApproximateIndex.open(path, exact, row.ivf)
+                    IvfIndex.open(path, exact, row.ivf)
                     continue
             except (FileNotFoundError, DamageError):
-                pass  # made anew
-            names = cells_of(f"{tower.space_id}-{tower.key}-*.faiss")
+                pass  # made again
+            names = ivf_name(f"{tower.space_id}-{tower.key}-*.faiss")
             older = sorted(other for other in self._folder.glob(names) if other != path)
             # What asks is of another kind: a text for an image, an image for a caption.
             opposite = IMAGE if tower.modality == TEXT else TEXT
@@ -233,14 +233,14 @@ class Writer:
                 asking = [stored.some_vectors(one, TRIAL) for one in asks]
             asking = [one for one in asking if len(one) >= TRIAL // 2]
             queries = asking[0] if asking else None
-            cells = ApproximateIndex.build(exact, queries, older[-1] if older else None)
-            checksum = self._keep(cells, path)
+            ivf = IvfIndex.build(exact, queries, older[-1] if older else None)
+            checksum = self._keep(ivf, path)
             with self.change() as change:
                 change.set_ivf(tower, checksum)
             for other in older:
                 other.unlink(missing_ok=True)
 
-    def _keep(self, index: FaissIndex | ApproximateIndex, path: Path) -> bytes:
+    def _keep(self, index: FaissIndex | IvfIndex, path: Path) -> bytes:
         """Saves an index: it appears whole under its name, or not at all; its checksum."""
         draft = draft_of(path)
         try:

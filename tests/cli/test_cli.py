@@ -113,7 +113,7 @@ def test_fusions_are_measured_against_each_other(index):
     for arguments, message in (
         (("--fusion", "auto"), "one of the others"),
         (("--fusion", "mean"), "--fusion is one of auto, image"),
-        (("--fusion", "learned"), "train fusion"),
+        (("--fusion", "trained"), "train fusion"),
         (("--fusion", "sum", "--html", "x"), "do not go with --fusion"),
     ):
         assert message in run("bench", "--index", index, *arguments, code=2).stderr
@@ -124,11 +124,11 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
     own = tmp_path / "index"
     shutil.copytree(index, own)
     told = run("train", "fusion", "--index", own, "--keep").stdout
-    assert "learned from 10 held-out captions, measured on 10 of other images" in told
+    assert "trained on 10 held-out captions, measured on 10 of other images" in told
     assert "weights: image 0." in told
     hit = json.loads(run("search", "a red circle", "--index", own, "-k", 1, "--json").stdout)
     learned = run(
-        "search", "a red circle", "--index", own, "-k", 1, "--json", "--fusion", "learned"
+        "search", "a red circle", "--index", own, "-k", 1, "--json", "--fusion", "trained"
     )
     assert json.loads(learned.stdout) == hit
     equal = run("search", "a red circle", "--index", own, "-k", 1, "--json", "--fusion", "sum")
@@ -142,16 +142,16 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
 
 @pytest.mark.slow
 def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_path, monkeypatch):
-    from mmsearch.learning import compose
-    from mmsearch.search import learned
+    from mmsearch.search import trained
+    from mmsearch.training import compose
 
-    monkeypatch.setattr(learned, "BUNDLED", tmp_path)  # where nothing lies
+    monkeypatch.setattr(trained, "BUNDLED", tmp_path)  # where nothing lies
     for name, value in {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60}.items():
         monkeypatch.setattr(compose, name, value)
     own = tmp_path / "index"
     shutil.copytree(index, own)
     ask = ("search", "but in blue", "--image", gallery / "00.png", "--index", own, "--json")
-    added = run(*ask, "--compose", "late").stdout
+    added = run(*ask, "--compose", "sum").stdout
     told = run("train", "compose", "--index", own).stdout
     assert "all drawn scenes  60 " in told
     assert "not kept" in told  # so few steps teach next to nothing
@@ -167,7 +167,7 @@ def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_pat
     for arguments, message in (
         ((*weighted, "--compose", "early"), "one --image and one text"),
         (("search", "blue", "--index", own, "--compose", "early"), "one --image and one text"),
-        ((*ask, "--compose", "soon"), "--compose is one of auto, early, late"),
+        ((*ask, "--compose", "soon"), "--compose is one of auto, early, sum"),
         (("train", "compose", "--images", gallery, "--index", own), "goes with a DATASET"),
     ):
         assert message in run(*arguments, code=2).stderr
@@ -176,7 +176,7 @@ def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_pat
 
 @pytest.mark.slow
 def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypatch):
-    from mmsearch.learning import compose
+    from mmsearch.training import compose
 
     changes = {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60, "_MARGIN": 100}
     for name, value in changes.items():
@@ -194,12 +194,12 @@ def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypa
     assert 15 < last["queries"] <= 20  # the captions of ten; those of some scenes are equal
     ask = ("search", "but in blue", "--image", photos / "000.png", "--index", own, "--json")
     assert run(*ask).stdout == run(*ask, "--compose", "early").stdout
-    assert run(*ask).stdout != run(*ask, "--compose", "late").stdout
+    assert run(*ask).stdout != run(*ask, "--compose", "sum").stdout
     monkeypatch.setattr(compose, "_MARGIN", -100)
     told = run("train", "compose", photos, "--index", own, "--keep").stdout
     assert "all photos" in told
     assert "not used unasked" in told
-    assert run(*ask).stdout == run(*ask, "--compose", "late").stdout
+    assert run(*ask).stdout == run(*ask, "--compose", "sum").stdout
 
 
 @pytest.mark.slow
@@ -222,10 +222,10 @@ def test_patches_are_kept_and_dropped(gallery, tmp_path):
 
 @pytest.mark.slow
 def test_ranking_again_is_learned_searched_with_and_measured(gallery, index, tmp_path, monkeypatch):
-    from mmsearch.learning import rerank
-    from mmsearch.search import learned
+    from mmsearch.search import trained
+    from mmsearch.training import rerank
 
-    monkeypatch.setattr(learned, "BUNDLED", tmp_path)  # where nothing lies
+    monkeypatch.setattr(trained, "BUNDLED", tmp_path)  # where nothing lies
     monkeypatch.setattr(rerank, "VIEWS", 1)
     monkeypatch.setitem(rerank.RECIPES, "attention", rerank.Recipe(epochs=1, batch=16, alike=2))
     own, photos = tmp_path / "index", tmp_path / "photos"
@@ -238,8 +238,8 @@ def test_ranking_again_is_learned_searched_with_and_measured(gallery, index, tmp
     assert "train rerank" in run(*ask, "--rerank", 5, code=2).stderr
     train = ("train", "rerank", photos, "--index", own, "--kind", "attention")
     told = run(*train).stdout
-    assert " captions of photos that were not learned from" in told
-    for part in ("first", "second look", "popularity", "match"):
+    assert " captions of photos that were not trained on" in told
+    for part in ("first", "test-time augmentation", "hubness", "match"):
         assert f"\n{part} " in told
     found = json.loads(run(*train, "--keep", "--json").stdout)
     assert found["kept"]

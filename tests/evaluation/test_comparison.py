@@ -13,12 +13,12 @@ from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison as measuring
 from mmsearch.evaluation.ranking import NOT_FOUND, Difference, metrics_of
 from mmsearch.ingest.plan import make_plan, scopes_of
-from mmsearch.learning.fusion import learn_fusion
 from mmsearch.search.fusion import fuse
 from mmsearch.search.rerank import Mix, Reranker
-from mmsearch.search.searcher import Learned
+from mmsearch.search.searcher import Trained
 from mmsearch.store.mutations import NewCaption
 from mmsearch.store.store import Store
+from mmsearch.training.fusion import train_weights
 from mmsearch.types import Query, Term
 
 COUNT = 48
@@ -148,20 +148,19 @@ def test_a_report_says_whether_a_difference_is_real(store):
     assert measuring.verdict(Difference(-1, -2, -0.5)) == "worse"
 
 
-class Corners:
-    """A matcher that tells pictures apart: by their first patch."""
-
-    def __call__(self, tokens, patches):
-        return (patches[:, 0] @ tokens.sum(axis=0)).astype(np.float32)
+def corners(tokens, patches, vectors, captions):
+    """Tells pictures apart by their first patch; of all of them captions know as much."""
+    del captions
+    return (patches[:, 0] @ tokens.sum(axis=0)).astype(np.float32), np.zeros(len(vectors))
 
 
 def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
     asked = measuring.hold_out(store, 0)
     assert len(asked) == 3 * COUNT - 2
     assert store.status().captions == 0
-    reranker = Reranker(Corners(), np.eye(16, dtype=np.float32), Mix(0.5, 0.5))
+    reranker = Reranker(corners, np.eye(16, dtype=np.float32), Mix(0.5, 0.5))
     local = FakeLocal()
-    learned = Learned(reranker=lambda: reranker)
+    learned = Trained(reranker=lambda: reranker)
     searcher = searcher_over(store, FakeEncoder(), learned, lambda: local, lambda: DECODERS)
     plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)])
     assert (plain.name, again.name) == ("image", "image, rerank 7")
@@ -188,13 +187,13 @@ def test_weights_are_learned_for_what_tells_images_apart(store):
     asked = measuring.hold_out(store, 1)
     searcher = searcher_over(store, FakeEncoder())
     evidences = [found for _, _, found in measuring.candidates_of(searcher, asked)]
-    found = learn_fusion(evidences, asked)
+    found = train_weights(evidences, asked)
     assert found.weights.words > 0.5
     assert sum(vars(found.weights).values()) == pytest.approx(1)
-    assert found.learned_from + found.measured_on == COUNT
-    assert learn_fusion(evidences, asked).weights == found.weights
+    assert found.trained_on + found.measured_on == COUNT
+    assert train_weights(evidences, asked).weights == found.weights
     ranks = [
-        measuring.rank_in(one, fuse(one, "learned", found.weights), held.media)
+        measuring.rank_in(one, fuse(one, "trained", found.weights), held.media)
         for one, held in zip(evidences, asked, strict=True)
     ]
     assert np.mean(np.array(ranks) == 1) > 0.9
@@ -205,4 +204,4 @@ def test_too_few_captions_teach_nothing(store):
     found = measuring.candidates_of(searcher_over(store, FakeEncoder()), asked)
     evidences = [evidence for _, _, evidence in found]
     with pytest.raises(UsageError, match="at least 10 are needed"):
-        learn_fusion(evidences, asked)
+        train_weights(evidences, asked)

@@ -14,7 +14,7 @@ from mmsearch.errors import UsageError
 from mmsearch.ingest import files
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.jobs.runner import BATCH
-from mmsearch.media import isolated
+from mmsearch.media import sandbox
 from mmsearch.store import queries as queries_module
 from mmsearch.store.store import Store
 
@@ -73,7 +73,7 @@ def test_a_folder_is_taken_in_and_found(run, store, encoder, photos):
 
 def test_a_second_run_over_an_unchanged_folder_opens_no_file(run, photos, monkeypatch):
     run(photos)
-    monkeypatch.setattr(isolated.Decoders, "open", lambda self, path: 1 / 0)
+    monkeypatch.setattr(sandbox.Decoders, "open", lambda self, path: 1 / 0)
     assert counts(run(photos)) == {"unchanged": 6}
 
 
@@ -106,7 +106,7 @@ def test_a_moved_file_keeps_its_id_and_is_not_decoded(run, store, encoder, photo
     run(photos)
     before = _ids_by_path(store)
     (photos / "red.png").rename(photos / "more" / "scarlet.png")
-    monkeypatch.setattr(isolated.OpenFile, "read", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(sandbox.OpenFile, "read", lambda *a, **k: 1 / 0)
     assert counts(run(photos)) == {"unchanged": 5, "moved": 1}
     after = _ids_by_path(store)
     assert set(after[1]) == set(before[1])
@@ -150,7 +150,7 @@ def test_a_touched_file_without_exif_gets_the_new_date(run, store, photos):
 def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos, monkeypatch):
     run(photos)
     shutil.copy(photos / "red.png", photos / "copy.png")
-    monkeypatch.setattr(isolated.OpenFile, "read", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(sandbox.OpenFile, "read", lambda *a, **k: 1 / 0)
     assert counts(run(photos)) == {"added": 1, "unchanged": 6}
     assert encoder.images_encoded == 6
 
@@ -384,7 +384,7 @@ def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, monk
     (photos / "bad.png").write_bytes(b"nothing")
     run(photos)
     with monkeypatch.context() as patch:
-        patch.setattr(isolated.Decoders, "open", lambda self, path: 1 / 0)
+        patch.setattr(sandbox.Decoders, "open", lambda self, path: 1 / 0)
         report = run(photos)
     assert (report.failed, report.known_bad, report.unchanged) == (0, 1, 6)
     paint(photos / "bad.png", "red", mark=9)
@@ -408,7 +408,7 @@ def test_a_picture_that_becomes_bad_is_no_longer_found(run, store, photos):
 
 
 def unreadable(_decoders, process, _path):
-    return isolated.OpenFile(process, 0.0, isolated.NEVER, b"", "cannot be read: EIO", 0, "image")
+    return sandbox.OpenFile(process, 0.0, sandbox.NEVER, b"", "cannot be read: EIO", 0, "image")
 
 
 def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
@@ -417,7 +417,7 @@ def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
     run(photos)
     os.utime(photos / "red.png", ns=(1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(isolated.Decoders, "_read", unreadable)
+        patch.setattr(sandbox.Decoders, "_read", unreadable)
         assert counts(run(photos)) == {"unchanged": 5, "failed": 1}
     assert "red.png" in paths_in(store, photos)
     assert counts(run(photos)) == {"unchanged": 6}

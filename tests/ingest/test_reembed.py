@@ -302,12 +302,12 @@ def patches(monkeypatch, encoders):
     """Models that have patches, by name."""
     having = {"one", "other"}
 
-    def local_of(self, spec):
+    def patch_encoder_of(self, spec):
         if spec.model not in having:
             raise UsageError("a model whose patches cannot be read")
         return FakeLocal(encoders[spec.model])
 
-    monkeypatch.setattr(EncoderProvider, "local_of", local_of)
+    monkeypatch.setattr(EncoderProvider, "patch_encoder_of", patch_encoder_of)
     return having
 
 

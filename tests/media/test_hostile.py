@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mmsearch import Engine
 from mmsearch.cli.app import app
 from mmsearch.errors import DecodeError
-from mmsearch.media.isolated import Decoders
+from mmsearch.media.sandbox import Decoders
 
 pytestmark = pytest.mark.slow
 

@@ -125,17 +125,17 @@ def test_each_fusion_ranks_by_what_it_names():
     np.testing.assert_array_equal(fuse(held, "caption", None), held.caption)
     np.testing.assert_array_equal(fuse(held, "words", None), [np.nan, 3, np.nan])
     only_image = Weights(1, 0, 0)
-    assert np.argmax(fuse(held, "learned", only_image)) == 0
-    np.testing.assert_allclose(fuse(held, "learned", EQUAL), fuse(held, "sum", None))
+    assert np.argmax(fuse(held, "trained", only_image)) == 0
+    np.testing.assert_allclose(fuse(held, "trained", EQUAL), fuse(held, "sum", None))
     with pytest.raises(UsageError, match="train fusion"):
-        fuse(held, "learned", None)
+        fuse(held, "trained", None)
 
 
 def test_an_image_counts_in_full_where_it_is_all_there_is():
     """Also where captions are all that counts."""
     held = evidence([0.5, 0.5], [np.nan, 0.7], [np.nan, 0], best=0)
-    np.testing.assert_allclose(fuse(held, "learned", Weights(0, 1, 0)), [3 + BARE, 1], atol=1e-4)
-    np.testing.assert_allclose(fuse(held, "learned", Weights(0, 0, 1)), [3 + BARE, 2])
+    np.testing.assert_allclose(fuse(held, "trained", Weights(0, 1, 0)), [3 + BARE, 1], atol=1e-4)
+    np.testing.assert_allclose(fuse(held, "trained", Weights(0, 0, 1)), [3 + BARE, 2])
 
 
 def test_weights_are_kept_for_the_space_that_they_were_learned_in(tmp_path):
@@ -151,5 +151,5 @@ def test_weights_are_kept_for_the_space_that_they_were_learned_in(tmp_path):
                 json.dumps({**document, "weights": {"image": 2, "caption": -1, "words": 0}}),
                 json.dumps(document).replace("0.5", "NaN")):  # fmt: skip
         (tmp_path / "fusion.json").write_text(bad)
-        with pytest.raises(UsageError, match="learn the weights anew"):
+        with pytest.raises(UsageError, match="train the weights again"):
             read_weights(tmp_path, "x")

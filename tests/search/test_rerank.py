@@ -1,4 +1,4 @@
-"""Re-ranking: NumPy against torch, the parts by hand, the file, and what a search does with it."""
+"""Re-ranking: OpenVINO against torch, the parts by hand, the file, and searches with it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fakes import (
     searcher_over,
     unit_vectors,
 )
-from safetensors.torch import save_file
 
-from mmsearch.encoders.local import Looks
+from mmsearch.encoders.openvino import Graph
+from mmsearch.encoders.patch_encoder import PatchEmbeddings
 from mmsearch.errors import DamageError, UsageError
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.plan import make_plan, scopes_of
@@ -27,10 +27,10 @@ from mmsearch.jobs.runner import Runner
 from mmsearch.networks.cross_attention import CrossAttention
 from mmsearch.networks.late_interaction import LateInteraction
 from mmsearch.search import rerank
-from mmsearch.search.matchers import matcher_of
 from mmsearch.search.rerank import FILE_NAME, Mix, Reranker, read_reranker
-from mmsearch.search.searcher import Learned
+from mmsearch.search.searcher import Trained
 from mmsearch.store.store import Store
+from mmsearch.training.rerank import export_scoring
 from mmsearch.types import Filter, Query, Term
 
 RNG = np.random.default_rng(8)
@@ -48,76 +48,80 @@ def made(kind):
     return network.eval()
 
 
-def weights_of(network):
-    return {name: value.detach().numpy() for name, value in network.state_dict().items()}
-
-
 @KINDS
-def test_numpy_computes_what_torch_computes(kind):
+def test_openvino_computes_what_torch_computes(kind):
     network = made(kind)
-    matcher = matcher_of(kind, weights_of(network), HEADS)
-    for length in (1, 7):
-        tokens, patches = unit_vectors(RNG, length), unit_vectors(RNG, 5 * 6).reshape(5, 6, DIM)
+    exported = export_scoring(network, DIM)
+    scoring = Graph(exported.graph, exported.weights)
+    captions = unit_vectors(RNG, 7)
+    for length, count in ((1, 1), (7, 5)):
+        tokens, vectors = unit_vectors(RNG, length), unit_vectors(RNG, count)
+        patches = unit_vectors(RNG, count * 6).reshape(count, 6, DIM)
         with torch.inference_mode():
             expected = network(
                 torch.from_numpy(tokens)[None],
                 torch.ones(1, length, dtype=torch.bool),
                 torch.from_numpy(patches),
             )[0].numpy()
-        found = matcher(tokens, patches)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        match, hubness = scoring(tokens, patches, vectors, captions)
+        assert match.dtype == np.float32
+        np.testing.assert_allclose(match, expected, atol=2e-5)
+        np.testing.assert_allclose(hubness, hubness_by_hand(vectors, captions), atol=1e-6)
 
 
-class Brightness:
-    """A matcher that can be followed by hand: the sum of the first patch and of the tokens."""
+def hubness_by_hand(vectors, captions):
+    return [np.log(np.mean([np.exp(20 * (v @ caption)) for caption in captions])) / 20
+            for v in vectors]  # fmt: skip
 
-    def __call__(self, tokens, patches):
-        return (patches[:, 0].sum(axis=1) + tokens.sum()).astype(np.float32)
+
+def brightness(tokens, patches, vectors, captions):
+    """Scores that can be followed by hand: the sum of the first patch and of the tokens."""
+    match = patches[:, 0].sum(axis=1) + tokens.sum()
+    return match.astype(np.float32), np.array(hubness_by_hand(vectors, captions), np.float32)
 
 
 def test_the_parts_are_what_they_are_called():
     captions, own, vectors = (unit_vectors(RNG, count) for count in (7, 3, 3))
     query, patches = unit_vectors(RNG, 1)[0], unit_vectors(RNG, 6).reshape(3, 2, DIM)
     texts = [(1.0, unit_vectors(RNG, 2)), (3.0, unit_vectors(RNG, 4))]
-    found = Reranker(Brightness(), captions, Mix(0, 0)).parts(
-        query, texts, own, Looks(vectors, patches)
+    found = Reranker(brightness, captions, Mix(0, 0)).parts(
+        query, texts, own, PatchEmbeddings(vectors, patches)
     )
     for row in range(3):
         seen = own[row] + vectors[row]
         seen = seen / np.sqrt((seen**2).sum())
         assert found.cosine[row] == pytest.approx(seen @ query, abs=1e-6)
-        near = np.mean([np.exp(20 * (seen @ caption)) for caption in captions])
-        assert found.popularity[row] == pytest.approx(np.log(near) / 20, abs=1e-6)
+        (hubness,) = hubness_by_hand([seen], captions)
+        assert found.hubness[row] == pytest.approx(hubness, abs=1e-6)
         both = [patches[row, 0].sum() + rows.sum() for _, rows in texts]
         assert found.match[row] == pytest.approx(0.25 * both[0] + 0.75 * both[1], abs=1e-5)
     mixed = Mix(0.5, 0.1).of(found)
-    np.testing.assert_allclose(mixed, found.cosine - 0.5 * found.popularity + 0.1 * found.match)
+    np.testing.assert_allclose(mixed, found.cosine - 0.5 * found.hubness + 0.1 * found.match)
 
 
-def test_popularity_counts_for_queries_like_the_captions(monkeypatch):
+def test_hubness_counts_for_queries_like_the_captions(monkeypatch):
     monkeypatch.setattr(rerank, "_NEAREST", 2)
     captions = unit_vectors(RNG, 6)
     query = unit_vectors(RNG, 1)
     cosines = sorted((captions @ query[0]).tolist())
     near = (cosines[-1] + cosines[-2]) / 2
     assert rerank.nearness(query, captions)[0] == pytest.approx(near, abs=1e-6)
-    looks = Looks(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
+    looks = PatchEmbeddings(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
 
-    def popularity(familiar):
-        made = Reranker(Brightness(), captions, Mix(1, 0), familiar)
-        return made.parts(query[0], [(1.0, query)], looks.vectors, looks).popularity
+    def hubness(familiar):
+        made = Reranker(brightness, captions, Mix(1, 0), familiar)
+        return made.parts(query[0], [(1.0, query)], looks.vectors, looks).hubness
 
-    whole = popularity((near - 0.2, near - 0.1))
+    whole = hubness((near - 0.2, near - 0.1))
     assert abs(whole).min() > 0
-    np.testing.assert_allclose(popularity((near - 0.1, near + 0.1)), 0.5 * whole, atol=1e-5)
-    assert (popularity((near + 0.1, near + 0.2)) == 0).all()
-    np.testing.assert_allclose(popularity((-1.0, -1.0)), whole)
+    np.testing.assert_allclose(hubness((near - 0.1, near + 0.1)), 0.5 * whole, atol=1e-5)
+    assert (hubness((near + 0.1, near + 0.2)) == 0).all()
+    np.testing.assert_allclose(hubness((-1.0, -1.0)), whole)
 
 
 def test_new_scores_stand_where_the_cosines_stood():
-    reranker = Reranker(Brightness(), unit_vectors(RNG, 7), Mix(1.0, 5.0))
-    looks = Looks(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
+    reranker = Reranker(brightness, unit_vectors(RNG, 7), Mix(1.0, 5.0))
+    looks = PatchEmbeddings(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
     own = unit_vectors(RNG, 3)
     parts = reranker.parts(own[0], [(1.0, unit_vectors(RNG, 2))], own, looks)
     cosines = np.array([0.1, 0.2, 0.4], np.float32)
@@ -129,17 +133,15 @@ def test_new_scores_stand_where_the_cosines_stood():
 # -- the file -----------------------------------------------------------------------------------
 
 
-def write(folder, kind="interaction", space="a", captions=None):
-    captions = unit_vectors(RNG, 9) if captions is None else captions
-    network = made(kind)
-    matcher = matcher_of(kind, weights_of(network), HEADS)
-    reranker = Reranker(matcher, captions, Mix(0.75, 1 / 60), (0.5, 0.6))
-    rerank.write_reranker(folder, kind, weights_of(network), HEADS, reranker, space)
+def write(folder, kind="interaction", space="a"):
+    captions, exported = unit_vectors(RNG, 9), export_scoring(made(kind), DIM)
+    reranker = Reranker(brightness, captions, Mix(0.75, 1 / 60), (0.5, 0.6))
+    rerank.write_reranker(folder, exported, reranker, space)
     return captions
 
 
 @KINDS
-def test_what_was_learned_is_kept_for_its_space_alone(tmp_path, kind):
+def test_a_reranker_is_kept_for_its_space_alone(tmp_path, kind):
     assert read_reranker(tmp_path, "a") is None
     captions = write(tmp_path, kind)
     assert read_reranker(tmp_path, "b") is None
@@ -148,8 +150,10 @@ def test_what_was_learned_is_kept_for_its_space_alone(tmp_path, kind):
     assert (found.mix, found.dim, found.familiar) == (Mix(0.75, 1 / 60), DIM, (0.5, 0.6))
     np.testing.assert_allclose(found.captions, captions, atol=1e-3)
     tokens, patches = unit_vectors(RNG, 3), unit_vectors(RNG, 8).reshape(2, 4, DIM)
-    expected = matcher_of(kind, weights_of(made(kind)), HEADS)(tokens, patches)
-    np.testing.assert_allclose(found.matcher(tokens, patches), expected, atol=0.05)
+    exported = export_scoring(made(kind), DIM)
+    inputs = tokens, patches, patches[:, 0], captions
+    expected = Graph(exported.graph, exported.weights)(*inputs)
+    np.testing.assert_array_equal(found.network(*inputs), expected)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 300, -1])
@@ -157,35 +161,8 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, keep):
     write(tmp_path)
     path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UsageError, match="delete it, or learn it anew"):
+    with pytest.raises(UsageError, match="delete it, or train it again"):
         read_reranker(tmp_path, "a")
-
-
-def test_files_of_other_programs_are_refused(tmp_path):
-    good = {name: torch.from_numpy(value) for name, value in weights_of(made("attention")).items()}
-    good["captions"] = torch.from_numpy(unit_vectors(RNG, 9))
-    remarks = {"version": "1", "space": "a", "kind": "attention", "heads": "2",
-               "popularity": "0.5", "match": "0.1", "familiar": "0 1"}  # fmt: skip
-    save_file(good, tmp_path / FILE_NAME, remarks)
-    assert read_reranker(tmp_path, "a") is not None
-    for place, (change, weights) in enumerate((
-        ({"version": "2"}, good),
-        ({"kind": "magic"}, good),
-        ({"kind": "interaction"}, good),
-        ({"heads": "5"}, good),
-        ({"popularity": "much"}, good),
-        ({"familiar": "0.5"}, good),
-        ({}, {**good, "out.weight": good["patch.weight"].clone()}),
-        ({}, {**good, "captions": torch.ones(2, DIM, dtype=torch.int32)}),
-        ({}, {**good, "captions": good["captions"][:, :5].contiguous()}),
-        ({}, {**good, "captions": torch.full((2, DIM), torch.nan)}),
-        ({}, {name: value for name, value in good.items() if name != "blocks.1.own.out.bias"}),
-    )):  # fmt: skip
-        folder = tmp_path / str(place)
-        folder.mkdir()
-        save_file(weights, folder / FILE_NAME, {**remarks, **change})
-        with pytest.raises(UsageError, match="delete it, or learn it anew"):
-            read_reranker(folder, "a")
 
 
 # -- searches -----------------------------------------------------------------------------------
@@ -213,9 +190,9 @@ def store(tmp_path, folder):
 
 
 def searcher_of(store, local, mix=Mix(0.5, 0.3)):  # noqa: B008 - it is frozen
-    reranker = Reranker(Brightness(), unit_vectors(np.random.default_rng(1), 30), mix)
+    reranker = Reranker(brightness, unit_vectors(np.random.default_rng(1), 30), mix)
     return searcher_over(
-        store, FakeEncoder(), Learned(reranker=lambda: reranker), lambda: local, lambda: DECODERS
+        store, FakeEncoder(), Trained(reranker=lambda: reranker), lambda: local, lambda: DECODERS
     )
 
 
@@ -239,7 +216,7 @@ def test_the_first_are_ranked_by_the_mix_and_only_they(store):
     found = ask(searcher, k=3, rerank=8, fusion="image")
     vector = searcher.embed(RED.terms)
     answer = searcher.rank(vector[None], "image", 8)[0]
-    seen, parts = searcher.second_looks(RED).parts(vector, RED.terms, answer.items)
+    seen, parts = searcher.patch_scorer(RED).parts(vector, RED.terms, answer.items)
     assert seen.tolist() == list(range(8))
     scores = Mix(0.5, 0.3).of(parts)
     best = np.argsort(-scores)[:3]
@@ -361,9 +338,9 @@ def test_pictures_do_not_ask_for_a_second_look(store, folder):
 def test_nothing_learned_or_for_another_width_is_told(store):
     with pytest.raises(UsageError, match="train rerank"):
         searcher_over(store, FakeEncoder()).search(Query(RED.terms, rerank=5))
-    narrow = Reranker(Brightness(), np.ones((3, 5), np.float32), Mix(0, 0))
+    narrow = Reranker(brightness, np.ones((3, 5), np.float32), Mix(0, 0))
     with pytest.raises(UsageError, match="takes vectors of 5 dimensions"):
-        searcher_over(store, FakeEncoder(), Learned(reranker=lambda: narrow)).search(
+        searcher_over(store, FakeEncoder(), Trained(reranker=lambda: narrow)).search(
             Query(RED.terms, rerank=5)
         )
 
@@ -374,7 +351,7 @@ def test_several_texts_match_by_their_weights_and_what_is_not_wanted_does_not(st
     vector = searcher.embed(RED.terms)
 
     def match(*terms):
-        return searcher.second_looks(RED).parts(vector, terms, items)[1].match
+        return searcher.patch_scorer(RED).parts(vector, terms, items)[1].match
 
     red, blue = match(Term(text="red")), match(Term(text="blue"))
     both = match(Term(text="red", weight=3.0), Term(text="blue"), Term(text="green", weight=-2))

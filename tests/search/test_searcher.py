@@ -11,7 +11,7 @@ from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.search import searcher as module
 from mmsearch.search.fusion import Weights
 from mmsearch.search.page import Section, Tile, render_page, tiles_of
-from mmsearch.search.searcher import Learned
+from mmsearch.search.searcher import Trained
 from mmsearch.store.store import Store
 from mmsearch.types import Filter, Query, Term
 
@@ -70,9 +70,9 @@ def test_what_auto_comes_to(searcher, store, encoder, photos, monkeypatch):
     assert searcher.fusion_of(Query((text,), min_score=0.2)) == "image"
     assert searcher.fusion_of(Query((Term(text="red", weight=-1),))) == "image"
     weights = Weights(0.2, 0.3, 0.5)
-    learned = searcher_over(store, encoder, Learned(weights=lambda: weights))
-    assert learned.fusion_of(Query((text,))) == "learned"
-    learned.search(Query((text,), fusion="learned"))
+    learned = searcher_over(store, encoder, Trained(weights=lambda: weights))
+    assert learned.fusion_of(Query((text,))) == "trained"
+    learned.search(Query((text,), fusion="trained"))
 
 
 def test_more_are_gathered_where_more_are_asked_for(searcher, monkeypatch):
@@ -86,7 +86,7 @@ def test_more_are_gathered_where_more_are_asked_for(searcher, monkeypatch):
         (Query((Term(text="red"),), to="caption", fusion="sum"), "--to image"),
         (Query((Term(text="red"),), min_score=0.1, fusion="rrf"), "a least score is a cosine"),
         (Query((Term(text="red", weight=-1),), fusion="words"), "needs a text"),
-        (Query((Term(text="red"),), fusion="learned"), "train fusion"),
+        (Query((Term(text="red"),), fusion="trained"), "train fusion"),
     ],
 )
 def test_a_fusion_that_does_not_go_with_the_query_is_refused(searcher, query, message):

@@ -17,7 +17,7 @@ from mmsearch import Engine
 from mmsearch.errors import DamageError, FormatError
 from mmsearch.store import catalog, schema
 from mmsearch.store.migrations import FORMAT_VERSION, MIGRATIONS, migrate
-from mmsearch.store.patches import pack_looks
+from mmsearch.store.patches import pack_patches
 from mmsearch.store.store import Store
 
 SPEC = FakeEncoder().spec
@@ -40,7 +40,7 @@ def fill(store, count=30, prefix=""):
             ]  # fmt: skip
         with writer.change() as change:
             change.record_failure(root.id, b"bad", 1, 2, "damaged")
-            looks = pack_looks(unit_vectors(RNG, 1), unit_vectors(RNG, 4)[None])
+            looks = pack_patches(unit_vectors(RNG, 1), unit_vectors(RNG, 4)[None])
             change.add_patches({ids[0]: looks[0]}, space)
         writer.compact()
         with writer.change() as change:

@@ -7,7 +7,7 @@ import pytest
 from fakes import DIM, FakeEncoder, new_media, root_at, unit_vectors
 
 from mmsearch.errors import DamageError
-from mmsearch.store.patches import pack_looks, unpack_looks
+from mmsearch.store.patches import pack_patches, unpack_patches
 from mmsearch.store.store import Store
 
 RNG = np.random.default_rng(4)
@@ -19,27 +19,27 @@ def some_looks(count, patches=5):
 
 def test_what_is_kept_is_near_to_what_was_seen():
     vectors, patches = some_looks(9)
-    kept = pack_looks(vectors, patches)
+    kept = pack_patches(vectors, patches)
     assert {len(one) for one in kept} == {2 * DIM + 5 * (2 + DIM)}
-    found = unpack_looks(kept, DIM)
+    found = unpack_patches(kept, DIM)
     assert [part.dtype for part in found] == [np.float32, np.float32]
     np.testing.assert_allclose(found[0], vectors, atol=1e-3)
     # Half a step of a signed byte, of which 127 are the largest number of a patch.
     steps = np.abs(patches).max(axis=2, keepdims=True) / 127
     assert (np.abs(found[1] - patches) <= steps * 0.51 + 1e-3).all()
-    assert pack_looks(*found) == kept
+    assert pack_patches(*found) == kept
 
 
 def test_a_patch_of_zeros_stays_one():
     vectors, patches = some_looks(1)
     patches[0, 2] = 0
-    assert (unpack_looks(pack_looks(vectors, patches), DIM)[1][0, 2] == 0).all()
+    assert (unpack_patches(pack_patches(vectors, patches), DIM)[1][0, 2] == 0).all()
 
 
 @pytest.mark.parametrize("kept", [[], [b"abc"], [bytes(2 * DIM)], [bytes(50), bytes(68)]])
 def test_something_else_is_refused(kept):
-    with pytest.raises(ValueError, match="look"):
-        unpack_looks(kept, DIM)
+    with pytest.raises(ValueError, match="patches"):
+        unpack_patches(kept, DIM)
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def store(tmp_path):
     store.close()
 
 
-def look_at(store, ids):
+def embed_patches(store, ids):
     with store.writer() as writer:
         space = writer.space_of(FakeEncoder().spec, "fp32")
-        packed = pack_looks(*some_looks(len(ids)))
+        packed = pack_patches(*some_looks(len(ids)))
         with writer.change() as change:
             change.add_patches(dict(zip(ids, packed, strict=True)), space)
     return packed
@@ -72,7 +72,7 @@ def patches_of(store, ids):
 
 def test_looks_go_with_their_picture(store):
     ids = store.contents().image_ids.tolist()
-    packed = look_at(store, ids[:3])
+    packed = embed_patches(store, ids[:3])
     kept, own = patches_of(store, ids)
     assert kept == dict(zip(ids, packed, strict=False))
     np.testing.assert_array_equal(own, store.contents().image_vectors)
@@ -92,7 +92,7 @@ def test_looks_go_with_their_picture(store):
 
 def test_a_picture_that_went_meanwhile_gets_none(store):
     ids = store.contents().image_ids.tolist()
-    look_at(store, [ids[0], 99])
+    embed_patches(store, [ids[0], 99])
     assert store.status().patches == 1
     with store.writer() as writer, writer.change() as change:
         change.remove_patches()

@@ -23,7 +23,7 @@ from mmsearch.errors import (
     UnreadableError,
     UsageError,
 )
-from mmsearch.store import approximate, catalog
+from mmsearch.store import catalog, ivf_index
 from mmsearch.store import writer as writer_module
 from mmsearch.store.mutations import NewCaption
 from mmsearch.store.rows import RootRow, under
@@ -622,13 +622,13 @@ def test_a_catalog_can_be_copied_while_it_is_open(store, tmp_path):
     other.close()
 
 
-# -- cells over a large snapshot ------------------------------------------------------------------
+# -- inverted lists over a large snapshot -------------------------------------------------------
 
 
 @pytest.fixture
 def large(store, monkeypatch):
     """A store whose 3,000 pictures count as many; returns it with its ids and vectors."""
-    monkeypatch.setattr(writer_module, "APPROXIMATE_FROM", 1000)
+    monkeypatch.setattr(writer_module, "IVF_FROM", 1000)
     vectors = unit_vectors(RNG, 3000)
     ids = np.array(fill(store, [f"{n:05}" for n in range(3000)], vectors))
     with store.writer() as writer:
@@ -640,7 +640,7 @@ def files_of(store):
     return sorted(path.name for path in (store.folder / "vectors").iterdir())
 
 
-def test_a_large_index_is_searched_through_cells_and_exactly_where_asked(large):
+def test_a_large_index_is_searched_through_inverted_lists_and_exactly_where_asked(large):
     store, ids, vectors = large
     assert files_of(store) == ["1-image-1.faiss", "1-image-1.faiss.cells"]
     kept = 0
@@ -652,7 +652,7 @@ def test_a_large_index_is_searched_through_cells_and_exactly_where_asked(large):
     assert 0.9 < kept / 400 <= 1
 
 
-def test_what_is_new_or_removed_beside_cells_is_seen(large):
+def test_what_is_new_or_removed_beside_inverted_lists_is_seen(large):
     store, ids, vectors = large
     added = unit_vectors(RNG, 2)
     new_ids = fill(store, ["new1", "new2"], added)
@@ -663,7 +663,7 @@ def test_what_is_new_or_removed_beside_cells_is_seen(large):
     assert ids_found(store, vectors[8], 1) == [int(ids[8])]
 
 
-def test_cells_go_with_their_snapshot(large):
+def test_inverted_lists_go_with_their_snapshot(large):
     store, *_ = large
     fill(store, ["new"], unit_vectors(RNG, 1))
     with store.writer() as writer:
@@ -674,7 +674,7 @@ def test_cells_go_with_their_snapshot(large):
     assert files_of(store) == ["1-image-2.faiss", "1-image-2.faiss.cells"]
 
 
-def test_cells_that_are_missing_cost_time_and_no_answer(large):
+def test_inverted_lists_that_are_missing_cost_time_and_no_answer(large):
     store, ids, vectors = large
     (store.folder / "vectors" / "1-image-1.faiss.cells").unlink()
     other = Store(store.folder)
@@ -685,13 +685,11 @@ def test_cells_that_are_missing_cost_time_and_no_answer(large):
     assert files_of(store) == ["1-image-1.faiss", "1-image-1.faiss.cells"]
 
 
-def test_a_kill_while_cells_are_made_leaves_none_behind(large, monkeypatch):
+def test_a_kill_while_inverted_lists_are_made_leaves_none_behind(large, monkeypatch):
     store, ids, vectors = large
     fill(store, ["new"], unit_vectors(RNG, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            approximate.ApproximateIndex, "save", lambda self, path: path.touch() or 1 / 0
-        )
+        patch.setattr(ivf_index.IvfIndex, "save", lambda self, path: path.touch() or 1 / 0)
         with pytest.raises(ZeroDivisionError), store.writer() as writer:
             writer.compact()
     assert ids_found(store, vectors[5], 1) == [int(ids[5])]
@@ -701,7 +699,9 @@ def test_a_kill_while_cells_are_made_leaves_none_behind(large, monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [500, None])
-def test_without_their_cells_searches_are_exact_until_they_are_made_anew(large, caplog, keep):
+def test_without_their_inverted_lists_searches_are_exact_until_they_are_made_anew(
+    large, caplog, keep
+):
     store, ids, vectors = large
     path = store.folder / "vectors" / "1-image-1.faiss.cells"
     path.write_bytes(path.read_bytes()[:keep]) if keep else path.unlink()
@@ -715,17 +715,17 @@ def test_without_their_cells_searches_are_exact_until_they_are_made_anew(large, 
     other.close()
 
 
-def test_a_reader_sees_cells_that_were_made_after_it_looked(store, monkeypatch):
+def test_a_reader_sees_inverted_lists_that_were_made_after_it_looked(store, monkeypatch):
     vectors = unit_vectors(RNG, 1500)
     fill(store, [f"{n:05}" for n in range(1500)], vectors)
     with store.writer() as writer:
         writer.compact()
     reader = Store(store.folder)
     ids_found(reader, vectors[0])
-    assert [view.quick for view in reader._views.values() if view.snapshot] == [None]
-    monkeypatch.setattr(writer_module, "APPROXIMATE_FROM", 1000)
+    assert [view.ivf for view in reader._views.values() if view.snapshot] == [None]
+    monkeypatch.setattr(writer_module, "IVF_FROM", 1000)
     with store.writer() as writer:
         writer.compact(only_if="short")
     ids_found(reader, vectors[0])
-    assert [view.quick is not None for view in reader._views.values() if view.snapshot] == [True]
+    assert [view.ivf is not None for view in reader._views.values() if view.snapshot] == [True]
     reader.close()

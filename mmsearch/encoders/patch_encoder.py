@@ -1,0 +1,132 @@
+"""A picture's patches and a text's tokens in a model's space, for re-ranking.
+
+They come from another view of the picture (test-time augmentation): larger, where the image tower
+takes any size, and mirrored. That view has a vector too; the mean of it and of the first finds
+more than either. Like a whole model, these towers are converted once and then run without torch;
+they lie in a folder `patches` beside the model's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.encoders.openvino import OpenVinoEncoder, compile_graph
+from mmsearch.encoders.tokenizer import lengths_of
+from mmsearch.types import Pixels, Preprocess, Vectors
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PatchEmbeddings:
+    """What n pictures are made of."""
+
+    vectors: Vectors
+    """(n, dim), of length 1."""
+    patches: NDArray[np.float32]
+    """(n, p, dim), each patch of length 1."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What n texts are made of."""
+
+    rows: NDArray[np.float32]
+    """(n, l, dim), each token of length 1."""
+    there: NDArray[np.bool_]
+    """(n, l); False where a row is padding."""
+
+
+class PatchEncoder:
+    """Runs the converted local towers of a model. Safe to call from several threads."""
+
+    def __init__(self, model: OpenVinoEncoder) -> None:
+        """Takes the model whose patch towers were converted by `export_patch_towers`."""
+        self._model = model
+        folder = patch_folder(model.folder)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self.spec = model.spec
+        self.preprocess: Preprocess = dataclasses.replace(
+            model.spec.preprocess, size=tuple(manifest["size"])
+        )
+        """How a picture is prepared for it."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._towers: dict[str, Any] = {}
+
+    def encode(self, pixels: Pixels) -> PatchEmbeddings:
+        """The patches of pictures, (n, height, width, 3), as `preprocess` has them."""
+        vectors, patches = self._run("patches", np.ascontiguousarray(pixels))
+        return PatchEmbeddings(vectors, patches)
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of texts, as far as the longest of them goes."""
+        ids = self._model.tokenize(texts)
+        lengths = lengths_of(ids)
+        there = np.arange(ids.shape[1]) < lengths[:, None]
+        longest = max(1, int(lengths.max(initial=1)))
+        (rows,) = self._run("tokens", ids)
+        return Tokens(rows[:, :longest], there[:, :longest])
+
+    def _run(self, tower: str, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
+        with self._lock:  # one request a tower; OpenVINO itself uses every core
+            if tower not in self._towers:
+                self._towers[tower] = self._compile(tower).create_infer_request()
+            found = self._towers[tower].infer([batch])
+            return [np.array(value, np.float32) for value in found.values()]
+
+    def _compile(self, tower: str) -> Any:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "CACHE_DIR": str(self._folder / "compiled"),
+        }
+        return compile_graph(self._folder / f"{tower}.xml", options)
+
+
+def patch_folder(model: Path) -> Path:
+    """Where the patch towers of a converted model lie."""
+    return model / "patches"
+
+
+def has_patch_towers(model: Path) -> bool:
+    """Whether the patch towers of a converted model were converted too."""
+    try:
+        manifest = json.loads((patch_folder(model) / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(manifest.get("version") == _VERSION)
+
+
+def write_patch_towers(model: Path, graphs: dict[str, Any], size: tuple[int, int]) -> None:
+    """Keeps converted patch towers beside a converted model, all or nothing."""
+    import openvino as ov
+
+    draft = Path(tempfile.mkdtemp(prefix=".patches-", dir=model))
+    try:
+        for name, graph in graphs.items():
+            ov.save_model(graph, draft / f"{name}.xml", compress_to_fp16=False)
+        manifest = {"version": _VERSION, "size": list(size)}
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        shutil.rmtree(patch_folder(model), ignore_errors=True)
+        os.replace(draft, patch_folder(model))
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def larger_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Nine sevenths of a size, in whole patches of `stride` pixels."""
+    height, width = (max(1, round(side * 9 / 7 / stride)) * stride for side in size)
+    return height, width

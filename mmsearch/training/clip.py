@@ -1,0 +1,374 @@
+"""Full contrastive training of an open_clip model by a recipe, stage by stage."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mmsearch.encoders.base import Encoder
+from mmsearch.encoders.registry import LICENCES, cached_files, name_of
+from mmsearch.errors import LabelsError, UsageError
+from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
+from mmsearch.training.card import Card, write_card
+from mmsearch.training.checkpoint import load_weights, save_weights, weights_remarks
+from mmsearch.training.distributed import from_first, require_same
+from mmsearch.training.embedding import embed_pictures, embed_texts
+from mmsearch.training.history import Entry
+from mmsearch.training.losses import ContrastiveLoss, Teacher
+from mmsearch.training.network import merge_state, save_model, start_network, tokenizer_of
+from mmsearch.training.recipe import DataTable, HeldOutTable, Recipe, Stage
+from mmsearch.training.runs import Place, check_room, run_folder
+from mmsearch.training.schedule import check_schedule
+from mmsearch.training.sets import LabelledFiles, keep_apart, read_set
+from mmsearch.training.trainer import Outcome, Setting, Trainer, check_run
+from mmsearch.training.validation import LEAST, Validation, recall_line, validate
+from mmsearch.training.views import (
+    Pictures,
+    Prefix,
+    Transform,
+    compute_views,
+    plain_transform,
+    preprocess_of,
+    split_network,
+    training_transform,
+)
+from mmsearch.training.words import carry_meanings
+from mmsearch.types import Notify, OnProgress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipReport:
+    """What came of a run: where the model is, and its recalls in percent."""
+
+    folder: Path
+    validation: dict[str, float]
+    test: dict[str, float] | None
+
+
+def train_clip(
+    recipe: Recipe,
+    place: Place,
+    *,
+    open_model: Callable[[str], Encoder],
+    restart: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+    notify: Notify = log.info,
+) -> ClipReport:
+    """Trains a model by a recipe into `place.folder`; a stopped run resumes.
+
+    Args:
+        open_model: gives the teacher, by its name.
+        restart: forget what an earlier run left in the folder.
+
+    Raises:
+        UsageError: a recipe that does not fit the model or the data, or a folder that holds
+            something else.
+        TrainingError: a run that diverged, or another run's state in the folder.
+        Interrupted: by Ctrl-C.
+    """
+    uses = _starts_from(recipe, place)
+    if not place.rank:
+        check_room(place.folder, restart=restart, uses=uses)
+    torch.manual_seed(recipe.seed)  # what is not loaded starts at random
+    network = start_network(recipe.model, recipe.loss, place)
+    tokenizer = tokenizer_of(recipe, place, network)
+
+    def read(table: DataTable | HeldOutTable) -> LabelledFiles:
+        return read_set(table, tokenizer, place.data, place.cache, on_progress, notify)
+
+    sets = [read(table) for table in recipe.data]
+    held_out = read(recipe.validation)
+    test = read(recipe.test) if recipe.test else None
+    *sets, held_out = keep_apart([*sets, held_out], test, notify)
+    sets = keep_apart(sets, held_out, notify)
+    if len(held_out.files) < LEAST:
+        raise UsageError(
+            f"validation: {len(held_out.files)} pictures cannot choose between weights; at least "
+            f"{LEAST} are needed"
+        )
+    run = _Run(recipe, place, network, sets, held_out, on_progress, notify)
+    run.check_stages()
+    teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
+    names = run.names(teacher.spec.space if teacher is not None else None)
+    if place.world > 1:
+        require_same(names, "data or weights")
+    if not restart:
+        check_run(place.run, names)
+    with nullcontext() if place.rank else run_folder(place.folder, restart=restart, uses=uses):
+        if place.world > 1:
+            dist.barrier()  # until the folder is the run's
+        has_learned = run.train(names, run.teach(teacher))
+        report = None
+        if place.rank == 0:
+            report = ClipReport(
+                place.folder, run.measure(held_out), run.measure(test) if test else None
+            )
+            write_card(place.folder, _card(run, report, has_learned=has_learned))
+            save_model(network, recipe.model, tokenizer, place)  # last: by it the folder is a model
+        found: ClipReport = run.of_first(report)
+        return found
+
+
+def _starts_from(recipe: Recipe, place: Place) -> list[Path]:
+    """The files of all models that a recipe names."""
+    named = [recipe.model.weights, recipe.teacher.model if recipe.teacher else None]
+    found = [place.data / file for file in recipe.model.parts.values()]
+    for name in named:
+        if name is not None:
+            found += cached_files(place.model(name)) or []
+    folders = [folder for folder in (recipe.model.config, recipe.model.words) if folder]
+    return found + [path for folder in folders for path in (place.data / folder).glob("*")]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run share; `network` goes from one to the next."""
+
+    recipe: Recipe
+    place: Place
+    network: nn.Module
+    sets: Sequence[LabelledFiles]
+    held_out: LabelledFiles
+    on_progress: OnProgress
+    notify: Notify
+
+    def check_stages(self) -> None:
+        """Finds in all stages what would fail once earlier work was removed, or done in vain."""
+        plain = plain_transform(preprocess_of(self.network))
+        for one in self.sets:
+            self._augmentation(one)
+        sources = [
+            Source(one.name, Pictures(one.files, plain, 1), one.tokens, _table(one).weight)
+            for one in self.sets
+        ]
+        for stage in self.recipe.stage:
+            _, learner = self._parts(stage)
+            check_schedule(learner, stage, self.place.world)
+            Plan(sources, stage.batch, self.recipe.seed)
+
+    def names(self, taught_by: str | None) -> list[str]:
+        """For each stage a name for all that its weights depend on, the stages before included."""
+        shared = self.recipe.to_json()
+        for field in ("card", "test", "stage"):  # the first two decide no weights
+            del shared[field]
+        found = hashlib.sha256(
+            json.dumps([shared, self.place.world, taught_by], sort_keys=True).encode()
+        )
+        for value in self.network.state_dict().values():
+            found.update(value.contiguous().numpy().tobytes())
+        for one in (*self.sets, self.held_out):
+            found.update(json.dumps([one.name, len(one.files)]).encode())
+            for file, image in zip(one.files, one.images, strict=True):
+                stat = file.stat()
+                about = [image.file, stat.st_size, stat.st_mtime_ns, image.captions]
+                found.update(json.dumps(about).encode())
+        names = []
+        for stage in self.recipe.to_json()["stage"]:
+            found.update(json.dumps(stage, sort_keys=True).encode())
+            names.append(found.hexdigest()[:16])
+        return names
+
+    def teach(self, encoder: Encoder | None) -> list[Taught | None]:
+        """What the teacher makes of every picture, as it is, and of every caption."""
+        if encoder is None:
+            return [None] * len(self.sets)
+        found: list[Taught | None] = []
+        for one in self.sets:
+            job = f"teacher on {one.name}"
+            cache = self.place.cache
+            vectors, good = embed_pictures(encoder, one.files, cache, job, self.on_progress)
+            if not good.all():
+                file = one.files[int(np.argmin(good))]
+                raise LabelsError(f"{file}: cannot be trained on: it is damaged")
+            captions = [text for image in one.images for text in image.captions]
+            texts = torch.from_numpy(embed_texts(encoder, captions, cache, job, self.on_progress))
+            by_image = texts.split([len(image.captions) for image in one.images])
+            found.append(Taught(torch.from_numpy(vectors), list(by_image)))
+        return found
+
+    def train(self, names: Sequence[str], taught: Sequence[Taught | None]) -> bool:
+        """All stages, but for those that an earlier run did; whether any came to something."""
+        history: list[Entry] = []
+        has_learned = False
+        for number, stage in enumerate(self.recipe.stage):
+            trained = self.place.run / f"stage-{stage.name}.safetensors"
+            earlier = self.of_first(_earlier(trained, names[number]))
+            outcome, history = earlier or self._learn(
+                stage, names[number], names[:number], history, taught
+            )
+            has_learned = has_learned or outcome.step > 0
+            merge_state(self.network, outcome.state)
+            if self.place.rank == 0:
+                save_weights(trained, self.network.state_dict(), {
+                    "run": names[number], "step": str(outcome.step), "score": str(outcome.score),
+                    "recall": json.dumps(outcome.recall), "history": json.dumps(history),
+                })  # fmt: skip
+            self.notify(f"stage {stage.name} is done: validation {recall_line(outcome.recall)}")
+        if self.recipe.model.words:
+            seen = torch.cat([text.flatten() for one in self.sets for text in one.tokens])
+            carry_meanings(self.network, self.place.data / self.recipe.model.words, seen)
+        if self.recipe.model.half:
+            self.network.half().float()  # what is measured is what is kept
+        return has_learned
+
+    def of_first(self, value: Any) -> Any:
+        """What the first process has."""
+        return from_first(value, self.place.device) if self.place.world > 1 else value
+
+    def _learn(
+        self,
+        stage: Stage,
+        name: str,
+        before: Sequence[str],
+        history: Sequence[Entry],
+        taught: Sequence[Taught | None],
+    ) -> tuple[Outcome, list[Entry]]:
+        recipe, place = self.recipe, self.place
+        prefix, learner = self._parts(stage)
+        plain = plain_transform(preprocess_of(self.network))
+        validation = Validation(self._inputs(self.held_out, plain, prefix, 1), self.held_out.tokens)
+        taught_by = recipe.teacher
+        trainer = Trainer(
+            learner,
+            list(self._sources(stage, prefix, taught)),
+            validation,
+            stage,
+            Setting(
+                seed=recipe.seed, device=place.device, precision=recipe.precision, ema=recipe.ema,
+                word_drop=recipe.word_drop, workers=0 if stage.cache else place.workers,
+                rank=place.rank, world=place.world,
+            ),
+            ContrastiveLoss(
+                recipe.loss,
+                Teacher(taught_by.weight, taught_by.scale) if taught_by else None,
+                place.rank,
+                place.world,
+            ),
+            place.run,
+            run=name,
+            before=before,
+            history=history,
+            on_progress=self.on_progress,
+            notify=self.notify,
+        )  # fmt: skip
+        return trainer.fit(), trainer.history.entries
+
+    def _parts(self, stage: Stage) -> tuple[Prefix | None, nn.Module]:
+        """What is computed ahead for a stage, and what learns in it."""
+        if stage.cache:
+            return split_network(self.network, stage.cache)
+        return None, copy.deepcopy(self.network)
+
+    def _sources(
+        self, stage: Stage, prefix: Prefix | None, taught: Sequence[Taught | None]
+    ) -> Iterator[Source]:
+        for one, teacher in zip(self.sets, taught, strict=True):
+            table = _table(one)
+            images = self._inputs(one, self._augmentation(one), prefix, table.views or stage.views)
+            yield Source(one.name, images, one.tokens, table.weight, teacher)
+
+    def _augmentation(self, one: LabelledFiles) -> Transform:
+        table = _table(one)
+        augment = self.recipe.augment if table.augment is None else table.augment
+        return training_transform(preprocess_of(self.network), augment, flip=table.flip)
+
+    def _inputs(
+        self, one: LabelledFiles, transform: Transform, prefix: Prefix | None, views: int
+    ) -> ImageInputs:
+        pictures = Pictures(one.files, transform, _side(self.network))
+        if prefix is None:
+            return pictures
+        place = self.place
+        if place.world > 1 and place.rank:
+            dist.barrier()  # the first process computes the views
+        found = compute_views(
+            prefix, pictures, views, self.recipe.seed, place.cache, one.name, self.on_progress
+        )
+        if place.world > 1 and not place.rank:
+            dist.barrier()
+        return found
+
+    def measure(self, one: LabelledFiles) -> dict[str, float]:
+        """The six recalls of the network as it now is, on a held-out set."""
+        plain = plain_transform(preprocess_of(self.network))
+        pictures = Pictures(one.files, plain, _side(self.network))
+        device = torch.device(self.place.device)
+        return validate(
+            self.network.to(device), Validation(pictures, one.tokens), device, self.place.workers
+        )
+
+
+def _table(one: LabelledFiles) -> DataTable:
+    assert isinstance(one.table, DataTable)
+    return one.table
+
+
+def _side(network: nn.Module) -> int:
+    size = preprocess_of(network).size
+    return size if isinstance(size, int) else max(size)
+
+
+def _earlier(path: Path, name: str) -> tuple[Outcome, list[Entry]] | None:
+    """What a stage came to before the run was stopped, and the log until then."""
+    remarks = weights_remarks(path)
+    if remarks is None or remarks.get("run") != name:
+        return None
+    recall = json.loads(remarks["recall"])
+    outcome = Outcome(int(remarks["step"]), load_weights(path), float(remarks["score"]), recall)
+    return outcome, json.loads(remarks["history"])
+
+
+def _card(run: _Run, report: ClipReport, *, has_learned: bool) -> Card:
+    recipe, held_out = run.recipe, run.held_out
+    notes = [recipe.card.notes] if recipe.card.notes else []
+    if not has_learned:
+        notes.insert(0, "Nothing that was trained did better on the validation pictures than the "
+                        "start, so these are the weights that it started from.")  # fmt: skip
+    licence = recipe.card.licence
+    if licence is None:
+        base = LICENCES.get(recipe.model.weights or "", "see its card")
+        licence = (
+            f"those of the base ({base}), and of the data"
+            if recipe.model.weights
+            else ("those of the data, and of the parts")
+        )
+    start = (
+        recipe.model.weights
+        or f"the architecture {Path(recipe.model.config or '').name}, not trained"
+    )
+    parts = [f"{part} from {Path(file).name}" for part, file in recipe.model.parts.items()]
+    if recipe.model.words:
+        parts.append(f"token meanings from {Path(recipe.model.words).name}")
+    chosen_by = f"{held_out.name}, validation ({len(held_out.files)} pictures), which chose them"
+    figures = [(chosen_by, report.validation)]
+    if report.test and recipe.test:
+        figures.append((f"{recipe.test.labels}, {recipe.test.split}", report.test))
+    return Card(
+        name=report.folder.name,
+        what="An open_clip model for mmsearch, trained by contrast of pictures and captions.",
+        base="; ".join([start, *parts]),
+        data=[
+            f"{one.name}: {len(one.files)} pictures, "
+            f"{sum(len(image.captions) for image in one.images)} captions"
+            for one in run.sets
+        ],
+        figures=figures,
+        licence=licence,
+        made_by="`mmsearch train clip`; its log and plot are in `training`",
+        use=f"mmsearch index FOLDER --model {name_of(report.folder, run.place.home)}",
+        notes=notes,
+    )

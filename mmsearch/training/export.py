@@ -1,0 +1,51 @@
+"""Trained networks as OpenVINO runs them: torch's import would cost a search two seconds."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmsearch.encoders.openvino import Graph, convert_graph, ov
+from mmsearch.errors import TrainingError
+from mmsearch.search.trained import Network
+
+_AGREEMENT = 1e-3  # of outputs that are about 1, or some tens
+
+
+def export_network(
+    network: nn.Module, examples: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]
+) -> Network:
+    """Converts a network, in half precision.
+
+    Args:
+        examples: inputs to trace it with, and to compare on.
+        shapes: those of the inputs; -1 for what varies.
+
+    Raises:
+        TrainingError: its weights are no numbers, or OpenVINO computes something else than torch.
+    """
+    network = network.float().eval()
+    with torch.inference_mode():
+        for value in (*network.parameters(), *network.buffers()):
+            value.copy_(value.half())  # what is compared, and measured, is what is kept
+            if not torch.isfinite(value).all():
+                raise TrainingError("the trained network holds values that are no numbers")
+        expected = network(*examples)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
+        converted = convert_graph(network, example_input=tuple(examples), input=list(shapes))
+    with tempfile.TemporaryDirectory(prefix="mmsearch-export-") as scratch:
+        path = Path(scratch) / "network.xml"
+        ov.save_model(converted, path, compress_to_fp16=True)
+        found = Network(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    got = Graph(found.graph, found.weights)(*(example.numpy() for example in examples))
+    for want, have in zip([expected] if torch.is_tensor(expected) else expected, got, strict=True):
+        if not np.allclose(want.numpy(), have, atol=_AGREEMENT, rtol=_AGREEMENT):
+            raise TrainingError("OpenVINO computes something else than the trained network")
+    return found

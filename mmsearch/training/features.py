@@ -1,0 +1,165 @@
+"""Vectors of captioned images: from a frozen model, or from files."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmsearch.datasets.labelled import LabelledImage
+from mmsearch.encoders.base import Encoder
+from mmsearch.errors import LabelsError, UsageError
+from mmsearch.training.embedding import embed_pictures, embed_texts
+from mmsearch.training.sets import known_split, merge_copies
+from mmsearch.training.validation import LEAST
+from mmsearch.types import Notify, OnProgress, Vectors
+
+log = logging.getLogger(__name__)
+
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors of images (n, a) and of texts (c, b), each of length 1; widths may differ."""
+
+    images: Vectors
+    texts: Vectors
+    owner: np.ndarray
+    """For each text, the row of its image, (c,), ascending."""
+    splits: tuple[str, ...]
+    """The split of each image: "train", "val" or "test"."""
+
+    def of(self, split: str) -> Features:
+        """The images of one split with their texts."""
+        rows = np.array([place for place, name in enumerate(self.splits) if name == split], int)
+        place_of = np.full(len(self.images), -1)
+        place_of[rows] = np.arange(len(rows))
+        kept = place_of[self.owner] >= 0
+        return Features(
+            self.images[rows], self.texts[kept], place_of[self.owner[kept]], (split,) * len(rows)
+        )
+
+    def texts_by_image(self) -> list[torch.Tensor]:
+        """For each image its texts, (texts, b)."""
+        counts = np.bincount(self.owner, minlength=len(self.images))
+        return list(torch.from_numpy(self.texts).split(counts.tolist()))
+
+
+def embed_set(
+    encoder: Encoder,
+    folder: Path,
+    images: Sequence[LabelledImage],
+    cache: Path,
+    seed: int,
+    on_progress: OnProgress = lambda progress: None,
+    notify: Notify = log.info,
+) -> Features:
+    """The frozen model's vectors of a labelled set, from `cache` where they were kept.
+
+    Copies of a picture are one picture with all of their captions; pictures that cannot be
+    used are left out; `notify` is told of both.
+    """
+    images = merge_copies(folder, [image for image in images if image.captions], notify)
+    files = [folder / image.file for image in images]
+    vectors, good = embed_pictures(encoder, files, cache, "embedding pictures", on_progress)
+    usable = [image for image, fine in zip(images, good, strict=True) if fine]
+    bad = [image.file for image, fine in zip(images, good, strict=True) if not fine]
+    if bad:
+        notify(f"{len(bad)} pictures could not be used: {', '.join(bad[:5])}")
+    if not usable:
+        raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
+    texts = [text for image in usable for text in image.captions]
+    owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
+    found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
+    return Features(vectors, found, owner, splits_of([i.split for i in usable], seed))
+
+
+def read_features(text: Path, image: Path, seed: int) -> Features:
+    """Two files of vectors that come from elsewhere: row i of one belongs to row i of the other.
+
+    Image rows that are equal are one image with several texts, so that no image is both
+    trained on and measured on.
+
+    Raises:
+        UsageError: not two arrays (n, a) and (n, b) of finite numbers.
+    """
+    texts, images = read_array(text), read_array(image)
+    if len(texts) != len(images):
+        raise UsageError(
+            f"{text} has {len(texts)} rows and {image} {len(images)}: row i of one must belong to "
+            "row i of the other"
+        )
+    _, first, which = np.unique(images, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(which.reshape(-1), kind="stable")
+    owner = which.reshape(-1)[order]
+    splits = splits_of([""] * len(first), seed)
+    return Features(unit(images[first]), unit(texts[order]), owner, splits)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array of finite float32, (rows, width), of which no row is zero.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not an array that NumPy can load: {error}") from error
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "fiu":
+        raise UsageError(f"{path}: not an array of numbers with two dimensions (rows, width)")
+    found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise UsageError(f"{path}: holds values that are no finite numbers")
+    zeros = np.flatnonzero(~found.any(axis=1))
+    if len(zeros):
+        raise UsageError(
+            f"{path}: {len(zeros)} rows hold only zeros, which point nowhere (the first is row "
+            f"{zeros[0]}); leave them out of both files"
+        )
+    return found
+
+
+def unit(vectors: np.ndarray) -> Vectors:
+    """Each row made 1 long, float32."""
+    # Squares of very small and of very large numbers do not fit into float32.
+    rows = vectors.astype(np.float64)
+    found: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def splits_of(names: Sequence[str], seed: int) -> tuple[str, ...]:
+    """The set's own splits; a tenth of its other pictures for each of val and test that it lacks.
+
+    What the set holds out is never trained on: its figures would be worth nothing any more.
+    """
+    found = [known_split(name) for name in names]
+    learnable = [place for place, split in enumerate(found) if split == "train"]
+    order = iter(np.random.default_rng(seed).permutation(learnable))
+    size = int(_HELD_OUT * len(learnable))
+    for split in ("val", "test"):
+        own = found.count(split)
+        for place in itertools.islice(order, 0 if own else size):
+            found[place] = split
+        if found.count(split) < LEAST:
+            held = f"the set's own split has {own}" if own else "a tenth is held out for it"
+            raise UsageError(
+                f"{len(found)} captioned pictures are too few for '{split}' ({held}): fewer than "
+                f"{LEAST} pictures measure nothing (a set without splits needs {10 * LEAST})"
+            )
+    if found.count("train") < LEAST:
+        raise UsageError(
+            f"of {len(found)} captioned pictures {found.count('train')} are left to train on, "
+            f"the others are held out; at least {LEAST} are needed"
+        )
+    return tuple(found)

@@ -1,0 +1,109 @@
+"""How well a network in training retrieves pairs that it does not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recall_at
+from mmsearch.training.batches import ImageInputs, load_images
+from mmsearch.training.losses import Embeddings
+
+#: Pictures that a split needs: the recalls of fewer measure nothing.
+LEAST = 10
+_QUERIES = 512
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The pairs that decide which weights are kept; never trained on."""
+
+    images: ImageInputs
+    texts: Sequence[torch.Tensor]
+
+    @property
+    def owner(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.texts)), [len(texts) for texts in self.texts])
+
+
+def embed_all(
+    network: Any,
+    images: ImageInputs,
+    texts: Sequence[torch.Tensor],
+    device: torch.device,
+    workers: int = 0,
+    block: int = 128,
+) -> Embeddings:
+    """Unit vectors of all pictures (n, dim) and of all captions (c, dim), on the CPU."""
+    network.eval()
+    with torch.inference_mode():
+        found = [
+            network.encode_image(batch.to(device), normalize=True).float().cpu()
+            for batch in load_images(images, block, workers)
+        ]
+        text = [
+            network.encode_text(part.to(device), normalize=True).float().cpu()
+            for part in torch.cat(list(texts)).split(4 * block)
+        ]
+    return Embeddings(torch.cat(found), torch.cat(text))
+
+
+def validate(
+    network: Any, validation: Validation, device: torch.device, workers: int = 0
+) -> dict[str, float]:
+    """Recall@1/5/10 both ways, in percent, by names such as "t2i_R@1".
+
+    Args:
+        workers: processes that load pictures; 0 is this one.
+
+    Raises:
+        ArithmeticError: the network gives vectors that are no numbers.
+    """
+    found = embed_all(network, validation.images, validation.texts, device, workers)
+    if not (found.image.isfinite().all() and found.text.isfinite().all()):
+        raise ArithmeticError("vectors that are not finite")
+    return recall_of(found.image.numpy(), found.text.numpy(), validation.owner)
+
+
+def recall_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, float]:
+    """Recall@1/5/10 both ways of unit vectors; `owner[j]` is the image of text j."""
+    return recalls(ranks_of(images, texts, owner))
+
+
+def recalls(ranks: dict[str, np.ndarray]) -> dict[str, float]:
+    """Recall@1/5/10, in percent, of the ranks of both ways."""
+    return {
+        f"{direction}_R@{k}": recall_at(found, k)
+        for direction, found in ranks.items()
+        for k in CUTOFFS
+    }
+
+
+def ranks_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, np.ndarray]:
+    """The rank of each query's best true item, both ways."""
+    row = np.arange(len(images))
+    return {"t2i": _ranks(texts, owner, images, row), "i2t": _ranks(images, row, texts, owner)}
+
+
+def _ranks(
+    queries: np.ndarray, of: np.ndarray, items: np.ndarray, belong: np.ndarray
+) -> np.ndarray:
+    """Block by block: all scores at once would fill the memory of large sets."""
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        true = of[block, None] == belong[None, :]
+        found.append(rank_of_best(queries[block] @ items.T, true))
+    return np.concatenate(found)
+
+
+def recall_line(recall: dict[str, float]) -> str:
+    """Six recalls for people."""
+    return ", ".join(
+        f"{way} " + "/".join(f"{recall[f'{way}_R@{k}']:.1f}" for k in CUTOFFS)
+        for way in ("t2i", "i2t")
+    )

@@ -1,0 +1,423 @@
+"""Pictures as a network takes them while it learns: augmented, or computed ahead.
+
+On a machine without a GPU most of a step goes into layers that do not learn. What they make of
+some augmented views of every picture is computed once, through OpenVINO, and kept in a file;
+the steps start from there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from filelock import FileLock
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import nn
+from torchvision.transforms import Compose, RandomHorizontalFlip
+
+from mmsearch.errors import DecodeError, LabelsError, TrainingError, UsageError
+from mmsearch.media.sandbox import Decoders
+from mmsearch.store.files import write_durably
+from mmsearch.types import OnProgress, Progress
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 64
+_VIEWS_VERSION = 2
+_SAME = 1e-3  # fp16 keeps about as much
+
+
+class Transform:
+    """From a picture to what an image tower takes; its name tells it from every other."""
+
+    def __init__(self, name: str, steps: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.name = name
+        self._steps = steps
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self._steps(image)
+
+
+def preprocess_of(network: nn.Module) -> PreprocessCfg:
+    """How open_clip prepares pictures for a network."""
+    return PreprocessCfg(**open_clip.get_model_preprocess_cfg(network))
+
+
+def plain_transform(how: PreprocessCfg) -> Transform:
+    """What a search does to a picture."""
+    return Transform(f"plain {how}", image_transform_v2(how, is_train=False))
+
+
+#: What open_clip's own training transform heeds; the rest is for timm's (`use_timm`).
+_HEEDED = {"scale", "color_jitter", "color_jitter_prob", "gray_scale_prob", "use_timm"}
+
+
+def training_transform(how: PreprocessCfg, augment: dict[str, Any], *, flip: bool) -> Transform:
+    """open_clip's training transform, with a mirror image half of the time where `flip`.
+
+    Args:
+        augment: fields of open_clip's `AugmentationCfg`.
+
+    Raises:
+        UsageError: fields that there are not, or that would not be heeded.
+    """
+    ignored = set() if augment.get("use_timm") else set(augment) - _HEEDED
+    try:
+        with warnings.catch_warnings():
+            # It names even what it has used.
+            warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
+            steps = image_transform_v2(how, is_train=True, aug_cfg=augment)
+            with _seeded(0):
+                steps(Image.new("RGB", (64, 48)))  # or it would fail at the first picture
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"augment: open_clip does not take it: {reason}") from error
+    if ignored:
+        raise UsageError(f"augment: {', '.join(sorted(ignored))} need use_timm = true")
+    if flip:
+        steps = Compose([RandomHorizontalFlip(), steps])
+    return Transform(f"{how} {sorted(augment.items())} {flip}", steps)
+
+
+class Pictures:
+    """Image files through a transform, decoded when they are asked for."""
+
+    def __init__(self, files: Sequence[Path], transform: Transform, side: int) -> None:
+        self.files = files
+        self.transform = transform
+        self._side = side
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, place: int, seed: int) -> torch.Tensor:
+        image = open_picture(self.files[place], self._side)
+        with _seeded(seed):
+            return self.transform(image)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds all that transforms draw from, and puts it back: other draws do not notice.
+
+    torchvision draws from torch, open_clip's colour jitter from Python, timm's from NumPy too.
+    """
+    pythons, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm uses it
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+def stamps(files: Sequence[Path]) -> list[Any]:
+    """What tells whether files are the same as before: path, size and mtime where they exist."""
+    found: list[Any] = []
+    for file in files:
+        try:
+            stat = file.stat()
+            found.append((str(file), stat.st_size, stat.st_mtime_ns))
+        except OSError:
+            found.append(str(file))
+    return found
+
+
+def decode_picture(file: Path, side: int) -> Image.Image:
+    """A labelled picture, upright and RGB, at least twice `side` where it is that large.
+
+    Raises:
+        OSError: it cannot be read.
+        DecodeError: it is damaged.
+    """
+    os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))  # raises what is wrong
+    with decoders().open(os.fsencode(file)) as opened:
+        return Image.fromarray(opened.pixels({"at_least": 2 * side, "within": 0}))
+
+
+def decoders() -> Decoders:
+    """What reads pictures in this process, until it ends."""
+    return _decoders_of(os.getpid())  # those of a process that it was forked from are not its own
+
+
+@functools.cache
+def _decoders_of(_process: int) -> Decoders:
+    found = Decoders()
+    atexit.register(found.close)
+    return found
+
+
+def open_picture(file: Path, side: int) -> Image.Image:
+    """The same, for who cannot do without it.
+
+    Raises:
+        LabelsError: it is missing or damaged.
+    """
+    try:
+        return decode_picture(file, side)
+    except (OSError, DecodeError) as error:
+        raise LabelsError(f"{file}: cannot be trained on: {error}") from error
+
+
+class CachedViews:
+    """What a network's first layers made of every picture: an array (n, views, ...)."""
+
+    def __init__(self, views: np.ndarray) -> None:
+        self._views = views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def load(self, place: int, seed: int) -> torch.Tensor:
+        view = self._views[place, seed % self._views.shape[1]]
+        return torch.from_numpy(view.astype(np.float32))
+
+
+# -- the first layers ----------------------------------------------------------------------
+
+
+class _Reached(Exception):
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+class Prefix(nn.Module):
+    """An image tower up to the output of the last of its first modules."""
+
+    def __init__(self, network: nn.Module, modules: Sequence[str]) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.modules_used = tuple(modules)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def stop(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            raise _Reached(output)
+
+        handle = self.network.get_submodule(self.modules_used[-1]).register_forward_hook(stop)
+        try:
+            self.network.encode_image(image)
+        except _Reached as reached:
+            return reached.value
+        finally:
+            handle.remove()
+        raise AssertionError("a module of the tower was not used")
+
+
+def split_network(network: nn.Module, modules: Sequence[str]) -> tuple[Prefix, nn.Module]:
+    """Parts an image tower into its first modules and a network that goes on from their output.
+
+    The second part is a copy in which those modules do nothing; its `encode_image` takes what
+    the first part gives.
+
+    Raises:
+        UsageError: no such modules, or they are not the beginning of the image tower.
+    """
+    for name in modules:
+        try:
+            network.get_submodule(name)
+        except AttributeError as error:
+            known = [n for n, _ in network.named_modules() if n.count(".") == name.count(".")]
+            raise UsageError(
+                f"cache: the model has no module '{name}'; as deep are {', '.join(known[:12])}"
+            ) from error
+    network = network.eval()
+    prefix = Prefix(network, modules)
+    rest = copy.deepcopy(network)
+    for name in modules:
+        parent, _, child = name.rpartition(".")
+        setattr(rest.get_submodule(parent) if parent else rest, child, nn.Identity())
+    size = preprocess_of(network).size
+    height, width = (size, size) if isinstance(size, int) else size
+    probe = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    whole: Any = network
+    tail: Any = rest
+    with torch.no_grad():
+        try:
+            same = torch.allclose(
+                whole.encode_image(probe), tail.encode_image(prefix(probe)), atol=1e-4, rtol=1e-3
+            )
+        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError):
+            same = False
+    if not same:
+        raise UsageError(
+            f"cache: {', '.join(modules)} are not the beginning of the image tower, in its order"
+        )
+    return prefix, rest
+
+
+# -- the file of views ---------------------------------------------------------------------
+
+
+def compute_views(
+    prefix: Prefix,
+    pictures: Pictures,
+    views: int,
+    seed: int,
+    folder: Path,
+    name: str,
+    on_progress: OnProgress,
+) -> CachedViews:
+    """The views of every picture, from a file in `folder` where an earlier run left it.
+
+    A run that was stopped resumes. View v of picture i depends on the seed, i and
+    v alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _key(prefix, pictures, views, seed)
+    file = folder / f"{name}-{key}.npy"
+    with FileLock(file.with_suffix(".lock")):  # another run may be at the same
+        try:
+            return CachedViews(np.load(file, mmap_mode="r"))
+        except (OSError, ValueError, EOFError):  # nothing yet, or damaged: made again
+            _fill(prefix, pictures, views, seed, file, name, on_progress)
+            return CachedViews(np.load(file, mmap_mode="r"))
+
+
+def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
+    found = hashlib.sha256()
+    for name in prefix.modules_used:
+        for weight in prefix.network.get_submodule(name).state_dict().values():
+            found.update(weight.cpu().numpy().tobytes())
+    about = [_VIEWS_VERSION, prefix.modules_used, pictures.transform.name, views, seed,
+             stamps(pictures.files)]  # fmt: skip
+    found.update(json.dumps(about).encode())
+    return found.hexdigest()[:16]
+
+
+def _fill(
+    prefix: Prefix,
+    pictures: Pictures,
+    views: int,
+    seed: int,
+    file: Path,
+    name: str,
+    on_progress: OnProgress,
+) -> None:
+    jobs = [(i, v) for i in range(len(pictures)) for v in range(views)]
+    run = _runtime(prefix, pictures.load(0, seed))
+    with torch.inference_mode():
+        shape = tuple(run(pictures.load(0, seed)[None]).shape[1:])
+    part, mark = file.with_suffix(".part"), file.with_suffix(".done")
+    marked = mark.read_text(encoding="utf-8") if part.is_file() and mark.is_file() else ""
+    done = int(marked) if marked.isdigit() else 0
+    held = _held(part, (len(pictures), views, *shape)) if done else None
+    if held is None:
+        done = 0
+        mark.unlink(missing_ok=True)  # or a mark of an earlier file would stand for this one
+    need = len(pictures) * views * math.prod(shape) * 2
+    if held is None:
+        if shutil.disk_usage(file.parent).free < need:
+            raise TrainingError(
+                f"{file.parent}: {need / 1e9:.1f} GB are needed for the views of {name}; make "
+                "room, set MMSEARCH_CACHE to another disk, or leave out `cache` in the stage"
+            )
+        held = np.lib.format.open_memmap(part, "w+", np.float16, (len(pictures), views, *shape))
+        if hasattr(os, "posix_fallocate"):  # a mapped file on a full disk ends the process
+            with part.open("r+b") as room:
+                os.posix_fallocate(room.fileno(), 0, part.stat().st_size)
+
+    def load(job: tuple[int, int]) -> torch.Tensor:
+        place, view = job
+        mixed = int(np.random.SeedSequence([seed, place, view]).generate_state(1, np.uint64)[0])
+        return pictures.load(place, mixed >> 2)
+
+    for start, batch in _ahead(jobs, load, done):
+        for (place, view), row in zip(jobs[start : start + _BLOCK], run(batch), strict=True):
+            held[place, view] = row
+        done = start + len(batch)
+        on_progress(Progress(f"views of {name}", done, len(jobs)))
+        if start // _BLOCK % 50 == 49:
+            held.flush()
+            write_durably(mark, str(done).encode())
+    held.flush()
+    os.replace(part, file)
+    mark.unlink(missing_ok=True)
+
+
+def _held(part: Path, shape: tuple[int, ...]) -> np.memmap | None:
+    """The file that an earlier run began, if it is whole."""
+    try:
+        held = np.lib.format.open_memmap(part, "r+")
+    except (OSError, ValueError, EOFError):
+        return None
+    return held if held.shape == shape and held.dtype == np.float16 else None
+
+
+def _ahead(
+    jobs: list[tuple[int, int]], load: Callable[[tuple[int, int]], torch.Tensor], done: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The jobs' pictures block by block; the next block is loaded while one is used."""
+    # One thread: transforms draw from a generator that threads would share.
+    with ThreadPoolExecutor(1) as pool:
+
+        def block(start: int) -> torch.Tensor:
+            return torch.stack([load(job) for job in jobs[start : start + _BLOCK]])
+
+        coming = pool.submit(block, done) if done < len(jobs) else None
+        for start in range(done, len(jobs), _BLOCK):
+            assert coming is not None
+            batch = coming.result()
+            if start + _BLOCK < len(jobs):
+                coming = pool.submit(block, start + _BLOCK)
+            yield start, batch
+
+
+def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
+    """The prefix as a function: through OpenVINO on the CPU where that agrees, else torch."""
+    device = next(prefix.parameters()).device
+
+    def by_torch(batch: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            found: np.ndarray = prefix(batch.to(device)).float().cpu().numpy()
+        return found
+
+    if device.type != "cpu":
+        return by_torch
+    by_openvino = _converted(prefix, example)
+    if by_openvino is not None:
+        probe = example[None]
+        want, got = by_torch(probe), by_openvino(probe)
+        if np.abs(want - got).max() <= _SAME * max(1.0, float(np.abs(want).max())):
+            return by_openvino
+    log.info("the first layers run in torch, which is slower here")
+    return by_torch
+
+
+def _converted(
+    prefix: Prefix, example: torch.Tensor
+) -> Callable[[torch.Tensor], np.ndarray] | None:
+    from mmsearch.encoders.openvino import compile_graph, convert_graph
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
+            graph = convert_graph(
+                prefix, example_input=torch.stack([example, example]), input=[-1, *example.shape]
+            )
+        compiled = compile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"})
+    except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
+        log.info("not convertible: %s", error)
+        return None
+    return lambda batch: np.array(compiled(batch.numpy())[0])

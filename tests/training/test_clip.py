@@ -1,0 +1,607 @@
+"""`train clip` as a user meets it: a recipe in, a model by name out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import open_clip
+import pytest
+import tokenizers
+import torch
+from fakes import FakeEncoder
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from toys import ARCHITECTURE, COLOURS, RECIPE, write_recipe, write_set
+from typer.testing import CliRunner
+
+from mmsearch.cli.app import app
+from mmsearch.encoders.open_clip import load_model
+from mmsearch.encoders.registry import parse_model
+from mmsearch.errors import TrainingError, UsageError
+from mmsearch.training import card, history
+from mmsearch.training.checkpoint import load_checkpoint
+from mmsearch.training.clip import train_clip
+from mmsearch.training.distributed import processes
+from mmsearch.training.network import start_network
+from mmsearch.training.recipe import ModelTable, read_recipe
+from mmsearch.training.runs import Place, run_folder
+from mmsearch.training.schedule import check_schedule
+from mmsearch.training.trainer import Trainer
+from mmsearch.training.views import plain_transform, preprocess_of
+from mmsearch.training.words import carry_meanings
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def place_in(folder, **more):
+    return Place(folder, folder / "model", folder / "cache", folder / "home", **more)
+
+
+def trained(folder, text=RECIPE, open_model=None, **place):
+    recipe = write_recipe(folder, text)
+    train_clip(read_recipe(recipe), place_in(folder, **place), open_model=open_model or pytest.fail)
+    return load_file(folder / "model/open_clip_model.safetensors")
+
+
+TWO_STAGES = (
+    RECIPE
+    + """
+freeze = ["visual.transformer"]
+[[stage]]
+name = "second"
+epochs = 2
+batch = 8
+chunk = 3
+rate = 1e-3
+rates = { "visual" = 1e-4 }
+input_dropout = { "visual.transformer" = 0.1 }
+"""
+)
+
+
+def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
+    recipe = write_recipe(tmp_path / "set", TWO_STAGES)
+    home = {"MMSEARCH_HOME": str(tmp_path / "home")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMSEARCH_HOME", home["MMSEARCH_HOME"])
+        told = run("train", "clip", recipe, "--out", "mine")
+        assert "test: t2i" in told.stdout
+        assert "mmsearch index FOLDER --model mine --index mine.index" in told.stdout
+        folder = tmp_path / "home/models/mine"
+        card = (folder / "README.md").read_text()
+        assert "24 pictures, 48 captions" in card
+        assert "metadata.jsonl, test" in card
+        assert "mine " in run("models").stdout
+        run("index", tmp_path / "set", "--index", tmp_path / "i", "--model", "mine")
+        found = run("search", "a red picture", "--index", tmp_path / "i", "-k", 3, "--json")
+        assert len(found.stdout.splitlines()) == 3
+        assert (
+            "holds a trained model" in run("train", "clip", recipe, "--out", "mine", code=2).stderr
+        )
+        further = RECIPE.replace('config = "architecture"', 'weights = "mine"')
+        (tmp_path / "set/further.toml").write_text(further)
+        run("train", "clip", tmp_path / "set/further.toml", "--out", "further")
+        assert "mine" in (tmp_path / "home/models/further/README.md").read_text()
+        first = load_model(parse_model(f"local-dir:{folder}")).spec.space
+        run("train", "clip", recipe, "--out", "other", "--restart")
+        recipe.write_text("seed = 5\n" + TWO_STAGES)
+        run("train", "clip", recipe, "--out", "other", "--restart")
+        run("index", tmp_path / "set", "--index", tmp_path / "o", "--model", "other")
+        recipe.write_text(TWO_STAGES)
+        run("train", "clip", recipe, "--out", "other", "--restart")
+        changed = run("index", tmp_path / "set", "--index", tmp_path / "o", "--model", "other")
+        assert "embedded again" in changed.stdout  # other weights are another space
+        again = load_model(parse_model(f"local-dir:{tmp_path / 'home/models/other'}")).spec.space
+    assert again == first  # the same seed, so the same weights: the same space
+    assert (folder / "training/plot.png").stat().st_size > 1000
+
+
+def test_a_run_that_was_killed_comes_to_the_same_weights(tmp_path):
+    """SIGKILL in the second stage of a whole run, with cached views and all."""
+    text = TWO_STAGES.replace("epochs = 2\nbatch = 8\nchunk", "epochs = 6\nbatch = 8\nchunk")
+    undisturbed = trained(tmp_path / "a", text)
+    recipe = write_recipe(tmp_path / "b", text)
+    command = [sys.executable, "-m", "mmsearch", "train", "clip", recipe, "--out",
+               tmp_path / "b/model"]  # fmt: skip
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while b"second: epoch 2" not in process.stderr.readline():
+        assert time.monotonic() < end
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert not (tmp_path / "b/model/open_clip_config.json").exists()  # half a model is none
+    done = subprocess.run([*map(str, command)], capture_output=True, check=True)
+    assert b"going on at step" in done.stderr
+    resumed = load_file(tmp_path / "b/model/open_clip_model.safetensors")
+    assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
+
+
+def test_training_starts_from_a_checkpoint_a_part_and_word_meanings(tmp_path):
+    trained(tmp_path)
+    table = ModelTable(weights="local-dir:model")
+    start = start_network(table, "clip", place_in(tmp_path)).state_dict()
+    assert torch.equal(
+        start["visual.conv1.weight"], load_file(tmp_path / "model/open_clip_model.safetensors")
+        ["visual.conv1.weight"],
+    )  # fmt: skip
+    part = {"weight": torch.full((32, 3, 16, 16), 0.5)}
+    save_file(part, tmp_path / "part.safetensors")
+    table = ModelTable(config=str(tmp_path / "architecture"),
+                       parts={"visual.conv1": "part.safetensors"})  # fmt: skip
+    assert (
+        start_network(table, "clip", place_in(tmp_path)).visual.conv1.weight.unique().item() == 0.5
+    )
+    bad = ModelTable(config=str(tmp_path / "architecture"), parts={"visual": "part.safetensors"})
+    with pytest.raises(UsageError, match="weights that do not fit 'visual'"):
+        start_network(bad, "clip", place_in(tmp_path))
+    with pytest.raises(UsageError, match="no module 'nowhere'"):
+        start_network(
+            ModelTable(config=str(tmp_path / "architecture"),
+                       parts={"nowhere": "part.safetensors"}), "clip", place_in(tmp_path),
+        )  # fmt: skip
+
+
+def test_word_meanings_bring_words_near_each_other(data, tmp_path):
+    write_recipe(tmp_path)
+    table = ModelTable(config=str(tmp_path / "architecture"),
+                       words=str(data / "weights/potion-base-4m-int8"))  # fmt: skip
+    network = start_network(table, "clip", place_in(tmp_path))
+    weights = torch.nn.functional.normalize(network.token_embedding.weight.detach(), dim=-1)
+
+    def vector(word):
+        return weights[open_clip.tokenize([word])[0, 1]]
+
+    assert vector("dog") @ vector("dogs") > vector("dog") @ vector("bicycle")
+    assert vector("ocean") @ vector("sea") > vector("ocean") @ vector("kitchen")
+
+
+def test_words_that_no_caption_holds_move_with_their_like(data, tmp_path):
+    """As far as the words near them in meaning, which captions hold; those stay where they are."""
+    write_recipe(tmp_path)
+    words = data / "weights/potion-base-4m-int8"
+    table = ModelTable(config=str(tmp_path / "architecture"), words=str(words))
+    network = start_network(table, "clip", place_in(tmp_path))
+    tokens = network.token_embedding.weight
+
+    def of(*named):
+        return open_clip.tokenize(list(named))[:, 1]
+
+    animals = of("dog", "cat", "puppy", "horse", "bird", "cow", "sheep", "pony", "kitten", "dogs")
+    things = of("car", "truck", "bus", "train", "boat", "ship", "bicycle", "van", "taxi", "plane")
+    start = tokens.detach().clone()
+    with torch.no_grad():
+        tokens[animals, 0] += 1.0
+        tokens[things, 1] += 1.0
+    captions = open_clip.tokenize(["text"] * 500).flatten()  # start, end and padding tokens
+    special = torch.tensor([0, 49406, 49407])
+    with torch.no_grad():
+        tokens[special, 3] += 5.0
+    learned = tokens.detach().clone()
+    seen = torch.cat([torch.cat([animals, things]).repeat(150), captions])
+    carry_meanings(network, words, seen)
+    assert torch.equal(tokens[seen], learned[seen])
+    moved = (tokens.detach() - start)[of("canine", "pig", "automobile", "vehicle")]
+    assert (moved[:2, 0] > 0.8).all()
+    assert (moved[2:, 1] > 0.8).all()
+    torch.testing.assert_close(moved[:, 0] + moved[:, 1], torch.ones(4))
+    assert moved[:, 2:].abs().max() < 1e-6
+    assert (tokens.detach() - start)[of("english", "lyrics"), 3].abs().max() < 1e-6
+
+
+class Backwards(FakeEncoder):
+    """A teacher that pairs every colour with another's name."""
+
+    def texts(self, texts):
+        turned = {"red": "green", "green": "blue", "blue": "yellow", "yellow": "red"}
+        return super().texts(
+            [" ".join(turned.get(word, word) for word in text.split()) for text in texts]
+        )
+
+
+def test_a_teacher_is_followed(tmp_path):
+    """Even where it is wrong: its student pairs as it does, and not as the captions do."""
+    text = RECIPE.replace("epochs = 2", "epochs = 30\nrate = 3e-3").replace("ema = 0.8", "")
+    taught = text.replace(
+        "[augment]", '[teacher]\nmodel = "tiny"\nscale = 20.0\nweight = 100.0\n[augment]'
+    )
+
+    def pairing(folder, recipe, teacher=None):
+        """How near pictures are to their own colour's name, and to the backward one."""
+        trained(folder, recipe, open_model=teacher)
+        last = load_checkpoint(folder / "model/training/checkpoint.pt")["network"]
+        network = load_model(parse_model(f"local-dir:{folder / 'model'}")).network
+        network.load_state_dict(last)
+        how = plain_transform(preprocess_of(network))
+        names = list(COLOURS)
+        with torch.no_grad():
+            pictures = network.eval().encode_image(
+                torch.stack([how(Image.new("RGB", (40, 32), COLOURS[name])) for name in names]),
+                normalize=True,
+            )
+            words = [f"a {name} picture number 1" for name in names]
+            texts = network.encode_text(
+                open_clip.tokenize(words, context_length=12), normalize=True
+            )
+        scores = pictures @ texts.T
+        return scores.diagonal().mean(), scores.roll(1, 1).diagonal().mean()
+
+    own, backward = pairing(tmp_path / "a", text)
+    assert own > backward + 0.1
+    own, backward = pairing(tmp_path / "b", taught, Backwards)
+    assert backward > own + 0.1
+
+
+def test_siglip_s_loss_trains_a_model_with_a_bias(tmp_path):
+    weights = trained(tmp_path, 'loss = "siglip"\n' + RECIPE)
+    assert weights["logit_bias"].item() not in (0, -10)  # it began at -10, and learned
+    config = json.loads((tmp_path / "model/open_clip_config.json").read_text())
+    assert config["model_cfg"]["init_logit_bias"] == -10
+    loaded = load_model(parse_model(f"local-dir:{tmp_path / 'model'}"))
+    assert loaded.network.logit_bias.item() == pytest.approx(weights["logit_bias"].item())
+
+
+def test_bf16_learns_nearly_the_same(tmp_path):
+    """Its steps differ in the third digit, and what they lead to by little more."""
+    full = trained(tmp_path / "a")
+    half = trained(tmp_path / "b", 'precision = "bf16"\n' + RECIPE)
+    learned = [name for name in full if full[name].is_floating_point()]
+    assert any(not torch.equal(full[name], half[name]) for name in learned)
+    for name in learned:
+        torch.testing.assert_close(half[name], full[name], atol=0.01, rtol=0.05)
+
+
+def test_a_tokenizer_of_its_own_is_kept_with_the_model(tmp_path):
+    """The model is used on a machine without what its tokenizer came from."""
+    transformers = pytest.importorskip("transformers")
+    recipe = write_recipe(tmp_path, RECIPE.replace("word_drop = 0.1\n", ""))
+    words = ["[PAD]", "[UNK]", "a", "picture", "number", *COLOURS]
+    words = {word: place for place, word in enumerate(words)}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    plain.save(str(tmp_path / "plain.json"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "plain.json"), pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path / "architecture")
+    text = {**ARCHITECTURE["model_cfg"]["text_cfg"], "vocab_size": len(words),
+            "hf_tokenizer_name": "somewhere/else"}  # fmt: skip
+    architecture = {**ARCHITECTURE, "model_cfg": {**ARCHITECTURE["model_cfg"], "text_cfg": text}}
+    (tmp_path / "architecture/open_clip_config.json").write_text(json.dumps(architecture))
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "architecture").rename(tmp_path / "gone")
+    run("index", tmp_path, "--index", tmp_path / "i", "--model", f"local-dir:{tmp_path}/m")
+    found = run("search", "a red picture", "--index", tmp_path / "i", "-k", 3, "--json")
+    assert len(found.stdout.splitlines()) == 3
+
+
+def test_a_changed_stage_is_trained_anew_and_those_before_it_are_not(tmp_path):
+    recipe = write_recipe(tmp_path, TWO_STAGES)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()  # as if it had been killed at the end
+    recipe.write_text(TWO_STAGES.replace("rate = 1e-3", "rate = 2e-3"))
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
+    assert "stage 'second' was begun there with other settings or data" in told
+    assert "delete checkpoint.pt in it" in told
+    (tmp_path / "m/training/checkpoint.pt").unlink()
+    told = run("train", "clip", recipe, "--out", tmp_path / "m").stderr
+    assert "first: epoch" not in told
+    assert "second: epoch 2 of 2" in told
+    with (tmp_path / "m/training/log.csv").open() as file:
+        rows = [(row["stage"], float(row["epoch"])) for row in csv.DictReader(file)]
+    assert rows == [(stage, epoch) for stage in ("first", "second") for epoch in (0, 1, 2)]
+
+
+def test_what_the_card_says_and_measures_can_change_on_the_way(tmp_path):
+    """Neither decides the weights: nothing is trained again for it."""
+    recipe = write_recipe(tmp_path, TWO_STAGES)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    weights = (tmp_path / "m/open_clip_model.safetensors").read_bytes()
+    (tmp_path / "m/open_clip_config.json").unlink()
+    without = TWO_STAGES.replace('[test]\nlabels = "metadata.jsonl"\nsplit = "test"\n', "")
+    recipe.write_text(without + '[card]\nlicence = "my own"\n')
+    told = run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "epoch" not in told.stderr
+    assert "**Terms**: my own" in (tmp_path / "m/README.md").read_text()
+    assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
+
+
+def test_another_recipe_is_refused_before_its_teacher_works(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()
+    taught = RECIPE.replace("[augment]", '[teacher]\nmodel = "tiny"\n[augment]')
+    recipe.write_text(taught)
+    teacher = FakeEncoder("tiny")
+    place = dataclasses.replace(place_in(tmp_path), folder=tmp_path / "m")
+    with pytest.raises(TrainingError, match="other settings"):
+        train_clip(read_recipe(recipe), place, open_model=lambda name: teacher)
+    assert not teacher.images_encoded
+
+
+def test_the_log_keeps_the_end_of_a_stage_that_was_not_saved(tmp_path, monkeypatch):
+    """A checkpoint is not replaced while the loss rises: the next stage's log has all of it."""
+    recipe = write_recipe(tmp_path, TWO_STAGES)
+    save = Trainer._save
+
+    def never_at_the_end(trainer):
+        if trainer.schedule.name != "first" or trainer.step < trainer.total:
+            save(trainer)
+
+    monkeypatch.setattr(Trainer, "_save", never_at_the_end)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    with (tmp_path / "m/training/log.csv").open() as file:
+        rows = [(row["stage"], float(row["epoch"])) for row in csv.DictReader(file)]
+    assert rows == [(stage, epoch) for stage in ("first", "second") for epoch in (0, 1, 2)]
+
+
+def test_a_damaged_file_of_a_finished_stage_is_named(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()
+    stage = tmp_path / "m/training/stage-first.safetensors"
+    stage.write_bytes(stage.read_bytes()[:1000])
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
+    assert told.strip().splitlines()[-1].endswith("damaged; delete it, and it is made again")
+    stage.unlink()
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+
+
+def test_a_model_that_is_not_finished_is_none_and_says_so(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()
+    told = run("index", tmp_path, "--index", tmp_path / "i", "--model", tmp_path / "m", code=3)
+    assert "no finished model there" in told.stderr
+
+
+def test_the_recipe_in_the_documentation_fits_the_model_that_it_names(tmp_path):
+    from conftest import REPOSITORY
+
+    text = (REPOSITORY / "docs/training.md").read_text()
+    (tmp_path / "recipe.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    network = start_network(recipe.model, recipe.loss, place_in(tmp_path))
+    for stage in recipe.stage:
+        check_schedule(network, stage, world=1)
+
+
+def test_an_architecture_is_not_trained_into_itself(tmp_path):
+    """A restart would remove it, and find that out at the end."""
+    recipe = write_recipe(tmp_path, RECIPE.replace('"architecture"', '"m"'))
+    run("train", "clip", write_recipe(tmp_path / "a"), "--out", tmp_path / "m")
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+    assert "take another --out" in told.stderr
+    assert (tmp_path / "m/open_clip_model.safetensors").is_file()
+
+
+def test_copies_of_a_picture_are_one_to_learn_from(tmp_path):
+    """Side by side in a batch, each would be a false answer to the other's caption."""
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    told = run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "1 pictures are listed twice or copies of others" in told.stderr
+    assert "23 pictures, 48 captions" in (tmp_path / "m/README.md").read_text()
+
+
+def test_a_disk_that_fills_says_what_to_do(tmp_path, monkeypatch):
+    recipe = write_recipe(tmp_path)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(history, "write_durably", full)
+    monkeypatch.setattr(card, "write_durably", full)
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
+    assert "No space left on device; once there is room, the same command resumes" in told
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "bogus", "mps:7"])
+def test_a_device_that_is_not_there_is_one_clear_line(tmp_path, device):
+    recipe = write_recipe(tmp_path)
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", "--device", device, code=2)
+    assert told.stderr.startswith(f"mmsearch: device '{device}' cannot be used: ")
+    assert len(told.stderr.strip().splitlines()) == 1
+
+
+def test_several_processes_do_not_share_one_card(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="a card of its own"), processes("cuda:0"):
+        pass
+
+
+def test_a_copy_of_what_is_measured_on_is_not_learned_from(tmp_path):
+    recipe = write_recipe(tmp_path)
+    held = next(n for n in range(48) if (n // 4) % 4 == 3)  # of the test split
+    (tmp_path / "0.png").write_bytes((tmp_path / f"{held}.png").read_bytes())
+    told = run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "1 of its pictures are left out: " in told.stderr
+    assert "23 pictures" in (tmp_path / "m/README.md").read_text()
+
+
+def test_workers_give_the_same_weights_as_none(tmp_path):
+    alone, helped = trained(tmp_path / "a"), trained(tmp_path / "b", workers=2)
+    assert all(torch.equal(alone[name], helped[name]) for name in alone)
+
+
+def test_a_recipe_that_learns_from_its_validation_split_is_refused(tmp_path):
+    text = RECIPE.replace('splits = ["train"]', 'splits = ["train", "val"]')
+    recipe = write_recipe(tmp_path, text)
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=2)
+    assert "are in a split that is measured on" in told.stderr
+
+
+def test_splits_that_are_measured_on_are_not_learned_from_unasked(tmp_path):
+    """Without `splits`, val and test stay out, however they are written."""
+    text = RECIPE.replace('splits = ["train"]\n', "").replace('split = "test"', 'split = "Test"')
+    recipe = write_recipe(tmp_path, text)
+    rows = (tmp_path / "metadata.jsonl").read_text()
+    (tmp_path / "metadata.jsonl").write_text(rows.replace('"split": "test"', '"split": "Test"'))
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "24 pictures" in (tmp_path / "m/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epochs = -1", "stage.0.epochs: Input should be greater than 0"),
+        ("epochs = 2", "epochz = 2", "stage.0.epochz: Unexpected"),
+        ('config = "architecture"', 'config = "No-Such-Net"', "'No-Such-Net' cannot be made"),
+        ('config = "architecture"', "half = true", "needs one of config and weights"),
+        ("[model]", "[model", "not TOML"),
+        ('labels = "metadata.jsonl"', 'labels = "nothing.jsonl"', "nothing.jsonl"),
+        ('split = "val"', 'split = "dev"', "no captioned picture in the split 'dev'"),
+        ("batch = 8", "batch = 800", "fewer than the 800"),
+        ('split = "test"', 'split = "val"', "are in a split that is measured on"),
+        ('name = "first"', 'name = "a/b"', "stage.0.name: String should match"),
+        ("epochs = 2", "epochs = inf", "stage.0.epochs: Input should be a finite number"),
+        ("warmup = 1", "warmup = -5", "stage.0.warmup"),
+        ("warmup = 1", "betas = [0.9, 1.5]", "stage.0.betas.1: Input should be less than 1"),
+        ("warmup = 1", "rates = { visual = -3.0 }", "stage.0.rates.visual"),
+        ("warmup = 1", 'freeze = ["visuel"]', "no module 'visuel'; 'visual' perhaps"),
+        ("scale = [0.8, 1.0]", 'scale = "big"', "augment: open_clip does not take it"),
+        ("warmup = 1", 'cache = ["transformer"]', "cache: "),
+        ("ema = 0.8", "seed = 18446744073709551616", "seed: Input should be less than"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_one_clear_line(tmp_path, old, new, message):
+    recipe = write_recipe(tmp_path, RECIPE.replace(old, new, 1))
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=2)
+    assert message in told.stderr
+    assert len(told.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "m/open_clip_config.json").exists()
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "5.png").unlink()
+    assert "5.png: named in" in run("train", "clip", recipe, "--out", tmp_path / "m", code=2).stderr
+
+
+def test_a_damaged_picture_is_left_out_and_said(tmp_path):
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "0.png").write_bytes(b"not a picture")
+    told = run("train", "clip", recipe, "--out", tmp_path / "m")
+    assert "are left out (1): 0.png" in told.stderr
+    card = (tmp_path / "m/README.md").read_text()
+    assert "23 pictures" in card
+    assert f"mmsearch index FOLDER --model local-dir:{tmp_path}/m\n" in card
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    """Neither written into nor cleared, even with --restart."""
+    recipe = write_recipe(tmp_path)
+    theirs = tmp_path / "theirs"
+    (theirs / "training").mkdir(parents=True)
+    (theirs / "training/mine.txt").write_text("mine")
+    for more in ((), ("--restart",)):
+        told = run("train", "clip", recipe, "--out", theirs, *more, code=2)
+        assert "holds files that no training made" in told.stderr
+    assert (theirs / "training/mine.txt").read_text() == "mine"
+    assert [path.name for path in theirs.iterdir()] == ["training"]
+
+
+def test_a_restart_that_cannot_begin_leaves_the_model(tmp_path):
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    weights = (tmp_path / "m/open_clip_model.safetensors").read_bytes()
+    everything = '"visual", "transformer", "token_embedding", "positional_embedding", '
+    everything += '"ln_final", "text_projection", "logit_scale"'
+    for text in (
+        TWO_STAGES.replace("chunk = 3", f"chunk = 3\nfreeze = [{everything}]"),
+        TWO_STAGES + "input_dropout = { logit_scale = 0.1 }\n",
+        TWO_STAGES + "input_dropout = { token_embedding = 0.1 }\n",
+        TWO_STAGES + 'keep_eval = [""]\n',
+        TWO_STAGES + 'freeze = ["visuel"]\n',
+        TWO_STAGES + 'cache = ["transformer"]\n',
+        TWO_STAGES.replace("batch = 8", "batch = 800"),
+        TWO_STAGES.replace("scale = [0.8, 1.0]", 'scale = "big"'),
+    ):
+        write_recipe(tmp_path, text)
+        code = 6 if everything in text else 2
+        run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=code)
+        assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+    assert (tmp_path / "m/open_clip_model.safetensors").read_bytes() == weights
+
+
+def test_a_model_is_not_trained_into_itself(tmp_path):
+    """A restart would remove what it starts from, or what teaches it."""
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir() if path.is_file()}
+    own = f"local-dir:{tmp_path / 'm'}"
+    for text in (
+        RECIPE.replace('config = "architecture"', f'weights = "{own}"'),
+        RECIPE.replace("[augment]", f'[teacher]\nmodel = "{own}"\n[augment]'),
+    ):
+        write_recipe(tmp_path, text)
+        told = run("train", "clip", recipe, "--out", tmp_path / "m", "--restart", code=2)
+        assert "take another --out" in told.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    recipe = write_recipe(tmp_path)
+    with run_folder(tmp_path / "m", restart=False):
+        told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6)
+    assert "another process is training into it" in told.stderr
+
+
+@pytest.mark.parametrize("change", ["moved", "repainted"])
+def test_other_data_does_not_go_on_with_a_run(tmp_path, change):
+    """A picture that went from train to val, or that shows something else now."""
+    recipe = write_recipe(tmp_path)
+    run("train", "clip", recipe, "--out", tmp_path / "m")
+    (tmp_path / "m/open_clip_config.json").unlink()  # as if it had been killed at the end
+    if change == "moved":
+        rows = (tmp_path / "metadata.jsonl").read_text()
+        turned = rows.replace('"split": "train"', '"split": "val"', 1)
+        (tmp_path / "metadata.jsonl").write_text(turned)
+    else:
+        Image.new("RGB", (40, 32), "white").save(tmp_path / "0.png")
+    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6)
+    assert "other settings or data" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "auto", "-x", "a b"])
+def test_a_name_that_is_taken_or_odd_is_refused(tmp_path, name):
+    recipe = write_recipe(tmp_path)
+    result = CliRunner().invoke(app, ["train", "clip", str(recipe), f"--out={name}"])
+    assert result.exit_code == 2
+    assert "cannot be a model's name" in result.stderr
+
+
+def test_the_recipes_of_tiny_are_valid():
+    from conftest import REPOSITORY
+
+    recipe = read_recipe(REPOSITORY / "recipes/tiny.toml")
+    assert os.path.isdir(recipe.model.config)
+    assert [table.name for table in recipe.data] == ["flickr8k", "objects", "scenes"]
+    further = read_recipe(REPOSITORY / "recipes/tiny-further.toml")
+    assert further.data == recipe.data
+    assert further.augment == recipe.augment
+
+
+def test_a_toy_set_has_the_splits_that_these_tests_speak_of(tmp_path):
+    write_set(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [sum(row["split"] == name for row in rows) for name in ("train", "val", "test")] == [
+        24, 12, 12,
+    ]  # fmt: skip
