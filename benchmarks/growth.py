@@ -24,9 +24,9 @@ import numpy as np
 from ivf import NEIGHBOURS, embeddings, mixed
 
 from mmsearch import Engine
-from mmsearch.store.mutations import NewMedia, NewSegment
-from mmsearch.store.rows import MediaFacts
+from mmsearch.store.rows import MediaRecord, SegmentRecord
 from mmsearch.store.store import Store
+from mmsearch.types import Facts
 
 FILTERED = 1 / 50
 TEXTS = ("a dog runs over the grass", "two people on a beach at sunset", "a red car",
@@ -164,12 +164,12 @@ def path_of(number: int, size: int) -> bytes:
     return part + b"/%07d.jpg" % number
 
 
-def media(root, number: int, size: int, vector) -> NewMedia:
+def media(root, number: int, size: int, vector) -> MediaRecord:
     name = path_of(number, size)
-    return NewMedia(
+    return MediaRecord(
         root_id=root.id, path=name, size=1, mtime_ns=number, content_hash=name,
-        facts=MediaFacts(640, 480, "2020-01-01T00:00:00", "mtime"),
-        segments=[NewSegment("image", vector)],
+        facts=Facts(640, 480),
+        segments=[SegmentRecord("image", vector)],
     )  # fmt: skip
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch import Engine
-from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
-from mmsearch.store.rows import Item, MediaFacts
+from mmsearch.store.rows import CaptionRecord, Item, MediaRecord, SegmentRecord
 from mmsearch.store.store import Store
+from mmsearch.types import Facts
 
 SLOTS, TOGETHER, COMPACT_EVERY = 2000, 50, 40
 TEXTS = ("a red car", "two dogs in the snow", "a bird over a lake", "number 77", "a green boat")
@@ -77,12 +77,12 @@ def vector_of(slot: int, version: int, dim: int) -> np.ndarray:
     return found / np.linalg.norm(found)
 
 
-def media(root: int, name: str, vector, caption: str | None = None) -> NewMedia:
-    return NewMedia(
+def media(root: int, name: str, vector, caption: str | None = None) -> MediaRecord:
+    return MediaRecord(
         root, name.encode(), 1, 1, name.encode()[-16:],
-        MediaFacts(1, 1, "2024-01-01T00:00:00", "mtime"),
-        [NewSegment("image", vector)],
-        [NewCaption(caption, "file", vector)] if caption else [],
+        Facts(1, 1),
+        [SegmentRecord("image", vector)],
+        [CaptionRecord(caption, "file", vector)] if caption else [],
     )  # fmt: skip
 
 

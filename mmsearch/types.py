@@ -52,6 +52,24 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a file says of itself; 0 and None where it says nothing."""
+
+    width: int = 0
+    """In pixels, as a viewer shows it."""
+    height: int = 0
+    captured: datetime | None = None
+    """In local time."""
+    duration_ms: int | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    captured_from: str = "exif"
+    """"exif" for what the file says, "mtime" for when it was modified."""
+    kind: str | None = "image"
+    """The media type, which a decoder need not name."""
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """How a model wants its pictures: open_clip's preprocessing configuration."""
 

@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import threading
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,8 @@ from mmsearch.jobs.runner import BATCH, Runner
 from mmsearch.media.sandbox import Decoders
 from mmsearch.search.candidates import find_candidates
 from mmsearch.search.searcher import Searcher
-from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
-from mmsearch.store.rows import MediaFacts
-from mmsearch.types import EncoderSpec, Filter, Preprocess
+from mmsearch.store.rows import CaptionRecord, MediaRecord, SegmentRecord
+from mmsearch.types import EncoderSpec, Facts, Filter, Preprocess
 
 DIM = 16
 #: For all tests of one process.
@@ -133,15 +133,15 @@ def root_at(writer, folder: bytes):
 def new_media(root, name, vector, *, captions=(), captured="2020-01-01T00:00:00", size=1):
     """A picture for the catalog; captions are texts with their vectors."""
     name = name if isinstance(name, bytes) else name.encode()
-    return NewMedia(
+    return MediaRecord(
         root_id=root.id,
         path=name,
         size=size,
         mtime_ns=2,
         content_hash=name,
-        facts=MediaFacts(3, 4, captured, "exif"),
-        segments=[NewSegment("image", vector)],
-        captions=[NewCaption(text, "file", row) for text, row in captions],
+        facts=Facts(3, 4, datetime.fromisoformat(captured)),
+        segments=[SegmentRecord("image", vector)],
+        captions=[CaptionRecord(text, "file", row) for text, row in captions],
     )
 
 

@@ -28,13 +28,18 @@ from mmsearch.errors import LabelsError, SpaceError, UsageError
 from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
 from mmsearch.media.media_types import is_image_name
 from mmsearch.media.sandbox import Decoders
-from mmsearch.store.filters import local_time, stored_time
-from mmsearch.store.mutations import NewCaption, NewMedia, NewSegment
 from mmsearch.store.paths import canonical, relative
-from mmsearch.store.rows import FILE, MediaFacts, RootRow
+from mmsearch.store.rows import (
+    FILE,
+    CaptionRecord,
+    MediaRecord,
+    RootRow,
+    SegmentRecord,
+    stored_time,
+)
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import IMAGE, MOST, EncoderSpec, OnProgress, Progress, Vectors
+from mmsearch.types import IMAGE, MOST, EncoderSpec, Facts, OnProgress, Progress, Vectors
 
 _SPACE_KEY = b"mmsearch.space"
 _MODEL_KEY = b"mmsearch.model"
@@ -78,7 +83,7 @@ def export_embeddings(store: Store, folder: Path) -> int:
             ],
             "width": [one.width for one in facts],
             "height": [one.height for one in facts],
-            "captured": [one.captured for one in facts],
+            "captured": [one.captured and stored_time(one.captured) for one in facts],
             "captured_from": [one.captured_from for one in facts],
         }
     ).replace_schema_metadata(
@@ -98,8 +103,8 @@ class Incoming:
 
     path: bytes
     vector: NDArray[np.float32]
-    captions: list[NewCaption]
-    facts: MediaFacts | None
+    captions: list[CaptionRecord]
+    facts: Facts | None
 
 
 def import_embeddings(
@@ -124,7 +129,7 @@ def import_embeddings(
             files = list(pool.map(lambda one: _file(one.path, decoders), some))
             with writer.change() as change:
                 for one, (stamp, digest) in zip(some, files, strict=True):
-                    change.add_media(_new_media(one, roots[one.path], stamp, digest), space)
+                    change.add_media(_record(one, roots[one.path], stamp, digest), space)
             on_progress(Progress("import", start + len(some), len(waiting)))
     writer.compact(only_if="short")
     return len(waiting)
@@ -139,20 +144,13 @@ def _file(path: bytes, decoders: Decoders) -> tuple[Stamp, bytes]:
     return NEVER, content_hash(b"imported " + path)
 
 
-def _new_media(one: Incoming, root: RootRow, stamp: Stamp, digest: bytes) -> NewMedia:
+def _record(one: Incoming, root: RootRow, stamp: Stamp, digest: bytes) -> MediaRecord:
     path = relative(one.path, canonical(root.path))
     assert path is not None, "its root is above it by construction"
-    facts = one.facts or MediaFacts(0, 0, local_time(stamp.mtime_ns), "mtime")
-    return NewMedia(
-        root_id=root.id,
-        path=path,
-        size=stamp.size,
-        mtime_ns=stamp.mtime_ns,
-        content_hash=digest,
-        facts=facts,
-        segments=[NewSegment(IMAGE, one.vector)],
-        captions=tuple(one.captions),
-    )
+    return MediaRecord(
+        root.id, path, stamp.size, stamp.mtime_ns, digest,
+        one.facts or Facts(), [SegmentRecord(IMAGE, one.vector)], tuple(one.captions),
+    )  # fmt: skip
 
 
 def model_of(folder: Path) -> str | None:
@@ -185,7 +183,7 @@ def read_embeddings(folder: Path, spec: EncoderSpec) -> dict[bytes, Incoming]:
             if texts is not None and cleaned and np.any(texts[row]):
                 origin = str(values.get("caption_source"))
                 origin = origin if _SOURCE.fullmatch(origin) else FILE
-                one.captions.append(NewCaption(cleaned[0], origin, _unit(texts[row])))
+                one.captions.append(CaptionRecord(cleaned[0], origin, _unit(texts[row])))
     return found
 
 
@@ -198,16 +196,16 @@ def _path(values: dict[str, Any], folder: Path, row: int) -> bytes:
     return os.path.abspath(os.path.join(os.fsencode(folder), name))
 
 
-def _facts(values: dict[str, Any]) -> MediaFacts | None:
+def _facts(values: dict[str, Any]) -> Facts | None:
     """What our own exports say of an image; None for those of others, and for nonsense."""
     try:
         width, height = int(values["width"]), int(values["height"])
-        captured = stored_time(datetime.fromisoformat(values["captured"]))
+        captured = datetime.fromisoformat(values["captured"])
         source = {"exif": "exif", "mtime": "mtime"}[values["captured_from"]]
     except (KeyError, TypeError, ValueError):
         return None
     is_size = min(width, height) >= 0 and max(width, height) <= MOST
-    return MediaFacts(width, height, captured, source) if is_size else None
+    return Facts(width, height, captured, captured_from=source) if is_size else None
 
 
 def _parts(folder: Path) -> Iterator[tuple[Vectors, Vectors | None, pa.Table]]:

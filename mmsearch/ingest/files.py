@@ -10,44 +10,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mmsearch.encoders.base import Encoder
-from mmsearch.errors import DecodeError
 from mmsearch.ingest.labels import CaptionChange, caption_change
 from mmsearch.ingest.plan import Candidate, Plan
-from mmsearch.ingest.reading import Decoded, sidecar_of
+from mmsearch.ingest.reading import Decoded, decode, sidecar_of
 from mmsearch.jobs.runner import parts
-from mmsearch.media.fingerprint import NEVER, Stamp
-from mmsearch.media.media_types import Facts
+from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.sandbox import Decoders
-from mmsearch.store.filters import local_time, stored_time
-from mmsearch.store.mutations import (
-    Change,
-    NewCaption,
-    NewMedia,
-    NewSegment,
-    stored_captions,
+from mmsearch.store.mutations import Change
+from mmsearch.store.rows import (
+    EMBEDDED,
+    CaptionRecord,
+    MediaRecord,
+    MediaRow,
+    SegmentRecord,
+    SpaceRow,
+    Vector,
 )
-from mmsearch.store.rows import EMBEDDED, MediaFacts, Row, SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import TEXT, Modality
+from mmsearch.types import TEXT, Facts, Modality
 
 _TEXTS = 64  # that are encoded together
-Vector = NDArray[np.float32] | bytes
-
-
-@dataclass(frozen=True)
-class Content:
-    """What the catalog is to hold of a file's content."""
-
-    facts: MediaFacts | None = None
-    """Its capture time is that of the file where the content does not tell one."""
-    segments: Sequence[NewSegment] = ()
-    captions: Sequence[NewCaption] = ()
-    """Those that lie in the file."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +39,12 @@ class Reading:
     """What was read of one candidate."""
 
     candidate: Candidate
-    stamp: Stamp
-    digest: bytes = b""
-    kind: str = ""
-    """Its media type."""
-    decoded: Decoded | None = None
-    stored: Content | None = None
-    """What the index has of it already: then it is not decoded."""
+    file: Decoded
+    stored: MediaRecord | None = None
+    """A file of the index with the same content: then this one is not decoded."""
     sidecar: tuple[str, ...] = ()
     unread_sidecar: bytes = b""
     """The path of a sidecar that is no text."""
-    reason: str = ""
-    """Why it cannot be used; "" where it can."""
     seconds: float = 0.0
 
 
@@ -74,7 +52,9 @@ class Reading:
 class Outcome:
     """What goes into the catalog of some files."""
 
-    files: Sequence[tuple[Reading, Future[Content]]]
+    good: Sequence[tuple[Reading, Future[MediaRecord]]]
+    """Each with a record of its content, as it, a copy or the index has it."""
+    bad: Sequence[Reading]
     texts: Mapping[str, Vector]
     """The vectors of their captions."""
     embedded: int
@@ -112,7 +92,7 @@ class FilesJob:
         self._inputs = {
             modality: spec for modality, spec in encoder.spec.inputs.items() if modality != TEXT
         }
-        self._claims: dict[bytes, Future[Content]] = {}
+        self._claims: dict[bytes, Future[MediaRecord]] = {}
         self._lock = threading.Lock()
         with store.catalog.read() as queries:
             self._roots = {root.id: root for root in queries.roots()}
@@ -125,7 +105,7 @@ class FilesJob:
         for item in plan.read:
             if item.old is not None:
                 self._changing[item.old.content_hash].append(item.old.id)
-        self._left_behind: dict[bytes, list[NewCaption]] = {}
+        self._left_behind: dict[bytes, list[CaptionRecord]] = {}
 
     @property
     def size(self) -> int:
@@ -142,110 +122,88 @@ class FilesJob:
         Never raises for what is wrong with the file: that is the outcome's `reason`.
         """
         started = time.perf_counter()
+        stored = None
         with self._decoders.open(item.absolute) as file:
-            if file.reason:
-                return Reading(item, file.stamp, reason=file.reason)
-            stored = None if self._is_first else self._stored([file.digest]).get(file.digest)
-            decoded = None
-            if stored is None:
-                try:
-                    decoded = Decoded.of(file.read(self._inputs), self._inputs)
-                    if TEXT not in self._space.towers:
-                        decoded = replace(decoded, captions=())
-                except DecodeError as error:
-                    return Reading(item, file.stamp, reason=str(error))
-                if not decoded.segments:
-                    reason = "holds nothing that the index's model embeds"
-                    return Reading(item, file.stamp, reason=reason)
-        sidecar, unread = sidecar_of(item)
-        seconds = time.perf_counter() - started
+            if not (file.reason or self._is_first):
+                stored = self._stored([file.digest]).get(file.digest)
+            found = Decoded(file.stamp, file.digest) if stored else decode(file, self._inputs)
+        if stored is None and not (found.reason or found.segments):
+            found = replace(found, reason="holds nothing that the index's model embeds")
+        if TEXT not in self._space.towers:
+            found = replace(found, captions=())
+        if found.reason:
+            return Reading(item, found)
         return Reading(
-            item, file.stamp, file.digest, file.kind, decoded, stored, sidecar, unread,
-            seconds=seconds,
-        )  # fmt: skip
+            item, found, stored, *sidecar_of(item), seconds=time.perf_counter() - started
+        )
 
     def compute(self, reads: Sequence[Reading]) -> Outcome:
         started = time.perf_counter()
-        own: list[tuple[Future[Content], Reading]] = []
+        good = [one for one in reads if not one.file.reason]
         # What was committed since they were read, too.
-        stored = self._stored({one.digest for one in reads if one.decoded is not None})
-        files = [(one, self._claim(one, stored.get(one.digest, one.stored), own)) for one in reads]
+        stored = self._stored({one.file.digest for one in good if one.stored is None})
+        own: list[tuple[Future[MediaRecord], Reading]] = []
+        claims = [
+            (one, self._claim(one, one.stored or stored.get(one.file.digest), own)) for one in good
+        ]
         try:
-            texts = dict.fromkeys(
-                text
-                for one in reads
-                if not one.reason
-                for part in self._wanted(one).values()
-                for text in part
-            )
-            texts |= dict.fromkeys(
-                caption.text for _, one in own if one.decoded for caption in one.decoded.captions
-            )
-            vectors = encode_texts(self._encoder, list(texts))
+            texts = [text for one in good for part in self._wanted(one).values() for text in part]
+            texts += [caption.text for _, one in own for caption in one.file.captions]
+            vectors = encode_texts(self._encoder, list(dict.fromkeys(texts)))
             self._embed(own, vectors)
         except BaseException as error:
             for claim, _ in own:  # others may wait for it
                 if not claim.done():
                     claim.set_exception(error)
             raise
-        return Outcome(files, vectors, len(own), time.perf_counter() - started)
+        bad = [one for one in reads if one.file.reason]
+        return Outcome(claims, bad, vectors, len(own), time.perf_counter() - started)
 
     def _claim(
-        self, one: Reading, stored: Content | None, own: list[tuple[Future[Content], Reading]]
-    ) -> Future[Content]:
-        """Where a file's content will be: of several with the same, one is embedded."""
-        if stored is not None or one.decoded is None:
-            found: Future[Content] = Future()
-            found.set_result(stored or Content())
+        self,
+        one: Reading,
+        stored: MediaRecord | None,
+        own: list[tuple[Future[MediaRecord], Reading]],
+    ) -> Future[MediaRecord]:
+        """Where a content's record will be: of several files with the same, one is embedded."""
+        if stored is not None:
+            found: Future[MediaRecord] = Future()
+            found.set_result(stored)
             return found
         with self._lock:
-            if one.digest in self._claims:
-                return self._claims[one.digest]
-            claim = self._claims[one.digest] = Future()
+            if one.file.digest in self._claims:
+                return self._claims[one.file.digest]
+            claim = self._claims[one.file.digest] = Future()
         own.append((claim, one))
         return claim
 
-    def _stored(self, digests: Iterable[bytes]) -> dict[bytes, Content]:
+    def _stored(self, digests: Iterable[bytes]) -> dict[bytes, MediaRecord]:
         """What the index has of some contents already."""
-        known: dict[bytes, Content] = {}
         with self._store.catalog.read() as queries:
-            for digest, found in queries.embedded_contents(self._space, digests).items():
-                try:
-                    captions = stored_captions(
-                        queries, self._space, found.media_id, EMBEDDED.__eq__
-                    )
-                except KeyError:  # one has no vector yet: it is decoded again
-                    continue
-                segments = [
-                    NewSegment(one.modality, one.vector, one.start_ms, one.end_ms)
-                    for one in found.segments
-                ]
-                known[digest] = Content(found.facts, segments, captions)
-        return known
+            return queries.records_with(self._space, digests, EMBEDDED.__eq__)
 
     def _embed(
-        self, own: Sequence[tuple[Future[Content], Reading]], texts: Mapping[str, Vector]
+        self, own: Sequence[tuple[Future[MediaRecord], Reading]], texts: Mapping[str, Vector]
     ) -> None:
-        decoded = [one.decoded for _, one in own if one.decoded is not None]
         places: dict[Modality, list[tuple[int, int]]] = {}
-        for number, one in enumerate(decoded):
-            for place, segment in enumerate(one.segments):
+        for number, (_, one) in enumerate(own):
+            for place, segment in enumerate(one.file.segments):
                 places.setdefault(segment.modality, []).append((number, place))
         vectors: dict[tuple[int, int], Vector] = {}
         for modality, those in places.items():
             for some in parts(those, self._encoder.batch):
-                batch = [decoded[number].segments[place].data for number, place in some]
+                batch = [own[number][1].file.segments[place].data for number, place in some]
                 vectors.update(zip(some, self._encoder.encode(modality, batch), strict=True))
-        for number, ((claim, reading), one) in enumerate(zip(own, decoded, strict=True)):
+        for number, (claim, one) in enumerate(own):
             segments = [
-                NewSegment(part.modality, vectors[number, place], part.start_ms, part.end_ms)
-                for place, part in enumerate(one.segments)
+                SegmentRecord(part.modality, vectors[number, place], part.start_ms, part.end_ms)
+                for place, part in enumerate(one.file.segments)
             ]
             captions = [
-                NewCaption(c.text, EMBEDDED, texts[c.text], c.segment, c.language)
-                for c in one.captions
+                CaptionRecord(c.text, EMBEDDED, texts[c.text], c.segment, c.language)
+                for c in one.file.captions
             ]
-            claim.set_result(Content(_facts_of(reading.kind, one.facts), segments, captions))
+            claim.set_result(_record(one, one.file.facts, segments, captions))
 
     def _wanted(self, one: Reading) -> dict[str, tuple[str, ...]]:
         """The captions that each source has for a file; a source that says nothing is absent."""
@@ -257,34 +215,33 @@ class FilesJob:
 
     def commit(self, outcomes: Sequence[Outcome]) -> None:
         started = time.perf_counter()
-        files = [pair for some in outcomes for pair in some.files]
+        bad = [one for some in outcomes for one in some.bad]
+        good = [(one, claim.result()) for some in outcomes for one, claim in some.good]
         texts = {text: vector for some in outcomes for text, vector in some.texts.items()}
-        good = [(one, content.result()) for one, content in files if not one.reason]
-        self._look_for_the_left(one.digest for one, _ in good)
+        self._look_for_the_left(one.file.digest for one, _ in good)
         with self._writer.change() as change:
-            for one, _ in files:
-                if one.reason:
-                    self._note_failure(change, one)
+            for one in bad:
+                self._note_failure(change, one)
             change.clear_failures(one.candidate.key for one, _ in good)
-            for one, content in good:
+            for one, record in good:
                 if one.unread_sidecar:
                     self.unread_sidecars.append(os.fsdecode(one.unread_sidecar))
-                self._enter(change, one, content, texts)
+                self._enter(change, one, record, texts)
         with self._lock:  # from now on the catalog tells
             for one, _ in good:
-                self._claims.pop(one.digest, None)
-        self.counts["done"] += len(files)
+                self._claims.pop(one.file.digest, None)
+        self.counts["done"] += len(good) + len(bad)
         self.counts["embedded"] += sum(one.embedded for one in outcomes)
         self._writer.compact(only_if="long")
-        self.stages["decode"] += sum(one.seconds for one, _ in files)
+        self.stages["decode"] += sum(one.seconds for one, _ in good)
         self.stages["encode"] += sum(one.encode_seconds for one in outcomes)
         self.stages["write"] += time.perf_counter() - started
         self._on_done(self.counts["done"])
 
     def _note_failure(self, change: Change, one: Reading) -> None:
-        candidate, stamp = one.candidate, one.stamp
+        candidate, stamp = one.candidate, one.file.stamp
         change.record_failure(
-            candidate.root.id, candidate.file.path, stamp.size, stamp.mtime_ns, one.reason
+            candidate.root.id, candidate.file.path, stamp.size, stamp.mtime_ns, one.file.reason
         )
         self.counts["failed"] += 1
         # A file that cannot be read just now keeps what was indexed of it; a damaged one does not.
@@ -292,24 +249,24 @@ class FilesJob:
             self._remove_old(change, candidate.old)
 
     def _enter(
-        self, change: Change, one: Reading, content: Content, texts: Mapping[str, Vector]
+        self, change: Change, one: Reading, record: MediaRecord, texts: Mapping[str, Vector]
     ) -> None:
         """Writes one good file: as new, changed, moved, or only touched."""
         old = one.candidate.old
-        if old is not None and old.content_hash == one.digest:
+        if old is not None and old.content_hash == one.file.digest:
             self._keep(change, old.id, one, texts)
             self.counts["unchanged"] += 1
             return
         inherited = self._inherited(change, one)
         if old is not None:
             self._remove_old(change, old)
-        if left := self._left.get(one.digest):
+        if left := self._left.get(one.file.digest):
             moved = left.popleft()
             self._plan.gone.pop(moved, None)
             self._keep(change, moved, one, texts)
             self.counts["moved"] += 1
             return
-        self._add(change, one, content, texts, inherited)
+        self._add(change, one, record, texts, inherited)
         self.counts["added" if old is None else "updated"] += 1
 
     def _look_for_the_left(self, contents: Iterable[bytes]) -> None:
@@ -338,7 +295,7 @@ class FilesJob:
             )
         return self.is_lost[root_id]
 
-    def _inherited(self, change: Change, one: Reading) -> list[NewCaption]:
+    def _inherited(self, change: Change, one: Reading) -> list[CaptionRecord]:
         """The captions that a new or changed file takes over, as a captions file gave them once.
 
         They belong to the content where that had a name that now has another, and else to the
@@ -349,13 +306,13 @@ class FilesJob:
         wanted = self._plan.labels.wanted(one.candidate.key)
         if any(wanted.values()):
             return []
-        if one.digest in self._changing:
-            found = self._captions_left_behind(change, one.digest)
+        if one.file.digest in self._changing:
+            found = self._captions_left_behind(change, one.file.digest)
         else:
             found = change.given_captions(old.id, self._space) if old is not None else []
         return [caption for caption in found if caption.source not in wanted]
 
-    def _captions_left_behind(self, change: Change, digest: bytes) -> list[NewCaption]:
+    def _captions_left_behind(self, change: Change, digest: bytes) -> list[CaptionRecord]:
         """The captions of the files that had a content before this run and are read again."""
         if digest not in self._left_behind:
             given = (
@@ -364,21 +321,20 @@ class FilesJob:
             self._left_behind[digest] = next(filter(None, given), [])
         return self._left_behind[digest]
 
-    def _remove_old(self, change: Change, old: Row) -> None:
+    def _remove_old(self, change: Change, old: MediaRow) -> None:
         self._captions_left_behind(change, old.content_hash)  # before they are gone
         change.remove_media([old.id])
 
     def _keep(
         self, change: Change, media_id: int, one: Reading, texts: Mapping[str, Vector]
     ) -> None:
-        candidate, stamp = one.candidate, one.stamp
+        candidate, stamp = one.candidate, one.file.stamp
         change.set_file(
             media_id,
             root_id=candidate.root.id,
             path=candidate.file.path,
             size=stamp.size,
             mtime_ns=stamp.mtime_ns,
-            modified=local_time(stamp.mtime_ns),
         )
         rows = change.captions_of(media_id)
         captions = caption_change(rows, self._wanted(one))
@@ -389,47 +345,32 @@ class FilesJob:
         self,
         change: Change,
         one: Reading,
-        content: Content,
+        record: MediaRecord,
         texts: Mapping[str, Vector],
-        inherited: Sequence[NewCaption],
+        inherited: Sequence[CaptionRecord],
     ) -> None:
-        candidate, stamp, facts = one.candidate, one.stamp, content.facts
-        assert facts is not None, "it has no reason not to be used"
-        if facts.captured_from == "mtime":
-            facts = replace(facts, captured=local_time(stamp.mtime_ns))
+        facts = record.facts
+        if facts.captured_from == "mtime":  # of the file whose record it was
+            facts = replace(facts, captured=None)
         given = caption_change((), self._wanted(one)).add
-        captions = (
-            *content.captions,
-            *(NewCaption(text, source, texts[text]) for text, source in given),
-        )
-        change.add_media(
-            NewMedia(
-                root_id=candidate.root.id,
-                path=candidate.file.path,
-                size=stamp.size,
-                mtime_ns=stamp.mtime_ns,
-                content_hash=one.digest,
-                facts=facts,
-                segments=content.segments,
-                captions=(*inherited, *captions),
-                sidecar=candidate.sidecar,
-            ),
-            self._space,
-        )
+        captions = [CaptionRecord(text, source, texts[text]) for text, source in given]
+        captions = [*record.captions, *captions]
         self.counts["captions"] += len(captions)
+        new = _record(one, facts, record.segments, [*inherited, *captions])
+        change.add_media(new, self._space)
 
 
-def _facts_of(kind: str, facts: Facts) -> MediaFacts:
-    return MediaFacts(
-        facts.width,
-        facts.height,
-        stored_time(facts.captured) if facts.captured else "",
-        "exif" if facts.captured else "mtime",
-        kind,
-        facts.duration_ms,
-        facts.latitude,
-        facts.longitude,
-    )
+def _record(
+    one: Reading,
+    facts: Facts,
+    segments: Sequence[SegmentRecord],
+    captions: Sequence[CaptionRecord],
+) -> MediaRecord:
+    where, stamp = one.candidate, one.file.stamp
+    return MediaRecord(
+        where.root.id, where.file.path, stamp.size, stamp.mtime_ns, one.file.digest,
+        facts, segments, captions, where.sidecar,
+    )  # fmt: skip
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str]) -> dict[str, Vector]:
@@ -453,6 +394,6 @@ def apply_captions(
     counts["captions_removed"] += len(captions.remove)
     for source, numbers in captions.keep.items():
         change.set_source(numbers, source)
-    new = [NewCaption(text, source, texts[text]) for text, source in captions.add]
+    new = [CaptionRecord(text, source, texts[text]) for text, source in captions.add]
     change.add_captions(media_id, new, space)
     counts["captions"] += len(new)

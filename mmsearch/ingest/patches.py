@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmsearch.encoders.patch_encoder import PatchEncoder
-from mmsearch.ingest.reading import open_known
+from mmsearch.ingest.reading import decode_known
 from mmsearch.jobs.runner import Runner
 from mmsearch.media.media_types import Segment
 from mmsearch.media.sandbox import Decoders
@@ -76,7 +76,7 @@ class _PatchesJob:
 
     def read(self, item: MissingSegment) -> tuple[int, Sequence[Segment]]:
         inputs = {IMAGE: dataclasses.asdict(self.encoder.preprocess)}
-        opened = open_known(item.absolute, item.content_hash, inputs, self.decoders)
+        opened = decode_known(item.absolute, item.content_hash, inputs, self.decoders)
         return item.id, opened.segments
 
     def compute(self, reads: Sequence[tuple[int, Sequence[Segment]]]) -> _Part:

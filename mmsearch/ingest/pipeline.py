@@ -6,16 +6,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.ingest.files import FilesJob, Vector, apply_captions, encode_texts
+from mmsearch.ingest.files import FilesJob, apply_captions, encode_texts
 from mmsearch.ingest.labels import CaptionChange, caption_change
 from mmsearch.ingest.plan import Candidate, Plan
 from mmsearch.ingest.reading import sidecar_of
 from mmsearch.jobs.runner import BATCH, Runner, parts
 from mmsearch.media.fingerprint import NEVER
-from mmsearch.store.rows import SpaceRow
+from mmsearch.store.rows import SpaceRow, Vector
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import TEXT, IngestReport, OnProgress, Progress, no_progress
@@ -159,59 +159,51 @@ class _Captions:
     seconds: float
 
 
+@dataclass
 class _CaptionsJob:
     """Brings the captions of unchanged files in step with captions file and sidecars."""
 
-    def __init__(
-        self,
-        store: Store,
-        writer: Writer,
-        encoder: Encoder,
-        space: SpaceRow,
-        plan: Plan,
-        touched: Sequence[Candidate],
-    ) -> None:
-        self._store = store
-        self._writer = writer
-        self._encoder = encoder
-        self._space = space
-        self._plan = plan
-        self._touched = touched
-        self.size = 16
-        self.counts: Counter[str] = Counter()
-        self.stages = {"encode": 0.0, "write": 0.0}
-        self.unread_sidecars: list[str] = []
+    store: Store
+    writer: Writer
+    encoder: Encoder
+    space: SpaceRow
+    plan: Plan
+    touched: Sequence[Candidate]
+    size: int = 16
+    counts: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "write": 0.0})
+    unread_sidecars: list[str] = field(default_factory=list)
 
     def missing(self) -> Iterator[Candidate]:
-        return iter(self._touched)
+        return iter(self.touched)
 
     def read(self, item: Candidate) -> tuple[Candidate, tuple[str, ...], bytes]:
         return (item, *sidecar_of(item))
 
     def compute(self, reads: Sequence[tuple[Candidate, tuple[str, ...], bytes]]) -> _Captions:
-        with self._store.catalog.read() as queries:
-            present = queries.captions_of([item.old.id for item, _, _ in reads])
+        with self.store.catalog.read() as queries:
+            present = queries.captions_of([item.known.id for item, _, _ in reads])
         changes, unread = [], []
         for item, sidecar, unreadable in reads:
-            rows = [(row.id, row.text, row.source) for row in present.get(item.old.id, ())]
+            rows = [(row.id, row.text, row.source) for row in present.get(item.known.id, ())]
             if unreadable:
                 unread.append(unreadable)
-            wanted = {"sidecar": sidecar, **self._plan.labels.wanted(item.key)}
+            wanted = {"sidecar": sidecar, **self.plan.labels.wanted(item.key)}
             changes.append((item, caption_change(rows, wanted)))
         texts = dict.fromkeys(text for _, change in changes for text, _ in change.add)
         started = time.perf_counter()
-        vectors = encode_texts(self._encoder, list(texts))
+        vectors = encode_texts(self.encoder, list(texts))
         return _Captions(changes, vectors, unread, time.perf_counter() - started)
 
     def commit(self, outcomes: Sequence[_Captions]) -> None:
         started = time.perf_counter()
-        with self._writer.change() as change:
+        with self.writer.change() as change:
             for some in outcomes:
                 self.unread_sidecars += map(os.fsdecode, some.unread)
                 for item, captions in some.changes:
                     apply_captions(
-                        change, self._space, item.old.id, captions, some.texts, self.counts
+                        change, self.space, item.known.id, captions, some.texts, self.counts
                     )
-                    change.set_sidecar(item.old.id, item.sidecar)
+                    change.set_sidecar(item.known.id, item.sidecar)
         self.stages["encode"] += sum(some.seconds for some in outcomes)
         self.stages["write"] += time.perf_counter() - started

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import composed
@@ -16,7 +16,7 @@ from mmsearch.media.discover import FoundFile, Unreadable, walk
 from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.filters import places_of
 from mmsearch.store.paths import canonical, join, relative, to_path
-from mmsearch.store.rows import RootRow
+from mmsearch.store.rows import FailureRow, MediaRow, RootRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 
@@ -38,8 +38,14 @@ class Candidate(NamedTuple):
 
     root: RootRow
     file: FoundFile
-    old: Any = None
-    """The media row of the same path, or None."""
+    old: MediaRow | None = None
+    """What the catalog has of the same path."""
+
+    @property
+    def known(self) -> MediaRow:
+        """What the catalog has of a file that is not new."""
+        assert self.old is not None
+        return self.old
 
     @property
     def key(self) -> FileKey:
@@ -62,7 +68,7 @@ class Plan:
 
     read: list[Candidate] = field(default_factory=list)
     same: list[Candidate] = field(default_factory=list)
-    gone: dict[int, Any] = field(default_factory=dict)
+    gone: dict[int, MediaRow] = field(default_factory=dict)
     """Media rows by id whose files are no longer there."""
     unreadable: list[tuple[RootRow, Unreadable]] = field(default_factory=list)
     prune: bool = True
@@ -150,9 +156,12 @@ def _known_scopes(store: Store) -> list[Scope]:
             if root.walked:
                 found.append(Scope(root, b""))
             else:
-                rows = queries.media_under(root.id, b"")
-                rows += queries.failures_under(root.id, b"")
-                found.extend(Scope(root, path) for path in sorted({row.path for row in rows}))
+                media, failed = (
+                    queries.media_under(root.id, b""),
+                    queries.failures_under(root.id, b""),
+                )
+                paths = {row.path for row in media} | {row.path for row in failed}
+                found.extend(Scope(root, path) for path in sorted(paths))
     return found
 
 
@@ -337,7 +346,7 @@ def _below(path: bytes, folder: bytes) -> bool:
     return not folder or relative(path, folder) is not None
 
 
-def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
+def _may_be_unmounted(scope: Scope, known: Mapping[bytes, MediaRow]) -> bool:
     """An unmounted disk looks like a folder that is gone or empty: nothing is removed for it."""
     folder = os.path.dirname(scope.path) if scope.prefix in known else scope.path
     try:
@@ -346,7 +355,7 @@ def _may_be_unmounted(scope: Scope, known: Mapping[bytes, Any]) -> bool:
         return True
 
 
-def _sort_in(plan: Plan, candidate: Candidate, failed: Any) -> None:
+def _sort_in(plan: Plan, candidate: Candidate, failed: FailureRow | None) -> None:
     stamp = candidate.file.stamp
     if plan.reread:
         plan.read.append(candidate)

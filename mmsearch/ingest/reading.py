@@ -11,7 +11,7 @@ from mmsearch.ingest.plan import Candidate
 from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import Stamp
 from mmsearch.media.media_types import Caption, Facts, Part, Segment
-from mmsearch.media.sandbox import Decoders
+from mmsearch.media.sandbox import Decoders, OpenFile
 from mmsearch.types import InputSpec, Modality, Pixels
 
 Inputs = Mapping[Modality, InputSpec]
@@ -21,39 +21,61 @@ _MOST_BYTES, _MOST_CAPTIONS = 1 << 28, 100_000
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is in a file."""
+    """What was read of a file."""
 
-    facts: Facts
-    segments: Sequence[Segment]
-    captions: Sequence[Caption]
+    stamp: Stamp
+    digest: bytes = b""
+    facts: Facts = field(default_factory=Facts)
+    segments: Sequence[Segment] = ()
+    captions: Sequence[Caption] = ()
+    """Those that lie in the file."""
+    reason: str = ""
+    """Why it cannot be used; "" where it can."""
 
-    @classmethod
-    def of(cls, parts: Iterable[Part], inputs: Inputs) -> Decoded:
-        """Gathers what comes of a file.
 
-        Raises:
-            DecodeError: it is too much, or nothing that was asked for.
-        """
-        facts, segments, captions, size = Facts(), list[Segment](), list[Caption](), 0
-        for part in parts:
-            if isinstance(part, Segment):
-                size += part.data.nbytes
-                if part.modality not in inputs:
-                    raise DecodeError(f"its decoder gave '{part.modality}', which nobody asked for")
-                if size > _MOST_BYTES:
-                    raise DecodeError(f"too large: more than {_MOST_BYTES >> 20} MiB of it")
-                segments.append(part)
-            elif isinstance(part, Caption):
-                size += len(part.text)
-                captions += [replace(part, text=text) for text in clean_captions([part.text])]
-            else:
-                facts = part
-            if len(captions) > _MOST_CAPTIONS or size > _MOST_BYTES:
-                raise DecodeError(f"too large: more than {_MOST_CAPTIONS} captions")
-        places = (None, *range(len(segments)))
-        if not all(caption.segment in places for caption in captions):
-            raise DecodeError("its decoder gave a caption of no part of it")
-        return cls(facts, segments, captions)
+def decode(file: OpenFile, inputs: Inputs) -> Decoded:
+    """What is in a file; never raises for what is wrong with it."""
+    if file.reason:
+        return Decoded(file.stamp, reason=file.reason)
+    try:
+        facts, segments, captions = gather(file.read(inputs), inputs)
+    except DecodeError as error:
+        return Decoded(file.stamp, reason=str(error))
+    facts = replace(facts, kind=file.kind)
+    return Decoded(file.stamp, file.digest, facts, segments, captions)
+
+
+def gather(
+    parts: Iterable[Part],
+    inputs: Inputs,
+    most_bytes: int = _MOST_BYTES,
+    most_captions: int = _MOST_CAPTIONS,
+) -> tuple[Facts, list[Segment], list[Caption]]:
+    """What comes of a file, all of it.
+
+    Raises:
+        DecodeError: it is too much, or nothing that was asked for.
+    """
+    facts, segments, captions, size = Facts(), list[Segment](), list[Caption](), 0
+    for part in parts:
+        if isinstance(part, Segment):
+            size += part.data.nbytes
+            if part.modality not in inputs:
+                raise DecodeError(f"its decoder gave '{part.modality}', which nobody asked for")
+            segments.append(part)
+        elif isinstance(part, Caption):
+            size += len(part.text)
+            captions += [replace(part, text=text) for text in clean_captions([part.text])]
+        else:
+            facts = part
+        if size > most_bytes:
+            raise DecodeError(f"too large: more than {most_bytes >> 20} MiB of it")
+        if len(captions) > most_captions:
+            raise DecodeError(f"too large: more than {most_captions} captions")
+    places = (None, *range(len(segments)))
+    if not all(caption.segment in places for caption in captions):
+        raise DecodeError("its decoder gave a caption of no part of it")
+    return facts, segments, captions
 
 
 def sidecar_of(candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
@@ -67,27 +89,13 @@ def sidecar_of(candidate: Candidate) -> tuple[tuple[str, ...], bytes]:
         return (), path
 
 
-@dataclass(frozen=True)
-class Opened:
-    """The segments of a file that was indexed, or why there are none."""
-
-    stamp: Stamp
-    segments: Sequence[Segment] = field(default=())
-    reason: str = ""
-
-
-def open_known(path: bytes, digest: bytes, inputs: Inputs, decoders: Decoders) -> Opened:
-    """Reads a file that was indexed with some content; never raises for what is wrong with it."""
+def decode_known(path: bytes, digest: bytes, inputs: Inputs, decoders: Decoders) -> Decoded:
+    """The same of a file that was indexed with some content."""
     with decoders.open(path) as file:
-        if file.reason:
-            return Opened(file.stamp, reason=file.reason)
-        if file.digest != digest:
+        if not file.reason and file.digest != digest:
             changed = "its content is not what was indexed: touch the file, and index again"
-            return Opened(file.stamp, reason=changed)
-        try:
-            return Opened(file.stamp, Decoded.of(file.read(inputs), inputs).segments)
-        except DecodeError as error:
-            return Opened(file.stamp, reason=str(error))
+            return Decoded(file.stamp, reason=changed)
+        return decode(file, inputs)
 
 
 def pixels_of(path: bytes, how: InputSpec, decoders: Decoders) -> Pixels | None:

@@ -10,7 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.ingest.reading import Opened, open_known
+from mmsearch.ingest.reading import Decoded, decode_known
 from mmsearch.jobs.runner import Runner, parts
 from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.sandbox import Decoders
@@ -75,7 +75,7 @@ def embed_missing(
 class _Part:
     """Segments that were read, with the vectors (dim,) of those that are good."""
 
-    reads: Sequence[tuple[list[MissingSegment], Opened]]
+    reads: Sequence[tuple[list[MissingSegment], Decoded]]
     """The segments of each file, and what came of it."""
     vectors: dict[int, np.ndarray]
 
@@ -111,12 +111,12 @@ class _Segments:
                 yield list(own)
             after = some[-1].id
 
-    def read(self, item: list[MissingSegment]) -> tuple[list[MissingSegment], Opened]:
+    def read(self, item: list[MissingSegment]) -> tuple[list[MissingSegment], Decoded]:
         modality = self.tower.modality
         inputs = {modality: self.encoder.spec.inputs[modality]}
-        return item, open_known(item[0].absolute, item[0].content_hash, inputs, self.decoders)
+        return item, decode_known(item[0].absolute, item[0].content_hash, inputs, self.decoders)
 
-    def compute(self, reads: Sequence[tuple[list[MissingSegment], Opened]]) -> _Part:
+    def compute(self, reads: Sequence[tuple[list[MissingSegment], Decoded]]) -> _Part:
         good = [
             (one.id, opened.segments[one.place].data)
             for item, opened in reads
@@ -152,7 +152,7 @@ class _Segments:
         self.on_progress(Progress("embed again", self.done, self.total))
 
 
-def _has_failed(item: MissingSegment, opened: Opened) -> bool:
+def _has_failed(item: MissingSegment, opened: Decoded) -> bool:
     """Not so a file that is not there, or not as it was when the index looked at it."""
     if opened.stamp == NEVER:
         return os.path.lexists(item.absolute)

@@ -10,30 +10,26 @@ import importlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.types import InputSpec, Modality
+from mmsearch.types import Facts, InputSpec, Modality
+
+__all__ = [
+    "PICTURES",
+    "Caption",
+    "Facts",
+    "MediaType",
+    "MediaTypes",
+    "Part",
+    "Segment",
+    "is_image_name",
+]
 
 #: Pictures are always among them: examples to search with are pictures, whatever they are called.
 BUNDLED = ("mmsearch.media.picture:PICTURE",)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a file says of itself; 0 and None where it says nothing."""
-
-    width: int = 0
-    """In pixels, as a viewer shows it."""
-    height: int = 0
-    captured: datetime | None = None
-    """In local time."""
-    duration_ms: int | None = None
-    latitude: float | None = None
-    longitude: float | None = None
 
 
 @dataclass(frozen=True)

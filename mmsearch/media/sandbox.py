@@ -454,13 +454,14 @@ def _part_of(values: dict[str, Any], array: bytearray) -> Part:
         span = _optional(values["start_ms"]), _optional(values["end_ms"])
         return Segment(_text(values["modality"]), data, *span)
     captured = values["captured"]
-    place_of = (None if values[name] is None else float(values[name]) for name in _PLACE)
+    latitude, longitude = (None if values[name] is None else float(values[name]) for name in _PLACE)
     return Facts(
         _integer(values["width"], 0, MOST),
         _integer(values["height"], 0, MOST),
         datetime.fromisoformat(captured) if captured else None,
         _optional(values["duration_ms"]),
-        *place_of,
+        latitude,
+        longitude,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from typing import Any
 
 from mmsearch.errors import SpaceError
 from mmsearch.store.paths import canonical, join, relative
 from mmsearch.store.queries import Queries
-from mmsearch.store.rows import RootRow, SpaceRow, TowerRow, under
+from mmsearch.store.rows import RootRow, SpaceRow, TowerRow, stored_time, under
 from mmsearch.types import Filter, Ids
 
 
@@ -92,16 +91,3 @@ def _through_links(
             if not known and relative(canonical(join(root.path, folder)), real) is not None:
                 found.append((root, folder))
     return found
-
-
-def stored_time(moment: datetime) -> str:
-    """A moment as the catalog keeps it: local time, so that it sorts as text."""
-    return moment.replace(tzinfo=None, microsecond=0).isoformat()
-
-
-def local_time(mtime_ns: int) -> str:
-    """A file's modification time as the catalog keeps it."""
-    try:
-        return stored_time(datetime.fromtimestamp(mtime_ns / 1e9))
-    except (OverflowError, ValueError, OSError):  # a file system's nonsense
-        return stored_time(datetime(1970, 1, 1))

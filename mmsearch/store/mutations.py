@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import (
     Connection,
     delete,
@@ -31,57 +30,20 @@ from mmsearch.store.rows import (
     ACTIVE,
     OBSOLETE,
     PENDING,
-    MediaFacts,
+    CaptionRecord,
+    FailureRow,
+    MediaRecord,
     RootRow,
     SnapshotRow,
     SpaceRow,
     TowerRow,
+    Vector,
     chunks,
     is_from_file,
+    local_time,
+    stored_time,
 )
 from mmsearch.types import TEXT, EncoderSpec, Modality
-
-Vector = NDArray[np.float32] | bytes
-
-
-@dataclass(frozen=True)
-class NewCaption:
-    """A caption with its vector (dim,)."""
-
-    text: str
-    source: str
-    """`caption.source` in the catalog: "sidecar", "embedded", "file", or "file:" and which."""
-    vector: Vector
-    segment: int | None = None
-    """The place of the segment that it is about among the file's; None for all of the file."""
-    language: str | None = None
-    confidence: float | None = None
-
-
-@dataclass(frozen=True)
-class NewSegment:
-    """A part of a file with its vector (dim,), or all of it."""
-
-    modality: Modality
-    vector: Vector
-    start_ms: int | None = None
-    end_ms: int | None = None
-
-
-@dataclass(frozen=True)
-class NewMedia:
-    """A media file as it goes into the catalog."""
-
-    root_id: int
-    path: bytes
-    size: int
-    mtime_ns: int
-    content_hash: bytes
-    facts: MediaFacts
-    segments: Sequence[NewSegment]
-    captions: Sequence[NewCaption] = ()
-    sidecar: tuple[int, int] | None = None
-    """Size and mtime_ns of the sidecar file that the captions came from."""
 
 
 class Change:
@@ -191,7 +153,11 @@ class Change:
             self._connection.execute(delete(schema.root).where(schema.root.c.id == other.id))
 
     def _move(
-        self, other: RootRow, root: RootRow, within: Mapping[bytes, bytes], failed: Sequence[Any]
+        self,
+        other: RootRow,
+        root: RootRow,
+        within: Mapping[bytes, bytes],
+        failed: Sequence[FailureRow],
     ) -> None:
         """Moves what lies in some folders of a root to the places that these have in another."""
 
@@ -220,10 +186,13 @@ class Change:
 
     # -- media -----------------------------------------------------------------------------
 
-    def add_media(self, new: NewMedia, space: SpaceRow) -> int:
+    def add_media(self, new: MediaRecord, space: SpaceRow) -> int:
         """Adds a file with its segments, its captions and all their vectors; returns the new id."""
         numbers = [self._take_id("segment") for _ in new.segments] or [self._take_id("segment")]
-        facts = new.facts
+        facts = new.facts if new.facts.captured else replace(
+            new.facts, captured=local_time(new.mtime_ns), captured_from="mtime"
+        )  # fmt: skip
+        assert facts.captured is not None
         self._queue(
             "media",
             id=numbers[0],
@@ -234,7 +203,7 @@ class Change:
             content_hash=new.content_hash,
             sidecar_size=new.sidecar[0] if new.sidecar else None,
             sidecar_mtime_ns=new.sidecar[1] if new.sidecar else None,
-            **vars(facts),
+            **{**vars(facts), "captured": stored_time(facts.captured)},
         )
         for number, one in zip(numbers, new.segments, strict=False):
             self._queue(
@@ -248,7 +217,7 @@ class Change:
     def add_captions(
         self,
         media_id: int,
-        captions: Iterable[NewCaption],
+        captions: Iterable[CaptionRecord],
         space: SpaceRow,
         segments: Sequence[int] = (),
     ) -> None:
@@ -272,11 +241,11 @@ class Change:
             self._queue_vector(tower, number, vector)
 
     def set_file(
-        self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int, modified: str
+        self, media_id: int, *, root_id: int, path: bytes, size: int, mtime_ns: int
     ) -> None:
         """Says where a file lies now and what `stat` says of it; its content is the same.
 
-        `modified` becomes its capture time where EXIF told none.
+        Where EXIF told no capture time, it is that of the modification.
         """
         chosen = schema.media.c.id == media_id
         self._connection.execute(
@@ -287,7 +256,7 @@ class Change:
         self._connection.execute(
             update(schema.media)
             .where(chosen, schema.media.c.captured_from == "mtime")
-            .values(captured=modified)
+            .values(captured=stored_time(local_time(mtime_ns)))
         )
 
     def set_sidecar(self, media_id: int, sidecar: tuple[int, int] | None) -> None:
@@ -341,9 +310,9 @@ class Change:
         rows = self.queries.captions_of([media_id]).get(media_id, [])
         return [(row.id, row.text, row.source) for row in rows]
 
-    def given_captions(self, media_id: int, space: SpaceRow) -> list[NewCaption]:
+    def given_captions(self, media_id: int, space: SpaceRow) -> list[CaptionRecord]:
         """The captions that a file has from a captions file, with their vectors."""
-        return stored_captions(self.queries, space, media_id, is_from_file)
+        return self.queries.caption_records(space, media_id, is_from_file)
 
     def set_source(self, ids: Sequence[int], source: str) -> None:
         """Says where captions come from now; their texts and vectors are the same."""
@@ -528,25 +497,6 @@ class Change:
         number = self._next[table]
         self._next[table] += 1
         return number
-
-
-def stored_captions(
-    queries: Queries, space: SpaceRow, media_id: int, is_wanted: Callable[[str], bool]
-) -> list[NewCaption]:
-    """The captions that a file has of some sources, with their vectors."""
-    rows = [
-        row for row in queries.captions_of([media_id]).get(media_id, []) if is_wanted(row.source)
-    ]
-    vectors = queries.vectors_of(space.towers[TEXT], [row.id for row in rows]) if rows else {}
-    return [
-        NewCaption(
-            row.text, row.source, vectors[row.id],
-            # A file's segments have ids one after the other, from its own.
-            None if row.segment_id is None else row.segment_id - media_id,
-            row.language, row.confidence,
-        )
-        for row in rows
-    ]  # fmt: skip
 
 
 def _key_of(modality: Modality) -> str:

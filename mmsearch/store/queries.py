@@ -7,9 +7,9 @@ import os
 import re
 import sqlite3
 import unicodedata
-from collections import namedtuple
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -20,15 +20,17 @@ from mmsearch.store.rows import (
     ACTIVE,
     OBSOLETE,
     PENDING,
+    CaptionRecord,
+    CaptionRow,
+    FailureRow,
     Item,
-    MediaFacts,
+    MediaRecord,
+    MediaRow,
     MissingSegment,
     RootRow,
-    Row,
+    SegmentRecord,
     SnapshotRow,
     SpaceRow,
-    StoredContent,
-    StoredSegment,
     TowerRow,
     chunks,
     decoding,
@@ -39,7 +41,7 @@ from mmsearch.store.rows import (
     is_sound,
     under,
 )
-from mmsearch.types import TEXT, EncoderSpec, Failure, Ids, Vectors
+from mmsearch.types import TEXT, EncoderSpec, Facts, Failure, Ids, Vectors
 
 _QUERY_WORDS = 64
 #: They stand in most captions, so they cost much and tell nothing.
@@ -47,7 +49,8 @@ _FUNCTION_WORDS = frozenset(
     """a an and are as at be by for from has have her his in into is it its of on or that the their
     there they this to up was were while who with""".split()  # noqa: SIM905 - to be read as words
 )
-_FACTS = "width, height, captured, captured_from, kind, duration_ms, latitude, longitude"
+_FACTS = "width, height, captured, duration_ms, latitude, longitude, captured_from, kind"
+_CAPTION = "id, media_id, text, source, segment_id, language, confidence"
 
 Table = Literal["media", "caption", "failure"]
 
@@ -59,22 +62,16 @@ class Queries:
         """Takes the connection of the transaction."""
         self._connection = connection
 
-    def rows(self, query: str, values: Sequence[Any] = ()) -> list[Row]:
-        """The rows of a query, as named tuples."""
-        cursor = self._connection.execute(query, values)
-        make = _row_type(tuple(column[0] for column in cursor.description))._make
-        return list(map(make, cursor))
-
-    def rows_in(self, query: str, ids: Iterable[Any], *before: Any) -> list[Row]:
+    def rows_in(self, query: str, ids: Iterable[Any], *before: Any) -> list[tuple[Any, ...]]:
         """The rows of a query that ends with "IN": for ids of any number, in portions.
 
         Args:
             before: the values of what stands before the IN.
         """
-        found: list[Row] = []
+        found: list[tuple[Any, ...]] = []
         for chunk in chunks(list(ids)):
             marks = ", ".join("?" * len(chunk))
-            found += self.rows(f"{query} ({marks})", (*before, *chunk))
+            found += self.cursor(f"{query} ({marks})", (*before, *chunk))
         return found
 
     def cursor(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
@@ -156,12 +153,12 @@ class Queries:
         ]
 
     @decoding()
-    def media_under(self, root_id: int, prefix: bytes) -> list[Row]:
+    def media_under(self, root_id: int, prefix: bytes) -> list[MediaRow]:
         """What tells whether files changed, of the media at or below a path."""
         condition, values = under(prefix)
-        columns = "id, path, size, mtime_ns, content_hash, sidecar_size, sidecar_mtime_ns, kind"
+        columns = ", ".join(MediaRow._fields)
         query = f"SELECT {columns} FROM media WHERE root_id = ? AND {condition}"
-        return self.rows(query, (root_id, *values))
+        return list(map(MediaRow._make, self.cursor(query, (root_id, *values))))
 
     @decoding()
     def folders_of(self, root_id: int) -> list[bytes]:
@@ -180,45 +177,47 @@ class Queries:
         return self.has("SELECT id FROM media")
 
     @decoding()
-    def embedded_contents(
-        self, space: SpaceRow, hashes: Iterable[bytes]
-    ) -> dict[bytes, StoredContent]:
-        """What is known of those of some contents that are embedded in a space.
+    def records_with(
+        self, space: SpaceRow, hashes: Iterable[bytes], is_wanted: Callable[[str], bool]
+    ) -> dict[bytes, MediaRecord]:
+        """A file of each of some contents whose segments and captions have vectors in a space.
 
-        Of one file, since a content may have any number of copies.
+        Args:
+            is_wanted: whether captions of a source are.
 
         Raises:
             DamageError: a vector is not what was written.
         """
         keys = [tower.key for tower in space.towers.values() if tower.modality != TEXT]
-        # A file's id is that of its first segment.
+        # A file's id is that of its first segment; a content may have any number of copies.
         query = (
-            "SELECT media.id FROM media CROSS JOIN embedding ON space_id = ? AND tower IN "
-            f"({', '.join('?' * len(keys))}) AND item_id = media.id "
-            "WHERE content_hash = ? ORDER BY media.id LIMIT 1"
+            "SELECT media.id, root_id, path, size, mtime_ns FROM media "
+            f"CROSS JOIN embedding ON space_id = ? AND tower IN ({', '.join('?' * len(keys))}) "
+            "AND item_id = media.id WHERE content_hash = ? ORDER BY media.id LIMIT 1"
         )
-        found: dict[bytes, StoredContent] = {}
+        found: dict[bytes, MediaRecord] = {}
         for one in hashes:
-            for (number,) in self._connection.execute(query, (space.id, *keys, one)).fetchall():
-                segments = self._segments(space, number)
-                if segments:
-                    facts = self.facts_of([number])[number]
-                    found[one] = StoredContent(number, facts, segments)
+            for number, *where in self.cursor(query, (space.id, *keys, one)).fetchall():
+                try:
+                    segments = self._segment_records(space, number)
+                    captions = self.caption_records(space, number, is_wanted)
+                except LookupError:  # one has no vector yet
+                    continue
+                facts = self.facts_of([number])[number]
+                root_id, path, size, mtime_ns = where
+                found[one] = MediaRecord(
+                    root_id, path, size, mtime_ns, one, facts, segments, captions
+                )
         return found
 
-    def _segments(self, space: SpaceRow, media_id: int) -> tuple[StoredSegment, ...]:
-        """The segments of a file, if all of them have vectors; else nothing."""
+    def _segment_records(self, space: SpaceRow, media_id: int) -> list[SegmentRecord]:
         query = "SELECT id, modality, start_ms, end_ms FROM segment WHERE media_id = ? ORDER BY id"
-        rows = self.rows(query, (media_id,))
+        rows = self.cursor(query, (media_id,)).fetchall()
         vectors: dict[int, bytes] = {}
         for tower in space.towers.values():
-            own = [row.id for row in rows if row.modality == tower.modality]
+            own = [number for number, modality, *_ in rows if modality == tower.modality]
             vectors |= self.vectors_of(tower, own) if own else {}
-        if len(vectors) < len(rows):
-            return ()
-        return tuple(
-            StoredSegment(row.modality, row.start_ms, row.end_ms, vectors[row.id]) for row in rows
-        )
+        return [SegmentRecord(modality, vectors[number], *span) for number, modality, *span in rows]
 
     @decoding()
     def media_with_content(self, content_hash: bytes) -> list[tuple[int, int]]:
@@ -227,10 +226,13 @@ class Queries:
         return self._connection.execute(query, (content_hash,)).fetchall()
 
     @decoding()
-    def facts_of(self, ids: Iterable[int]) -> dict[int, MediaFacts]:
+    def facts_of(self, ids: Iterable[int]) -> dict[int, Facts]:
         """The facts of some media, by id."""
         query = f"SELECT id, {_FACTS} FROM media WHERE id IN"
-        return {row[0]: MediaFacts(*row[1:]) for row in self.rows_in(query, map(int, ids))}
+        return {
+            number: Facts(width, height, datetime.fromisoformat(captured), *rest)
+            for number, width, height, captured, *rest in self.rows_in(query, map(int, ids))
+        }
 
     @decoding()
     def some_paths(self, count: int) -> list[bytes]:
@@ -239,11 +241,11 @@ class Queries:
         ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
         places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
         found = self.rows_in(
-            "SELECT root.path AS top, media.path FROM media JOIN root ON root.id = root_id "
+            "SELECT root.path, media.path FROM media JOIN root ON root.id = root_id "
             "WHERE media.id IN",
             ids[places].tolist(),
         )
-        return [join(row.top, row.path) for row in found]
+        return [join(top, path) for top, path in found]
 
     @decoding()
     def ids_where(
@@ -283,10 +285,10 @@ class Queries:
     # -- the ledger ------------------------------------------------------------------------
 
     @decoding()
-    def failures_under(self, root_id: int, prefix: bytes) -> list[Row]:
+    def failures_under(self, root_id: int, prefix: bytes) -> list[FailureRow]:
         condition, values = under(prefix)
-        query = f"SELECT * FROM failure WHERE root_id = ? AND {condition}"
-        return self.rows(query, (root_id, *values))
+        query = f"SELECT path, size, mtime_ns FROM failure WHERE root_id = ? AND {condition}"
+        return list(map(FailureRow._make, self.cursor(query, (root_id, *values))))
 
     @decoding()
     def failures(self) -> list[Failure]:
@@ -299,13 +301,34 @@ class Queries:
     # -- captions and their words ----------------------------------------------------------
 
     @decoding()
-    def captions_of(self, media_ids: Sequence[int]) -> dict[int, list[Row]]:
+    def captions_of(self, media_ids: Sequence[int]) -> dict[int, list[CaptionRow]]:
         """The captions of some media, in the order in which they were added."""
-        rows = self.rows_in("SELECT * FROM caption WHERE media_id IN", media_ids)
-        found: dict[int, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: row.id):
+        rows = self.rows_in(f"SELECT {_CAPTION} FROM caption WHERE media_id IN", media_ids)
+        found: dict[int, list[CaptionRow]] = {}
+        for row in sorted(map(CaptionRow._make, rows)):
             found.setdefault(row.media_id, []).append(row)
         return found
+
+    def caption_records(
+        self, space: SpaceRow, media_id: int, is_wanted: Callable[[str], bool]
+    ) -> list[CaptionRecord]:
+        """The captions that a file has of some sources, if all of them have vectors.
+
+        Raises:
+            KeyError: one has none.
+        """
+        found = self.captions_of([media_id]).get(media_id, [])
+        rows = [row for row in found if is_wanted(row.source)]
+        vectors = self.vectors_of(space.towers[TEXT], [row.id for row in rows]) if rows else {}
+        return [
+            CaptionRecord(
+                row.text, row.source, vectors[row.id],
+                # A file's segments have ids one after the other, from its own.
+                None if row.segment_id is None else row.segment_id - media_id,
+                row.language, row.confidence,
+            )
+            for row in rows
+        ]  # fmt: skip
 
     @decoding()
     def media_with_captions_of(self, source: str) -> set[int]:
@@ -424,7 +447,7 @@ class Queries:
             f"SELECT media.id, 0, {_FILE} {_WITHOUT_PATCHES} AND media.id > ? "
             "ORDER BY media.id LIMIT ?"
         )
-        return [_missing(row) for row in self.rows(query, (space.id, after, limit))]
+        return [_missing(row) for row in self.cursor(query, (space.id, after, limit))]
 
     # -- vectors ---------------------------------------------------------------------------
 
@@ -443,7 +466,7 @@ class Queries:
             "JOIN media ON media.id = item.media_id JOIN root ON root.id = root_id "
             f"{_without_vector(tower)} AND item.id > ? ORDER BY item.id LIMIT ?"
         )
-        return [_missing(row) for row in self.rows(query, (*_key(tower), after, limit))]
+        return [_missing(row) for row in self.cursor(query, (*_key(tower), after, limit))]
 
     @decoding()
     def captions_without_vector(
@@ -501,7 +524,7 @@ class Queries:
         ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
         places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
         found = self.rows_in("SELECT vector FROM embedding WHERE id IN", ids[places].tolist())
-        return vectors_from(b"".join(row.vector for row in found), tower.dim)
+        return vectors_from(b"".join(vector for (vector,) in found), tower.dim)
 
     @decoding()
     def vectors_of(self, tower: TowerRow, ids: Sequence[int]) -> dict[int, bytes]:
@@ -570,11 +593,6 @@ def _missing(row: Sequence[Any]) -> MissingSegment:
     return MissingSegment(
         number, place, media_id, root_id, path, size, mtime_ns, digest, join(top, path)
     )
-
-
-@cache
-def _row_type(columns: tuple[str, ...]) -> Any:
-    return namedtuple("Row", columns, rename=True)  # noqa: PYI024 - known by the query alone
 
 
 @lru_cache(maxsize=8)

@@ -7,13 +7,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmsearch.errors import DamageError, UsageError
 from mmsearch.store.checksum import of_vector
-from mmsearch.types import TEXT, EncoderSpec, Ids, Modality
+from mmsearch.types import TEXT, EncoderSpec, Facts, Ids, Modality
+
+Vector = NDArray[np.float32] | bytes
+"""Of shape (dim,), or its bytes as they are stored."""
 
 #: What a space or a tower is (`state`).
 ACTIVE, PENDING, OBSOLETE = 1, 0, -1
@@ -86,21 +91,76 @@ class SnapshotRow:
 
 
 @dataclass(frozen=True)
-class MediaFacts:
-    """What a file says of itself."""
+class CaptionRecord:
+    """A caption with its vector (dim,)."""
 
-    width: int
-    """In pixels as shown; 0 for what has none."""
-    height: int
-    captured: str
-    """Local time, ISO 8601."""
-    captured_from: str
-    """'exif' or 'mtime'."""
-    kind: str | None = "image"
-    """Its media type."""
-    duration_ms: int | None = None
-    latitude: float | None = None
-    longitude: float | None = None
+    text: str
+    source: str
+    """`caption.source` in the catalog: "sidecar", "embedded", "file", or "file:" and which."""
+    vector: Vector
+    segment: int | None = None
+    """The place of the segment that it is about among the file's; None for all of the file."""
+    language: str | None = None
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """A part of a file with its vector (dim,), or all of it."""
+
+    modality: Modality
+    vector: Vector
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class MediaRecord:
+    """A media file with all that the catalog has of it."""
+
+    root_id: int
+    path: bytes
+    size: int
+    mtime_ns: int
+    content_hash: bytes
+    facts: Facts
+    segments: Sequence[SegmentRecord]
+    captions: Sequence[CaptionRecord] = ()
+    sidecar: tuple[int, int] | None = None
+    """Size and mtime_ns of the sidecar file that the captions came from."""
+
+
+class MediaRow(NamedTuple):
+    """What tells whether a file changed."""
+
+    id: int
+    path: bytes
+    size: int
+    mtime_ns: int
+    content_hash: bytes
+    sidecar_size: int | None
+    sidecar_mtime_ns: int | None
+    kind: str | None
+
+
+class CaptionRow(NamedTuple):
+    """A caption in the catalog."""
+
+    id: int
+    media_id: int
+    text: str
+    source: str
+    segment_id: int | None
+    language: str | None
+    confidence: float | None
+
+
+class FailureRow(NamedTuple):
+    """An entry of the ledger."""
+
+    path: bytes
+    size: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -130,29 +190,6 @@ class MissingSegment:
     mtime_ns: int
     content_hash: bytes
     absolute: bytes
-
-
-@dataclass(frozen=True)
-class StoredSegment:
-    """A segment of a file that is in the index, with its vector as it is stored."""
-
-    modality: Modality
-    start_ms: int | None
-    end_ms: int | None
-    vector: bytes
-
-
-@dataclass(frozen=True)
-class StoredContent:
-    """What is known of a content, of whichever file has it."""
-
-    media_id: int
-    facts: MediaFacts
-    segments: tuple[StoredSegment, ...]
-
-
-Row = Any
-"""A named tuple with the columns of a query."""
 
 
 def is_from_file(source: str) -> bool:
@@ -187,6 +224,19 @@ def ids_of(values: Sequence[Any]) -> Ids:
     if len(found):
         id_of(found.min())
     return found
+
+
+def stored_time(moment: datetime) -> str:
+    """A moment as the catalog keeps it: local time, so that it sorts as text."""
+    return moment.replace(tzinfo=None, microsecond=0).isoformat()
+
+
+def local_time(mtime_ns: int) -> datetime:
+    """A file's modification time, in local time."""
+    try:
+        return datetime.fromtimestamp(mtime_ns / 1e9)
+    except (OverflowError, ValueError, OSError):  # a file system's nonsense
+        return datetime(1970, 1, 1)
 
 
 def globs_of(exclude: str) -> tuple[str, ...]:

@@ -22,10 +22,10 @@ from mmsearch.store.migrations import FORMAT_VERSION
 from mmsearch.store.paths import to_path
 from mmsearch.store.queries import Queries
 from mmsearch.store.reader import Reader, row_of
-from mmsearch.store.rows import MediaFacts, SpaceRow, TowerRow
+from mmsearch.store.rows import SpaceRow, TowerRow
 from mmsearch.store.vectors import VectorView
 from mmsearch.store.writer import Writer
-from mmsearch.types import IMAGE, TEXT, Ids, Modality, Status, Vectors
+from mmsearch.types import IMAGE, TEXT, Facts, Ids, Modality, Status, Vectors
 
 VECTORS = "vectors"
 _LOCK = "writer.lock"
@@ -40,7 +40,7 @@ class Contents:
     image_ids: Ids
     image_vectors: Vectors
     image_paths: tuple[bytes, ...]
-    image_facts: tuple[MediaFacts, ...]
+    image_facts: tuple[Facts, ...]
     caption_ids: Ids
     caption_vectors: Vectors
     caption_texts: tuple[str, ...]

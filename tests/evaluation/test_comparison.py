@@ -16,7 +16,7 @@ from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.search.fusion import fuse
 from mmsearch.search.rerank import Mix, Reranker
 from mmsearch.search.searcher import Trained
-from mmsearch.store.mutations import NewCaption
+from mmsearch.store.rows import CaptionRecord
 from mmsearch.store.store import Store
 from mmsearch.training.fusion import train_weights
 from mmsearch.types import Query, Term
@@ -68,7 +68,7 @@ def test_the_same_text_twice_on_an_image_does_not_stay(store):
             for owner in held.image_ids.tolist():
                 text = change.captions_of(owner)[0][1]
                 vector = FakeEncoder().encode("text", [text])[0]
-                change.add_captions(owner, [NewCaption(text, "file", vector)], space)
+                change.add_captions(owner, [CaptionRecord(text, "file", vector)], space)
     asked = measuring.hold_out(store, 1)
     assert not {one.text for one in asked} & set(store.contents().caption_texts)
 

@@ -14,8 +14,7 @@ from mmsearch import Engine
 from mmsearch.config import load_settings
 from mmsearch.encoders.encoder_provider import GivenEncoder
 from mmsearch.errors import DecodeError, UsageError
-from mmsearch.ingest import reading
-from mmsearch.ingest.reading import Decoded
+from mmsearch.ingest.reading import gather
 from mmsearch.media.media_types import Caption, MediaTypes, Segment
 from mmsearch.types import EncoderSpec
 
@@ -116,17 +115,14 @@ def test_what_a_decoder_should_not_send_is_in_the_ledger(engine, top):
     assert "nobody asked for" in reasons["sings.clip"]
 
 
-def test_too_much_of_one_file_is_its_own_fault(monkeypatch):
+def test_too_much_of_one_file_is_its_own_fault():
     inputs = {"image": {}}
-    monkeypatch.setattr(reading, "_MOST_BYTES", 1000)
-    monkeypatch.setattr(reading, "_MOST_CAPTIONS", 3)
+    most = {"most_bytes": 1000, "most_captions": 3}
     with pytest.raises(DecodeError, match="too large"):
-        Decoded.of([Segment("image", np.zeros(400, np.uint8))] * 3, inputs)
+        gather([Segment("image", np.zeros(400, np.uint8))] * 3, inputs, **most)
     with pytest.raises(DecodeError, match="too large"):
-        Decoded.of([Caption("a")] * 4, inputs)
-    assert [one.text for one in Decoded.of([Caption("a\0b"), Caption("\n")], inputs).captions] == [
-        "a b"
-    ]
+        gather([Caption("a")] * 4, inputs, **most)
+    assert [one.text for one in gather([Caption("a\0b"), Caption("\n")], inputs)[2]] == ["a b"]
 
 
 def test_a_run_that_does_not_look_for_a_type_removes_none_of_it(engine, tmp_path):

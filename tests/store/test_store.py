@@ -25,8 +25,7 @@ from mmsearch.errors import (
 )
 from mmsearch.store import catalog, ivf_index
 from mmsearch.store import writer as writer_module
-from mmsearch.store.mutations import NewCaption
-from mmsearch.store.rows import RootRow, under
+from mmsearch.store.rows import CaptionRecord, RootRow, under
 from mmsearch.store.store import Store
 from mmsearch.types import Filter
 
@@ -369,7 +368,8 @@ def test_the_words_follow_the_captions(store):
     with store.writer() as writer:
         space = writer.space_of(SPEC, "fp32")
         with writer.change() as change:
-            change.add_captions(third, [NewCaption("two birds", "file", unit_vectors(RNG, 1)[0])],
+            new = CaptionRecord("two birds", "file", unit_vectors(RNG, 1)[0])
+            change.add_captions(third, [new],
                                 space)  # fmt: skip
             (old, _, _), _ = change.captions_of(first)
             change.remove_captions([old])
@@ -388,7 +388,7 @@ def test_each_source_has_its_own_column_of_words(store):
     with store.writer() as writer:
         space = writer.space_of(SPEC, "fp32")
         with writer.change() as change:
-            new = [NewCaption(f"word{n}", source, unit_vectors(RNG, 1)[0])
+            new = [CaptionRecord(f"word{n}", source, unit_vectors(RNG, 1)[0])
                    for n, source in enumerate(sources.values())]  # fmt: skip
             change.add_captions(first, new, space)
     with store.catalog.read() as queries:
@@ -404,7 +404,7 @@ def test_texts_read_in_pictures_are_found_by_any_of_their_letters(store):
         space = writer.space_of(SPEC, "fp32")
         with writer.change() as change:
             (vector,) = unit_vectors(RNG, 1)
-            change.add_captions(first, [NewCaption("EXIT 12b", "text", vector)], space)
+            change.add_captions(first, [CaptionRecord("EXIT 12b", "text", vector)], space)
 
     def found(letters):
         with store.catalog.read() as queries:
