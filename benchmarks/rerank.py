@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import tiny_data
+from named import r_precision
 
 from mmsearch import Engine, Query, Term
 from mmsearch.datasets import scene_art, scenes
@@ -32,7 +33,6 @@ from mmsearch.evaluation.ranking import (
     CUTOFFS,
     gain_line,
     paired_difference,
-    r_precision,
     recall_at,
 )
 from mmsearch.search.page import Section, Tile, render_page

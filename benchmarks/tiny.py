@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import tiny_data
+from named import r_precision, with_article
 
 from mmsearch.config import load_settings
 from mmsearch.datasets import karpathy, scene_art, scenes
-from mmsearch.datasets.named import with_article
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache
 from mmsearch.encoders.openvino import openvino_core
-from mmsearch.evaluation.ranking import r_precision, rank_of_best, recall_at
+from mmsearch.evaluation.ranking import rank_of_best, recall_at
 from mmsearch.media.fit import fit
 from mmsearch.training.validation import recall_line, recall_of
 from mmsearch.training.views import open_picture

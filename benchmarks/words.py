@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny
+from named import with_article
 
 from mmsearch.config import load_settings
-from mmsearch.datasets.named import with_article
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.evaluation.ranking import rank_of_best, recall_at

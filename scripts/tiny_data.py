@@ -13,8 +13,9 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from named import NamedImage, hold_out, plural, read_named, with_article
+
 from mmsearch.datasets import scene_art, scenes
-from mmsearch.datasets.named import NamedImage, hold_out, plural, read_named, with_article
 
 #: The drawn scenes learned from start here; the demo's, the tests' and the benchmarks' lie below.
 SCENE_SEED = 1_000_000

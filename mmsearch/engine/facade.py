@@ -530,9 +530,8 @@ class Engine:
         images = read_embeddings(where, spec)
         with self.opened.make().writer() as writer:
             return import_embeddings(
-                writer, spec, images, self.opened.decoders, workers=self.settings.workers,
-                on_progress=on_progress,
-            )  # fmt: skip
+                writer, spec, images, self.opened.runner(1024), on_progress=on_progress
+            )
 
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""

@@ -14,7 +14,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.encoder_provider import Provider
 from mmsearch.encoders.loading import pick_device
 from mmsearch.errors import IndexNotFound, UsageError
-from mmsearch.jobs.runner import Runner
+from mmsearch.jobs.runner import BATCH, Runner
 from mmsearch.media.media_types import MediaTypes
 from mmsearch.store import catalog
 from mmsearch.store.reader import Reader
@@ -139,9 +139,9 @@ class OpenIndex:
                 self._decoders = Decoders(types=self.media_types)
             return self._decoders
 
-    def runner(self) -> Runner:
+    def runner(self, batch: int = BATCH) -> Runner:
         """What jobs run on: its decoders stay for the next job and the next search."""
-        return Runner(self.decoders, self.settings.workers)
+        return Runner(self.decoders, self.settings.workers, batch)
 
     # -- the encoder -------------------------------------------------------------------------
 

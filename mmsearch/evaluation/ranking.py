@@ -41,20 +41,6 @@ def recall_at(ranks: Ranks, k: int) -> float:
     return float(100 * np.mean(ranks <= k))
 
 
-def r_precision(scores: NDArray[np.floating], true: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """For each query the share of true items among its first R, R being how many it has.
-
-    Args:
-        scores: shape (queries, items).
-        true: shape (queries, items); every row has a true item.
-    """
-    order = np.argsort(-(scores - TIE * true), axis=1, kind="stable")  # a tie is against us
-    hits = np.take_along_axis(true, order, axis=1).cumsum(axis=1)
-    relevant = true.sum(axis=1)
-    found: NDArray[np.float64] = hits[np.arange(len(hits)), relevant - 1] / relevant
-    return found
-
-
 def mean_reciprocal_rank(ranks: Ranks) -> float:
     """The mean of 1 / rank."""
     return float(np.mean(1 / ranks))

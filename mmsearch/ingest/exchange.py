@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
+from mmsearch.jobs.runner import Runner
 from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
 from mmsearch.media.media_types import is_image_name
 from mmsearch.media.sandbox import Decoders
@@ -35,6 +36,7 @@ from mmsearch.store.rows import (
     MediaRecord,
     RootRow,
     SegmentRecord,
+    SpaceRow,
     stored_time,
 )
 from mmsearch.store.store import Store
@@ -43,7 +45,6 @@ from mmsearch.types import IMAGE, MOST, EncoderSpec, Facts, OnProgress, Progress
 
 _SPACE_KEY = b"mmsearch.space"
 _MODEL_KEY = b"mmsearch.model"
-_BATCH = 1024
 _SOURCE = re.compile(r"sidecar|file(:[0-9a-f]{16})?")
 
 
@@ -111,9 +112,8 @@ def import_embeddings(
     writer: Writer,
     spec: EncoderSpec,
     images: dict[bytes, Incoming],
-    decoders: Decoders,
+    runner: Runner,
     *,
-    workers: int,
     on_progress: OnProgress,
 ) -> int:
     """Adds images with ready-made vectors; images that the index has already stay as they are."""
@@ -122,26 +122,47 @@ def import_embeddings(
     space = writer.space_of(spec, "imported")
     roots, known = writer.place(list(images))
     waiting = [one for path, one in images.items() if path not in known]
-    with decoders.threads(workers) as pool:
-        for start in range(0, len(waiting), _BATCH):
-            some = waiting[start : start + _BATCH]
-            # Files are read before the transaction: whatever they are, nobody waits for them there.
-            files = list(pool.map(lambda one: _file(one.path, decoders), some))
-            with writer.change() as change:
-                for one, (stamp, digest) in zip(some, files, strict=True):
-                    change.add_media(_record(one, roots[one.path], stamp, digest), space)
-            on_progress(Progress("import", start + len(some), len(waiting)))
+    job = _ImportJob(writer, space, waiting, roots, runner.decoders, on_progress)
+    runner.run(job, len(waiting))
     writer.compact(only_if="short")
-    return len(waiting)
+    return job.done
 
 
-def _file(path: bytes, decoders: Decoders) -> tuple[Stamp, bytes]:
-    """A file's stamp and hash where it is an image here, so that a rescan knows it."""
-    if is_image_name(path):
-        with decoders.open(path) as file:
-            if not file.reason:
-                return file.stamp, file.digest
-    return NEVER, content_hash(b"imported " + path)
+@dataclass
+class _ImportJob:
+    """Looks at the files of what is imported, and writes it."""
+
+    writer: Writer
+    space: SpaceRow
+    images: Sequence[Incoming]
+    roots: Mapping[bytes, RootRow]
+    decoders: Decoders
+    on_progress: OnProgress
+    done: int = 0
+    size: int = 64
+
+    def missing(self) -> Iterator[Incoming]:
+        return iter(self.images)
+
+    def read(self, item: Incoming) -> MediaRecord:
+        """A file that is an image here gets its stamp and hash, so that a rescan knows it."""
+        stamp, digest = NEVER, content_hash(b"imported " + item.path)
+        if is_image_name(item.path):
+            with self.decoders.open(item.path) as file:
+                if not file.reason:
+                    stamp, digest = file.stamp, file.digest
+        return _record(item, self.roots[item.path], stamp, digest)
+
+    def compute(self, reads: Sequence[MediaRecord]) -> Sequence[MediaRecord]:
+        return reads
+
+    def commit(self, outcomes: Sequence[Sequence[MediaRecord]]) -> None:
+        with self.writer.change() as change:
+            for records in outcomes:
+                for one in records:
+                    change.add_media(one, self.space)
+                self.done += len(records)
+        self.on_progress(Progress("import", self.done, len(self.images)))
 
 
 def _record(one: Incoming, root: RootRow, stamp: Stamp, digest: bytes) -> MediaRecord:

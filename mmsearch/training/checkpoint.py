@@ -26,7 +26,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         TrainingError: it cannot be written; the old one is kept.
     """
-    with _replaced(path) as draft:
+    with replaced(path) as draft:
         torch.save(state, draft)
 
 
@@ -59,7 +59,7 @@ def save_weights(path: Path, state: State, remarks: dict[str, str] | None = None
     """
     # Tensors that share memory are refused by safetensors; a clone each is what is meant.
     copies = {n: value.detach().cpu().clone().contiguous() for n, value in state.items()}
-    with _replaced(path) as draft:
+    with replaced(path) as draft:
         save_file(copies, draft, remarks)
         draft.chmod(0o644)  # safetensors lets nobody else read; an installed model must be readable
 
@@ -97,7 +97,7 @@ def _damaged(path: Path) -> TrainingError:
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Iterator[Path]:
     """Gives the name of a draft that takes a file's place once it is written."""
     draft = draft_of(path)
     try:

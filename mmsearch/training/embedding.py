@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from PIL import Image
 from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, LabelsError, TrainingError
+from mmsearch.jobs.runner import Runner
 from mmsearch.media.fit import fit
 from mmsearch.training.checkpoint import State, load_weights, save_weights
 from mmsearch.training.views import decode_picture, decoders, stamps
 from mmsearch.types import OnProgress, Progress, Vectors
 
-_PICTURES = 64
 _TEXTS = 256
-_PORTION = 32 * _PICTURES  # what is kept at once: a run that is stopped loses no more
+_PORTION = 2048  # what is kept at once: a run that is stopped loses no more
 
 
 def embed_pictures(
@@ -42,10 +42,12 @@ def embed_pictures(
     """
 
     def embed(part: Sequence[Path], start: int) -> State:
-        vectors, good = _embed(
+        pictures = _Pictures(
             encoder, part, lambda done: on_progress(Progress(job, start + done, len(files)))
         )
-        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good.astype("u1"))}
+        Runner(decoders(), available_cores()).run(pictures, len(part))
+        vectors, good = np.concatenate(pictures.vectors), np.array(pictures.good, "u1")
+        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good)}
 
     found = []
     for portion in portions(len(files)):
@@ -142,29 +144,33 @@ def _decoded(file: Path, side: int) -> Image.Image | None:
         ) from error
 
 
-def _embed(
-    encoder: Encoder, files: Sequence[Path], told: Callable[[int], None]
-) -> tuple[Vectors, NDArray[np.bool_]]:
-    how = encoder.spec.preprocess
+@dataclass
+class _Pictures:
+    """Embeds picture files. A `mmsearch.jobs.runner.Job` whose outcome is kept here."""
 
-    def opened(file: Path) -> NDArray[np.uint8] | None:
-        image = _decoded(file, max(how.size))
+    encoder: Encoder
+    files: Sequence[Path]
+    told: Callable[[int], None]
+    size: int = 64
+    vectors: list[Vectors] = field(default_factory=list)
+    good: list[bool] = field(default_factory=list)
+
+    def missing(self) -> Iterator[Path]:
+        return iter(self.files)
+
+    def read(self, item: Path) -> NDArray[np.uint8] | None:
+        how = self.encoder.spec.preprocess
+        image = _decoded(item, max(how.size))
         return fit(image, how) if image is not None else None
 
-    vectors = [np.empty((0, encoder.spec.dim), np.float32)]
-    good: list[bool] = []
-    with decoders().threads(available_cores()) as pool:
+    def compute(self, reads: Sequence[NDArray[np.uint8] | None]) -> tuple[list[bool], Vectors]:
+        usable = [pixels for pixels in reads if pixels is not None]
+        nothing = np.empty((0, self.encoder.spec.dim), np.float32)
+        found = self.encoder.encode("image", np.stack(usable)) if usable else nothing
+        return [pixels is not None for pixels in reads], found
 
-        def block(start: int) -> list[Future[NDArray[np.uint8] | None]]:
-            return [pool.submit(opened, file) for file in files[start : start + _PICTURES]]
-
-        coming = block(0)
-        for start in range(0, len(files), _PICTURES):
-            # The next block is decoded while this one is embedded.
-            found, coming = [one.result() for one in coming], block(start + _PICTURES)
-            good += [pixels is not None for pixels in found]
-            usable = [pixels for pixels in found if pixels is not None]
-            if usable:
-                vectors.append(encoder.encode("image", np.stack(usable)))
-            told(start + len(found))
-    return np.concatenate(vectors), np.array(good, bool)
+    def commit(self, outcomes: Sequence[tuple[list[bool], Vectors]]) -> None:
+        for good, vectors in outcomes:
+            self.good += good
+            self.vectors.append(vectors)
+        self.told(len(self.good))

@@ -11,15 +11,14 @@ import atexit
 import copy
 import functools
 import hashlib
+import itertools
 import json
 import logging
-import math
 import os
 import random
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,17 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
-from mmsearch.errors import DecodeError, LabelsError, TrainingError, UsageError
+from mmsearch.errors import DecodeError, LabelsError, UsageError
+from mmsearch.jobs.runner import parts
 from mmsearch.media.sandbox import Decoders
-from mmsearch.store.files import write_durably
+from mmsearch.training.checkpoint import replaced
 from mmsearch.types import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 64
-_VIEWS_VERSION = 2
+_VIEWS_VERSION = 3
+_PORTION = 512  # pictures
 _SAME = 1e-3  # fp16 keeps about as much
 
 
@@ -181,17 +182,19 @@ def open_picture(file: Path, side: int) -> Image.Image:
 
 
 class CachedViews:
-    """What a network's first layers made of every picture: an array (n, views, ...)."""
+    """What a network's first layers made of every picture."""
 
-    def __init__(self, views: np.ndarray) -> None:
-        self._views = views
+    def __init__(self, files: Sequence[np.ndarray]) -> None:
+        """Takes arrays (n, views, ...) that have one portion of the pictures each."""
+        self._files = files
+        self._portion = max(1, len(files[0]) if files else 0)
 
     def __len__(self) -> int:
-        return len(self._views)
+        return sum(map(len, self._files))
 
     def load(self, place: int, seed: int) -> torch.Tensor:
-        view = self._views[place, seed % self._views.shape[1]]
-        return torch.from_numpy(view.astype(np.float32))
+        views = self._files[place // self._portion][place % self._portion]
+        return torch.from_numpy(views[seed % len(views)].astype(np.float32))
 
 
 # -- the first layers ----------------------------------------------------------------------
@@ -278,21 +281,49 @@ def compute_views(
     folder: Path,
     name: str,
     on_progress: OnProgress,
+    portion: int = _PORTION,
 ) -> CachedViews:
-    """The views of every picture, from a file in `folder` where an earlier run left it.
+    """The views of every picture, from files in `folder` where an earlier run left them.
 
-    A run that was stopped resumes. View v of picture i depends on the seed, i and
-    v alone.
+    A run that was stopped resumes at the portion that it was at. View v of picture i depends on
+    the seed, i and v alone.
+
+    Args:
+        portion: how many pictures a file has.
+
+    Raises:
+        TrainingError: a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     key = _key(prefix, pictures, views, seed)
-    file = folder / f"{name}-{key}.npy"
-    with FileLock(file.with_suffix(".lock")):  # another run may be at the same
-        try:
-            return CachedViews(np.load(file, mmap_mode="r"))
-        except (OSError, ValueError, EOFError):  # nothing yet, or damaged: made again
-            _fill(prefix, pictures, views, seed, file, name, on_progress)
-            return CachedViews(np.load(file, mmap_mode="r"))
+    run = functools.cache(lambda: _runtime(prefix, pictures.load(0, seed)))
+
+    def load(job: tuple[int, int]) -> torch.Tensor:
+        place, view = job
+        mixed = int(np.random.SeedSequence([seed, place, view]).generate_state(1, np.uint64)[0])
+        return pictures.load(place, mixed >> 2)
+
+    def compute(places: range) -> np.ndarray:
+        found = []
+        for block in _ahead(itertools.product(places, range(views)), load):
+            found.append(run()(block).astype(np.float16))
+            done = views * places.start + sum(map(len, found))
+            on_progress(Progress(f"views of {name}", done, views * len(pictures)))
+        rows = np.concatenate(found)
+        return rows.reshape(len(places), views, *rows.shape[1:])
+
+    files = []
+    for start in range(0, len(pictures), portion):
+        file = folder / f"{name}-{key}-{start}.npy"
+        with FileLock(file.with_suffix(".lock")):  # another run may be at the same
+            try:
+                files.append(np.load(file, mmap_mode="r"))
+            except (OSError, ValueError, EOFError):  # nothing yet, or damaged: made again
+                rows = compute(range(start, min(len(pictures), start + portion)))
+                with replaced(file) as draft, draft.open("wb") as target:
+                    np.save(target, rows)
+                files.append(np.load(file, mmap_mode="r"))
+    return CachedViews(files)
 
 
 def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
@@ -306,82 +337,20 @@ def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
     return found.hexdigest()[:16]
 
 
-def _fill(
-    prefix: Prefix,
-    pictures: Pictures,
-    views: int,
-    seed: int,
-    file: Path,
-    name: str,
-    on_progress: OnProgress,
-) -> None:
-    jobs = [(i, v) for i in range(len(pictures)) for v in range(views)]
-    run = _runtime(prefix, pictures.load(0, seed))
-    with torch.inference_mode():
-        shape = tuple(run(pictures.load(0, seed)[None]).shape[1:])
-    part, mark = file.with_suffix(".part"), file.with_suffix(".done")
-    marked = mark.read_text(encoding="utf-8") if part.is_file() and mark.is_file() else ""
-    done = int(marked) if marked.isdigit() else 0
-    held = _held(part, (len(pictures), views, *shape)) if done else None
-    if held is None:
-        done = 0
-        mark.unlink(missing_ok=True)  # or a mark of an earlier file would stand for this one
-    need = len(pictures) * views * math.prod(shape) * 2
-    if held is None:
-        if shutil.disk_usage(file.parent).free < need:
-            raise TrainingError(
-                f"{file.parent}: {need / 1e9:.1f} GB are needed for the views of {name}; make "
-                "room, set MMSEARCH_CACHE to another disk, or leave out `cache` in the stage"
-            )
-        held = np.lib.format.open_memmap(part, "w+", np.float16, (len(pictures), views, *shape))
-        if hasattr(os, "posix_fallocate"):  # a mapped file on a full disk ends the process
-            with part.open("r+b") as room:
-                os.posix_fallocate(room.fileno(), 0, part.stat().st_size)
-
-    def load(job: tuple[int, int]) -> torch.Tensor:
-        place, view = job
-        mixed = int(np.random.SeedSequence([seed, place, view]).generate_state(1, np.uint64)[0])
-        return pictures.load(place, mixed >> 2)
-
-    for start, batch in _ahead(jobs, load, done):
-        for (place, view), row in zip(jobs[start : start + _BLOCK], run(batch), strict=True):
-            held[place, view] = row
-        done = start + len(batch)
-        on_progress(Progress(f"views of {name}", done, len(jobs)))
-        if start // _BLOCK % 50 == 49:
-            held.flush()
-            write_durably(mark, str(done).encode())
-    held.flush()
-    os.replace(part, file)
-    mark.unlink(missing_ok=True)
-
-
-def _held(part: Path, shape: tuple[int, ...]) -> np.memmap | None:
-    """The file that an earlier run began, if it is whole."""
-    try:
-        held = np.lib.format.open_memmap(part, "r+")
-    except (OSError, ValueError, EOFError):
-        return None
-    return held if held.shape == shape and held.dtype == np.float16 else None
-
-
 def _ahead(
-    jobs: list[tuple[int, int]], load: Callable[[tuple[int, int]], torch.Tensor], done: int
-) -> Iterator[tuple[int, torch.Tensor]]:
+    jobs: Iterable[tuple[int, int]], load: Callable[[tuple[int, int]], torch.Tensor]
+) -> Iterator[torch.Tensor]:
     """The jobs' pictures block by block; the next block is loaded while one is used."""
     # One thread: transforms draw from a generator that threads would share.
     with ThreadPoolExecutor(1) as pool:
-
-        def block(start: int) -> torch.Tensor:
-            return torch.stack([load(job) for job in jobs[start : start + _BLOCK]])
-
-        coming = pool.submit(block, done) if done < len(jobs) else None
-        for start in range(done, len(jobs), _BLOCK):
-            assert coming is not None
-            batch = coming.result()
-            if start + _BLOCK < len(jobs):
-                coming = pool.submit(block, start + _BLOCK)
-            yield start, batch
+        waiting: Future[torch.Tensor] | None = None
+        for block in parts(jobs, _BLOCK):
+            coming = pool.submit(lambda some: torch.stack(list(map(load, some))), block)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:

@@ -13,6 +13,7 @@ from fakes import DECODERS, FakeEncoder, paint, unit_vectors
 
 from mmsearch.errors import LabelsError
 from mmsearch.ingest.exchange import import_embeddings, read_embeddings
+from mmsearch.jobs.runner import Runner
 from mmsearch.store.store import Store
 
 SPEC = FakeEncoder().spec
@@ -46,9 +47,8 @@ def imported(tmp_path):
     def run(folder):
         images = read_embeddings(folder, SPEC)
         with store.writer() as writer:
-            import_embeddings(
-                writer, SPEC, images, DECODERS, workers=2, on_progress=lambda progress: None
-            )
+            runner = Runner(DECODERS, 2)
+            import_embeddings(writer, SPEC, images, runner, on_progress=lambda progress: None)
         with store.catalog.read() as queries:
             found = [
                 row for root in queries.roots()

@@ -7,6 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from mmsearch.evaluation.ranking import TIE
+
 _ODD_PLURALS = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet",
     "tooth": "teeth", "mouse": "mice", "goose": "geese", "leaf": "leaves", "knife": "knives",
@@ -67,3 +71,17 @@ def plural(name: str) -> str:
     else:
         last += "s"
     return " ".join([*before, last])
+
+
+def r_precision(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """For each query the share of true items among its first R, R being how many it has.
+
+    Args:
+        scores: shape (queries, items).
+        true: shape (queries, items); every row has a true item.
+    """
+    order = np.argsort(-(scores - TIE * true), axis=1, kind="stable")  # a tie is against us
+    hits = np.take_along_axis(true, order, axis=1).cumsum(axis=1)
+    relevant = true.sum(axis=1)
+    found: np.ndarray = hits[np.arange(len(hits)), relevant - 1] / relevant
+    return found

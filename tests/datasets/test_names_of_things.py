@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
-from mmsearch.datasets.named import hold_out, plural, read_named, with_article
+from named import hold_out, plural, read_named, with_article
 
 
 @pytest.mark.parametrize(
