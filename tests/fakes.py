@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmsearch.encoders.patch_encoder import PatchEmbeddings, Tokens
+from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.jobs.runner import BATCH, Runner
 from mmsearch.media.sandbox import Decoders
@@ -88,7 +89,34 @@ class FakeEncoder:
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-class FakeLocal:
+class FakeProvider:
+    """Gives encoders by the names of their models; the first for "auto"."""
+
+    def __init__(self, *encoders):
+        self.encoders = {one.spec.model: one for one in encoders}
+        self.with_patches = {*self.encoders}
+
+    def for_new_index(self, model, device):
+        return self.encoders[next(iter(self.encoders)) if model == "auto" else model]
+
+    def for_space(self, spec, device):
+        if spec.model not in self.encoders:
+            raise ModelNotFound("not here")
+        return self.encoders[spec.model]
+
+    def is_of(self, name, spec):
+        return name == spec.model
+
+    def checked(self, encoder, count, sample):
+        return encoder
+
+    def patch_encoder_of(self, spec):
+        if spec.model not in self.with_patches:
+            raise UsageError("a model whose patches cannot be read")
+        return FakePatchEncoder(self.encoders[spec.model])
+
+
+class FakePatchEncoder:
     """Looks at the four corners of a picture and at each word of a text."""
 
     def __init__(self, encoder: FakeEncoder | None = None) -> None:

@@ -90,6 +90,7 @@ class Engine:
         device: str | None = None,
         precision: str | None = None,
         notify: Notify = log.warning,
+        provider: Provider | None = None,
     ) -> Self:
         """The engine for the index in folder `path`, which `index` makes if it is not there.
 
@@ -97,10 +98,12 @@ class Engine:
             path: None is the index that the command line would use.
             model: the model of a new index, or one that `index` migrates an existing one to.
                 None takes an existing index's own, or for a new one what the settings say.
+            provider: gives the index its encoder, as `GivenEncoder` does; None opens models by
+                their names.
         """
         index = expanded(path) if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
-        return cls(settings, model=model, notify=notify)
+        return cls(settings, model=model, notify=notify, provider=provider)
 
     @property
     def settings(self) -> Settings:

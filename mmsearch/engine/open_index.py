@@ -57,6 +57,8 @@ class OpenIndex:
         self.media_types = media_types
         self.folder = settings.index_folder().absolute()
         """Where the index lies, or will lie."""
+        self.batch = BATCH
+        """How many items a job commits together."""
         self._store: Store | None = None
         self._decoders: Decoders | None = None
         self._encoder: Encoder | None = None
@@ -139,9 +141,9 @@ class OpenIndex:
                 self._decoders = Decoders(types=self.media_types)
             return self._decoders
 
-    def runner(self, batch: int = BATCH) -> Runner:
+    def runner(self, batch: int = 0) -> Runner:
         """What jobs run on: its decoders stay for the next job and the next search."""
-        return Runner(self.decoders, self.settings.workers, batch)
+        return Runner(self.decoders, self.settings.workers, batch or self.batch)
 
     # -- the encoder -------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import DECODERS, FakeEncoder, FakeLocal, run_plan, searcher_over
+from fakes import DECODERS, FakeEncoder, FakePatchEncoder, run_plan, searcher_over
 from PIL import Image
 
 from mmsearch.errors import UsageError
@@ -159,7 +159,7 @@ def test_settings_that_rank_again_are_compared_with_those_that_do_not(store):
     assert len(asked) == 3 * COUNT - 2
     assert store.status().captions == 0
     reranker = Reranker(corners, np.eye(16, dtype=np.float32), Mix(0.5, 0.5))
-    local = FakeLocal()
+    local = FakePatchEncoder()
     learned = Trained(reranker=lambda: reranker)
     searcher = searcher_over(store, FakeEncoder(), learned, lambda: local, lambda: DECODERS)
     plain, again = measuring.compare(searcher, asked, [("image", 0), ("image", 7)])

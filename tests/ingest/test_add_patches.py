@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import DECODERS, FakeEncoder, FakeLocal, paint, run_plan
+from fakes import DECODERS, FakeEncoder, FakePatchEncoder, paint, run_plan
 
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.plan import make_plan, scopes_of
@@ -25,7 +25,7 @@ def store(tmp_path):
 
 def test_what_was_committed_before_an_interrupt_is_kept(store):
     runner = Runner(DECODERS, 2, batch=3)
-    local, told = FakeLocal(), []
+    local, told = FakePatchEncoder(), []
 
     def stop(progress):
         told.append(progress)
@@ -50,6 +50,8 @@ def test_a_file_that_cannot_be_read_is_passed_over(store, tmp_path):
     (tmp_path / "p" / "3.png").unlink()
     (tmp_path / "p" / "4.png").write_bytes(b"no picture any more")
     with store.writer() as writer:
-        added = add_patches(store, writer, FakeLocal(), store.active_space(), Runner(DECODERS, 2))
+        added = add_patches(
+            store, writer, FakePatchEncoder(), store.active_space(), Runner(DECODERS, 2)
+        )
     assert added == 8
     assert store.status().patches == 8

@@ -10,17 +10,15 @@ from fakes import paint, run_plan
 
 from mmsearch import Engine
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.encoders.encoder_provider import EncoderProvider
+from mmsearch.encoders.encoder_provider import GivenEncoder
 from mmsearch.errors import UsageError
 from mmsearch.ingest.plan import plan_of_files
 from mmsearch.store.store import Store
 
 
 @pytest.fixture
-def engine(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: encoder)
-    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: encoder)
-    with Engine.open(tmp_path / "index") as opened:
+def engine(tmp_path, encoder):
+    with Engine.open(tmp_path / "index", provider=GivenEncoder(encoder)) as opened:
         yield opened
 
 

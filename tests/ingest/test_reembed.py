@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, FakeLocal, paint
+from fakes import FakeEncoder, FakeProvider, paint
 
 from mmsearch import Engine
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.errors import Interrupted, UsageError
-from mmsearch.jobs.runner import Runner
 from mmsearch.store.store import Store
 
 pytestmark = pytest.mark.slow
@@ -35,11 +33,13 @@ class OtherEncoder(FakeEncoder):
 
 
 @pytest.fixture
-def encoders(monkeypatch):
-    made = {name: OtherEncoder(name) for name in ("one", "other", "third")}
-    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made[model])
-    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made[spec.model])
-    return made
+def provider():
+    return FakeProvider(*map(OtherEncoder, ("one", "other", "third")))
+
+
+@pytest.fixture
+def encoders(provider):
+    return provider.encoders
 
 
 @pytest.fixture
@@ -57,11 +57,12 @@ def gallery(tmp_path):
 
 
 @pytest.fixture
-def engine_for(tmp_path, encoders):
+def engine_for(tmp_path, provider):
     opened = []
 
-    def make(model):
-        engine = Engine.open(tmp_path / "index", model=model, notify=lambda line: None)
+    def make(model, batch=64, notify=lambda line: None):
+        engine = Engine.open(tmp_path / "index", model=model, notify=notify, provider=provider)
+        engine.opened.batch = batch
         opened.append(engine)
         return engine
 
@@ -111,21 +112,20 @@ def test_an_index_goes_over_to_another_model(engine_for, encoders, gallery, tmp_
 
 
 def test_what_was_cut_off_is_gone_on_with_and_searches_see_none_of_it(
-    engine_for, encoders, gallery, in_order, monkeypatch
+    engine_for, encoders, gallery, in_order
 ):
-    monkeypatch.setattr(Runner.__init__, "__defaults__", (8,))
     engine_for("one").index([gallery])
     before = found(engine_for(None))
     encoders["other"].breaks_after = 24
     with pytest.raises(Interrupted, match="is kept"):
-        engine_for("other").index([gallery])
+        engine_for("other", batch=8).index([gallery])
     assert found(engine_for(None)) == before
     status = engine_for(None).status()
     assert (status.model, status.pending) == ("one", "other")
     assert 40 - 24 <= status.missing < 40
     encoders["other"].breaks_after = None
     done = encoders["other"].images_encoded
-    report = engine_for("other").index([gallery])
+    report = engine_for("other", batch=8).index([gallery])
     assert report.embedded_again == status.missing
     assert encoders["other"].images_encoded == done + status.missing
     assert report.replaced == "one"
@@ -222,21 +222,20 @@ def test_what_changes_and_comes_meanwhile_is_in_the_new_space(engine_for, encode
     assert found(engine, "white")[0] == "red00.png"
 
 
-def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, in_order, monkeypatch):
-    monkeypatch.setattr(Runner.__init__, "__defaults__", (4,))
+def test_giving_it_up_loses_nothing(engine_for, encoders, gallery, in_order):
     engine_for("one").index([gallery])
     paint(gallery / "black.png", "black")
     (gallery / "black.txt").write_text("a black hole\n")
     paint(gallery / "red00.png", "white")
     encoders["other"].breaks_after = 24
     with pytest.raises(Interrupted):
-        engine_for("other").index([gallery])
+        engine_for("other", batch=4).index([gallery])
     engine = engine_for(None)
     assert vectors_agree(engine, encoders["one"]) == (41, 2)  # a move is no reason to wait
     assert engine.index([gallery]).model == "one"
     assert engine.status().pending == "other"  # a run that names no model leaves it as it is
     said = []
-    engine = Engine.open(engine.folder, model="one", notify=said.append)
+    engine = engine_for("one", notify=said.append)
     engine.index([gallery])
     engine.close()
     assert "other" in said[0]
@@ -298,17 +297,9 @@ def test_the_model_that_an_index_has_is_needed_only_for_what_is_new(engine_for, 
 
 
 @pytest.fixture
-def patches(monkeypatch, encoders):
+def patches(provider):
     """Models that have patches, by name."""
-    having = {"one", "other"}
-
-    def patch_encoder_of(self, spec):
-        if spec.model not in having:
-            raise UsageError("a model whose patches cannot be read")
-        return FakeLocal(encoders[spec.model])
-
-    monkeypatch.setattr(EncoderProvider, "patch_encoder_of", patch_encoder_of)
-    return having
+    return provider.with_patches
 
 
 def test_patches_that_were_kept_are_made_before_the_switch(engine_for, gallery, patches):
@@ -324,19 +315,18 @@ def test_patches_are_dropped_where_the_new_model_has_none(engine_for, gallery, p
     with pytest.raises(UsageError, match="cannot be read"):
         engine_for("other").index([gallery], patches=True)
     said = []
-    with Engine.open(tmp_path / "index", model="other", notify=said.append) as engine:
-        report = engine.index([gallery])
+    report = engine_for("other", notify=said.append).index([gallery])
     assert (report.patches, report.replaced) == (0, "one")
     assert "patches are no longer kept" in said[-1]
     assert engine_for(None).status().patches == 0
 
 
-def test_a_dry_run_says_that_all_would_be_embedded(engine_for, gallery, tmp_path):
+def test_a_dry_run_says_that_all_would_be_embedded(engine_for, gallery):
     engine_for("one").index([gallery])
     said = []
-    with Engine.open(tmp_path / "index", model="tiny", notify=said.append) as engine:
-        assert engine.index([gallery], dry_run=True).unchanged == 40
-    assert "with 'tiny' too" in said[0]
+    engine = engine_for("third", notify=said.append)
+    assert engine.index([gallery], dry_run=True).unchanged == 40
+    assert "with 'third' too" in said[0]
 
 
 def test_an_empty_index_just_takes_the_model(engine_for, encoders, gallery, tmp_path):

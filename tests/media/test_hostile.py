@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from mmsearch import Engine
 from mmsearch.cli.app import app
+from mmsearch.encoders.encoder_provider import GivenEncoder
 from mmsearch.errors import DecodeError
 from mmsearch.media.sandbox import Decoders
 
@@ -163,9 +164,7 @@ def test_names_and_captions_reach_no_terminal_as_they_are(tmp_path, tiny):
 
 
 def test_what_is_no_file_is_in_the_ledger_and_ends_nothing(tmp_path, monkeypatch, encoder):
-    from mmsearch.encoders.encoder_provider import EncoderProvider
-
-    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: encoder)
+    provider = GivenEncoder(encoder)
     folder = tmp_path / "photos"
     paint(folder / "good.png", "red")
     os.mkfifo(folder / "fifo.png")
@@ -181,7 +180,10 @@ def test_what_is_no_file_is_in_the_ledger_and_ends_nothing(tmp_path, monkeypatch
     (folder / "empty.jpg").touch()
     (folder / "really.jpg").write_bytes(paint(tmp_path / "x.png", "green").read_bytes())
     monkeypatch.chdir(folder)  # a socket's name may not be long
-    with socket.socket(socket.AF_UNIX) as server, Engine.open(tmp_path / "index") as engine:
+    with (
+        socket.socket(socket.AF_UNIX) as server,
+        Engine.open(tmp_path / "index", provider=provider) as engine,
+    ):
         server.bind("socket.png")
         report = engine.index([folder])
         assert report.added == 3

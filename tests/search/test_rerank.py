@@ -11,7 +11,7 @@ from fakes import (
     DECODERS,
     DIM,
     FakeEncoder,
-    FakeLocal,
+    FakePatchEncoder,
     paint,
     run_plan,
     searcher_over,
@@ -209,7 +209,7 @@ def ask(searcher, query=RED, **changes):
 
 
 def test_the_first_are_ranked_by_the_mix_and_only_they(store):
-    local = FakeLocal()
+    local = FakePatchEncoder()
     searcher = searcher_of(store, local)
     keep_looks(store, local)
     plain = ask(searcher, k=COUNT, fusion="image")
@@ -229,13 +229,13 @@ def test_the_first_are_ranked_by_the_mix_and_only_they(store):
 
 
 def test_all_that_is_shown_is_looked_at(store):
-    searcher = searcher_of(store, FakeLocal())
+    searcher = searcher_of(store, FakePatchEncoder())
     few = ask(searcher, k=9, rerank=2, fusion="image")
     assert few == ask(searcher, k=9, rerank=9, fusion="image")
 
 
 def test_looks_that_are_not_kept_are_taken_now(store):
-    local = FakeLocal()
+    local = FakePatchEncoder()
     searcher = searcher_of(store, local)
     before = ask(searcher, rerank=8, fusion="image")
     assert local.looked == 8
@@ -247,7 +247,7 @@ def test_looks_that_are_not_kept_are_taken_now(store):
 
 
 def test_many_are_looked_at_in_portions(store, monkeypatch):
-    searcher = searcher_of(store, FakeLocal())
+    searcher = searcher_of(store, FakePatchEncoder())
     whole = ask(searcher, rerank=11, fusion="image")
     monkeypatch.setattr(rerank, "_BLOCK", 4)
     for mine, theirs in zip(ask(searcher, rerank=11, fusion="image"), whole, strict=True):
@@ -256,17 +256,17 @@ def test_many_are_looked_at_in_portions(store, monkeypatch):
 
 
 def test_patches_that_cannot_be_read_are_told(store):
-    keep_looks(store, FakeLocal())
+    keep_looks(store, FakePatchEncoder())
     with store.catalog.write() as connection:
         connection.exec_driver_sql(
             "UPDATE patch_embedding SET content = x'0102' WHERE media_id = 3"
         )
     with pytest.raises(DamageError, match="drop them with 'mmsearch index --no-patches'"):
-        ask(searcher_of(store, FakeLocal()), rerank=COUNT, fusion="image")
+        ask(searcher_of(store, FakePatchEncoder()), rerank=COUNT, fusion="image")
 
 
 def test_files_that_are_gone_keep_their_cosine(store, folder):
-    searcher = searcher_of(store, FakeLocal())
+    searcher = searcher_of(store, FakePatchEncoder())
     plain = ask(searcher, k=8, fusion="image")
     for path in folder.glob("*.png"):
         path.write_bytes(b"no picture")
@@ -277,11 +277,11 @@ def test_files_that_are_gone_keep_their_cosine(store, folder):
 def test_a_changed_file_is_left_to_the_next_run(store, folder):
     for path in folder.glob("0*.png"):
         paint(path, "white")
-    assert keep_looks(store, FakeLocal()) == COUNT - 10
+    assert keep_looks(store, FakePatchEncoder()) == COUNT - 10
 
 
 def test_a_fusion_takes_the_new_scores_for_the_image(store):
-    local = FakeLocal()
+    local = FakePatchEncoder()
     searcher = searcher_of(store, local)
     keep_looks(store, local)
     plain, found = (ask(searcher, k=COUNT, fusion="sum", rerank=n) for n in (0, 8))
@@ -303,7 +303,7 @@ def test_a_fusion_takes_the_new_scores_for_the_image(store):
 
 
 def test_filters_and_least_scores_come_first(store, folder):
-    searcher = searcher_of(store, FakeLocal())
+    searcher = searcher_of(store, FakePatchEncoder())
     chosen = folder / "03.png"
     (only,) = ask(searcher, rerank=9, fusion="image", filter=Filter(under=chosen))
     assert only.path == chosen
@@ -325,11 +325,11 @@ def test_filters_and_least_scores_come_first(store, folder):
 )
 def test_what_cannot_be_ranked_again_is_refused(store, changes, message):
     with pytest.raises(UsageError, match=message):
-        ask(searcher_of(store, FakeLocal()), **{"rerank": 5, **changes})
+        ask(searcher_of(store, FakePatchEncoder()), **{"rerank": 5, **changes})
 
 
 def test_pictures_do_not_ask_for_a_second_look(store, folder):
-    searcher = searcher_of(store, FakeLocal())
+    searcher = searcher_of(store, FakePatchEncoder())
     for terms in ((Term(image=folder / "01.png"),), (Term(text="red", weight=-1), *RED.terms[:0])):
         with pytest.raises(UsageError, match="texts that look for images"):
             searcher.search(Query(terms, rerank=5, fusion="image"))
@@ -346,7 +346,7 @@ def test_nothing_learned_or_for_another_width_is_told(store):
 
 
 def test_several_texts_match_by_their_weights_and_what_is_not_wanted_does_not(store):
-    searcher = searcher_of(store, FakeLocal())
+    searcher = searcher_of(store, FakePatchEncoder())
     items = searcher.rank(searcher.embed(RED.terms)[None], "image", 5)[0].items
     vector = searcher.embed(RED.terms)
 

@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeEncoder, nearest, new_media, paint, root_at, unit_vectors
 
 from mmsearch import Engine, Filter, Query, Term
-from mmsearch.encoders.encoder_provider import EncoderProvider
+from mmsearch.encoders.encoder_provider import GivenEncoder
 from mmsearch.store import writer as writer_module
 from mmsearch.store.store import Store
 
@@ -98,11 +98,9 @@ def test_readers_see_every_commit_whole_through_additions_removals_and_compactio
     assert wrong == []
 
 
-def test_threads_share_an_engine(tmp_path, monkeypatch):
+def test_threads_share_an_engine(tmp_path):
     """All kinds of queries at once, and the index growing meanwhile: each answer is right."""
-    made = FakeEncoder()
-    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made)
-    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made)
+    provider = GivenEncoder(FakeEncoder())
     colours = ("red", "green", "blue", "yellow", "white", "black")
     for number in range(60):
         paint(tmp_path / f"p/{number:02}.png", colours[number % 6], mark=number + 1)
@@ -115,7 +113,7 @@ def test_threads_share_an_engine(tmp_path, monkeypatch):
         {"query": Query((Term(text="red"), Term(text="blue", weight=-1.0)), k=5)},
         {"query": Query((Term(text="yellow"),), filter=Filter(under=tmp_path / "p"), exact=True)},
     ]  # fmt: skip
-    with Engine.open(tmp_path / "index", notify=lambda line: None) as engine:
+    with Engine.open(tmp_path / "index", notify=lambda line: None, provider=provider) as engine:
         engine.index([tmp_path / "p"])
 
         def ask(number):
@@ -137,12 +135,10 @@ def test_threads_share_an_engine(tmp_path, monkeypatch):
         assert engine.status().images == 65
 
 
-def test_an_engine_that_is_closed_among_threads_opens_again(tmp_path, monkeypatch):
-    made = FakeEncoder()
-    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made)
-    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made)
+def test_an_engine_that_is_closed_among_threads_opens_again(tmp_path):
+    provider = GivenEncoder(FakeEncoder())
     paint(tmp_path / "p/red.png", "red")
-    with Engine.open(tmp_path / "index", notify=lambda line: None) as engine:
+    with Engine.open(tmp_path / "index", notify=lambda line: None, provider=provider) as engine:
         engine.index([tmp_path / "p"])
         with ThreadPoolExecutor(4) as pool:
             answers = [pool.submit(engine.search, "red") for _ in range(100)]

@@ -13,15 +13,13 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from fakes import FakeEncoder, paint
+from fakes import FakeEncoder, FakeProvider, paint
 
 from mmsearch import Engine
-from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.errors import (
     DamageError,
     IndexNotFound,
     MmsearchError,
-    ModelNotFound,
     UnreadableError,
 )
 from mmsearch.store import catalog, verify
@@ -36,41 +34,44 @@ COUNT = 48
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 
 
-@pytest.fixture(autouse=True)
-def encoder(monkeypatch):
-    made = FakeEncoder()
-    monkeypatch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: made)
-    monkeypatch.setattr(EncoderProvider, "for_space", lambda self, spec, device: made)
-    return made
+@pytest.fixture
+def encoder(provider):
+    return provider.encoders["fake"]
+
+
+@pytest.fixture
+def provider():
+    return FakeProvider(FakeEncoder())
+
+
+def opened(folder, provider=None):
+    provider = provider or FakeProvider(FakeEncoder())
+    return Engine.open(folder, notify=lambda line: None, provider=provider)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """An index with a vector file, rows that are newer, and removed ones; and its photos."""
     top = tmp_path_factory.mktemp("made")
-    encoder = FakeEncoder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EncoderProvider, "for_new_index", lambda self, model, device: encoder)
-        patch.setattr(EncoderProvider, "for_space", lambda self, spec, device: encoder)
-        with Engine.open(top / "index") as engine:
-            for number in range(COUNT):
-                colour = COLOURS[number % 6]
-                paint(top / f"photos/{number:02}-{colour}.png", colour, mark=number + 1)
-                (top / f"photos/{number:02}-{colour}.txt").write_text(f"a {colour} thing {number}")
-            engine.index([top / "photos"])
-            engine.compact()
-            for number in range(4):
-                paint(top / f"photos/new{number}.png", COLOURS[number], mark=90 + number)
-            (top / "photos/00-red.png").unlink()
-            engine.index()
+    with opened(top / "index") as engine:
+        for number in range(COUNT):
+            colour = COLOURS[number % 6]
+            paint(top / f"photos/{number:02}-{colour}.png", colour, mark=number + 1)
+            (top / f"photos/{number:02}-{colour}.txt").write_text(f"a {colour} thing {number}")
+        engine.index([top / "photos"])
+        engine.compact()
+        for number in range(4):
+            paint(top / f"photos/new{number}.png", COLOURS[number], mark=90 + number)
+        (top / "photos/00-red.png").unlink()
+        engine.index()
     return top
 
 
 @pytest.fixture
-def damaged(made, tmp_path):
+def damaged(made, tmp_path, provider):
     """A copy to damage, and its engine."""
     shutil.copytree(made / "index", tmp_path / "index")
-    with Engine.open(tmp_path / "index", notify=lambda line: None) as engine:
+    with opened(tmp_path / "index", provider) as engine:
         yield engine
 
 
@@ -197,18 +198,15 @@ def test_what_cannot_be_had_again_is_listed_and_taken_out(damaged, made, tmp_pat
     assert damaged.index().added == 1  # it is there again
 
 
-def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, monkeypatch):
+def test_without_its_model_the_rest_is_repaired_and_it_goes_on_later(damaged, provider):
     sql(damaged, "UPDATE embedding SET vector = zeroblob(length(vector)) WHERE id = 5")
     vector_file(damaged).unlink()
 
-    def missing(self, spec, device):
-        raise ModelNotFound("not here")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EncoderProvider, "for_space", missing)
-        assert damaged.repair().embedded == 0
-        assert kinds(damaged) == {"missing"}
-        assert [d.what for d in damaged.verify().damages] == ["1 images have no vector"]
+    encoder = provider.encoders.pop("fake")
+    assert damaged.repair().embedded == 0
+    assert kinds(damaged) == {"missing"}
+    assert [d.what for d in damaged.verify().damages] == ["1 images have no vector"]
+    provider.encoders["fake"] = encoder
     assert damaged.repair().embedded == 1
     assert kinds(damaged, deep=True) == set()
 
@@ -241,7 +239,7 @@ def test_a_damaged_page_anywhere_is_found_and_what_is_left_is_saved(made, tmp_pa
     shutil.copytree(made / "index", whole)
     with closing(sqlite3.connect(whole / catalog.FILE_NAME)) as raw:
         raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    with Engine.open(whole) as engine:
+    with opened(whole) as engine:
         before = everything(engine)
     pages = (whole / catalog.FILE_NAME).stat().st_size // size
     saved = hopeless = 0
@@ -251,7 +249,7 @@ def test_a_damaged_page_anywhere_is_found_and_what_is_left_is_saved(made, tmp_pa
         with (copy / catalog.FILE_NAME).open("r+b") as file:
             file.seek(page * size)
             file.write(rng.randbytes(size))
-        with Engine.open(copy, notify=lambda line: None) as engine:
+        with opened(copy) as engine:
             assert kinds(engine, deep=True), page
             try:
                 done = engine.repair()
@@ -321,7 +319,7 @@ def test_a_folder_that_is_not_there_costs_no_image(damaged, made, tmp_path):
 
 def test_an_engine_that_was_open_follows_a_repair(damaged, made):
     """It neither answers from, nor writes into, the catalog that was moved away."""
-    other = Engine.open(damaged.folder, notify=lambda line: None)
+    other = opened(damaged.folder)
     assert other.search("red")
     sql(damaged, "PRAGMA foreign_keys = OFF", "DELETE FROM caption WHERE id > 30",
         "DELETE FROM media WHERE id > 45")  # fmt: skip
@@ -371,7 +369,7 @@ def test_a_log_that_was_left_behind_gets_into_no_other_catalog(damaged, tmp_path
     damaged.backup(tmp_path / "backup")
     before = everything(damaged)
     folder = tmp_path / "again"
-    with Engine.open(folder) as engine:
+    with opened(folder) as engine:
         engine.restore(tmp_path / "backup")
         with engine.store.catalog.write() as connection:
             connection.exec_driver_sql("UPDATE revision SET number = 777")
@@ -381,7 +379,7 @@ def test_a_log_that_was_left_behind_gets_into_no_other_catalog(damaged, tmp_path
     for path in (folder / "vectors").iterdir():
         path.unlink()
     (folder / "catalog.sqlite3-wal").write_bytes(log)
-    with Engine.open(folder) as engine:
+    with opened(folder) as engine:
         engine.restore(tmp_path / "backup")
         assert everything(engine) == before
         with engine.store.catalog.read() as queries:
@@ -475,7 +473,7 @@ def test_bits_flipped_anywhere_never_give_a_wrong_answer_or_a_traceback(made, tm
     shutil.copytree(made / "index", tmp_path / "whole")
     with closing(sqlite3.connect(tmp_path / "whole" / catalog.FILE_NAME)) as raw:
         raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    with Engine.open(tmp_path / "whole") as engine:
+    with opened(tmp_path / "whole") as engine:
         expected = {q: scores(engine, q) for q in COLOURS}
     told = 0
     for trial in range(150):
@@ -484,7 +482,7 @@ def test_bits_flipped_anywhere_never_give_a_wrong_answer_or_a_traceback(made, tm
         files = [copy / catalog.FILE_NAME, *(copy / "vectors").iterdir()]
         path = rng.choice(files)
         flip(path, rng.randrange(path.stat().st_size), rng.randrange(8))
-        with Engine.open(copy, notify=lambda line: None) as engine:
+        with opened(copy) as engine:
             try:
                 found = {q: scores(engine, q) for q in COLOURS}
             except MmsearchError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fakes import DIM, FakeEncoder, FakeLocal, paint, unit_vectors
+from fakes import DIM, FakeEncoder, FakePatchEncoder, paint, unit_vectors
 
 from mmsearch.errors import LabelsError, TrainingError
 from mmsearch.search.rerank import Mix, Parts
@@ -90,7 +90,7 @@ def test_photos_are_looked_at_in_several_views(tmp_path):
     files.insert(1, tmp_path / "damaged.png")
     files[1].write_bytes(b"no picture")
     captions = [["red", "so red"], ["nothing"], ["blue"], ["green", "a green thing"]]
-    local = FakeLocal()
+    local = FakePatchEncoder()
     found = rerank.embed_photos(FakeEncoder(), local, files, captions, tmp_path / "cache", 0)
     assert local.looked == 3 * rerank.VIEWS
     assert found.owner.tolist() == [0, 0, 1, 2, 2]
