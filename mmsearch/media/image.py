@@ -40,7 +40,9 @@ class Decoded:
     """The local time at which the picture was taken, from EXIF."""
 
 
-def decode(content: bytes, *, at_least: tuple[int, int] | None = None) -> Decoded:
+def decode(
+    content: bytes, *, at_least: tuple[int, int] | None = None, most_pixels: int = MAX_PIXELS
+) -> Decoded:
     """Decodes the first frame of an image file.
 
     Args:
@@ -54,7 +56,7 @@ def decode(content: bytes, *, at_least: tuple[int, int] | None = None) -> Decode
             the reason.
     """
     try:
-        return _decode(content, at_least)
+        return _decode(content, at_least, most_pixels)
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -76,7 +78,7 @@ def _reason(error: Exception, content: bytes) -> str:
     return f"damaged image: {text}"[:300]
 
 
-def _decode(content: bytes, at_least: tuple[int, int] | None) -> Decoded:
+def _decode(content: bytes, at_least: tuple[int, int] | None, most_pixels: int) -> Decoded:
     if not content:
         raise DecodeError("empty file")
     profile = None
@@ -86,7 +88,7 @@ def _decode(content: bytes, at_least: tuple[int, int] | None) -> Decoded:
         width, height = image.size
         if at_least is not None and image.format in ("JPEG", "MPO"):
             _draft(image, at_least)
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > most_pixels:
             raise DecodeError(f"too large: {width} x {height} pixels")
         image.load()
         if image.format in ("JPEG", "MPO") and not _has_end(content):

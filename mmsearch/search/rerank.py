@@ -84,6 +84,8 @@ class Reranker:
     mix: Mix
     familiar: tuple[float, float] = (-1.0, -1.0)
     """How near to those captions a query has to be for hubness to count at all, and in full."""
+    nearest: int = _NEAREST
+    """How many captions tell how near a query is."""
 
     @property
     def dim(self) -> int:
@@ -107,7 +109,7 @@ class Reranker:
         seen: Floats = own + patches.vectors
         seen = seen / np.maximum(np.linalg.norm(seen, axis=1, keepdims=True), 1e-6)
         low, high = self.familiar
-        at = (nearness(query[None], self.captions)[0] - low) / max(high - low, 1e-6)
+        at = (nearness(query[None], self.captions, self.nearest)[0] - low) / max(high - low, 1e-6)
         total = sum(weight for weight, _ in texts)
         match, hubness = np.zeros((2, len(own)), np.float32)
         for weight, rows in texts:
@@ -125,16 +127,15 @@ class Reranker:
         return shifted
 
 
-def nearness(queries: Vectors, captions: Vectors) -> Floats:
+def nearness(queries: Vectors, captions: Vectors, nearest: int = _NEAREST) -> Floats:
     """How near queries are to captions, (n,): the mean cosine with the nearest of them.
 
     An image that captions find too often is not one that other queries do: their own images would
     be pushed down for nothing.
     """
-    count = min(_NEAREST, len(captions))
+    count = min(nearest, len(captions))
     near = dot_products(queries[0], captions)[None] if len(queries) == 1 else queries @ captions.T
-    nearest = np.partition(near, -count, axis=1)[:, -count:]
-    found: Floats = nearest.mean(axis=1)
+    found: Floats = np.partition(near, -count, axis=1)[:, -count:].mean(axis=1)
     return found
 
 

@@ -92,13 +92,19 @@ class Searcher:
         trained: Trained = NOTHING_TRAINED,
         patch_encoder: Callable[[], PatchEncoder] | None = None,
         decoders: Callable[[], Decoders] | None = None,
+        depth: int = DEPTH,
+        least_captions: int = LEAST_CAPTIONS,
     ) -> None:
         """Takes the encoder of the reader's space.
 
         Args:
             patch_encoder: gives patch embeddings; needed where there is a reranker.
             decoders: gives what reads image files; None is for searches that need none.
+            depth: how many images each of image, captions and words brings to be fused.
+            least_captions: fewer give no scale to put their scores on.
         """
+        self._depth = depth
+        self._least_captions = least_captions
         self._reader = reader
         self._encoder = encoder
         self._trained = trained
@@ -133,7 +139,7 @@ class Searcher:
             by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
             if query.to != IMAGE or query.min_score is not None or not by_text:
                 return "image"
-            if not self._reader.has_captions(LEAST_CAPTIONS):
+            if not self._reader.has_captions(self._least_captions):
                 return "image"
             return "trained" if self._trained.weights() is not None else "sum"
         if query.min_score is not None and how not in ("image", "caption"):
@@ -155,7 +161,7 @@ class Searcher:
             self._reader,
             self.embed(query.terms) if vector is None else vector,
             _words_of(query.terms),
-            max(DEPTH, query.k, query.rerank),
+            max(self._depth, query.k, query.rerank),
             query.filter,
             exact=query.exact,
         )

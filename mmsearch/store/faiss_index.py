@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import weakref
@@ -324,7 +325,7 @@ def read_index(path: Path, flags: int) -> Any:
             return faiss.read_index(name, flags)
     except (RuntimeError, MemoryError) as error:
         if not path.is_file():
-            raise FileNotFoundError(path) from error
+            raise FileNotFoundError(errno.ENOENT, "No such file", str(path)) from error
         raise damaged(path) from error
 
 

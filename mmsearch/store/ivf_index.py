@@ -9,6 +9,7 @@ and order is wrong only where something was not brought up at all.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,29 +33,46 @@ from mmsearch.store.faiss_index import (
 from mmsearch.store.vector_index import Found, best, dot_products
 from mmsearch.types import Ids, Vectors
 
-#: So many may be looked up one by one in a filtered search.
-_FEW = 4000
-_CODE = "RaBitQ"
 _PER_LIST = 50  # vectors to learn a centroid from
 _BATCH = 65_536
-#: Lists to look through for ten hits: more where a trial finds less than `_RECALL` of what is best.
-_PROBES, _MOST_PROBES = 32, 512
+_MOST_PROBES = 512
 TRIAL, _RECALL = 256, 0.98
 #: Candidates, as a multiple of the hits, and at least.
 _CANDIDATES, _LEAST_CANDIDATES = 10, 400
-_MOST = 2000  # hits: more are looked for exactly
+
+
+@dataclass(frozen=True)
+class IvfSettings:
+    """How inverted lists are made and searched."""
+
+    probes: int = 32
+    """Lists to look through for ten hits: more where a trial finds too few of the best."""
+    few: int = 4000
+    """So many may be looked up one by one in a filtered search."""
+    most: int = 2000
+    """Hits: more are looked for exactly."""
+    code: str = "RaBitQ"
+    """FAISS's name for how vectors are kept."""
+
+
+SETTINGS = IvfSettings()
 
 
 class IvfIndex:
     """Lists over the rows of an exact index."""
 
-    def __init__(self, index: Any, exact: FaissIndex) -> None:
+    def __init__(self, index: Any, exact: FaissIndex, settings: IvfSettings = SETTINGS) -> None:
+        self.settings = settings
         self._index = index
         self._exact = exact
 
     @classmethod
     def build(
-        cls, exact: FaissIndex, queries: Vectors | None, like: Path | None = None
+        cls,
+        exact: FaissIndex,
+        queries: Vectors | None,
+        like: Path | None = None,
+        settings: IvfSettings = SETTINGS,
     ) -> IvfIndex:
         """Lists for all rows of an exact index.
 
@@ -66,16 +84,16 @@ class IvfIndex:
                 as would be made now: to learn them is half of the work.
         """
         count = len(exact)
-        index = _known(like, exact.dim, _lists_for(count)) if like is not None else None
+        name = f"IVF{_lists_for(count)},{settings.code}"
+        index = _known(like, exact.dim, name) if like is not None else None
         if index is None:
-            name = f"IVF{_lists_for(count)},{_CODE}"
             index = faiss.index_factory(exact.dim, name, faiss.METRIC_INNER_PRODUCT)
             rows = np.linspace(0, count - 1, min(count, _PER_LIST * index.nlist)).astype(np.int64)
             index.train(exact.vectors_at(rows))
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(count, start + _BATCH))
             index.add(exact.vectors_at(rows))
-        found = cls(index, exact)
+        found = cls(index, exact, settings)
         if queries is not None:
             found._choose_probes(queries)
         else:
@@ -86,7 +104,7 @@ class IvfIndex:
 
     def _choose_probes(self, queries: Vectors) -> None:
         """The least effort that finds enough of what an exact search finds; kept in the file."""
-        self._index.nprobe = min(_PROBES, self._index.nlist)
+        self._index.nprobe = min(self.settings.probes, self._index.nlist)
         true = [set(ids.tolist()) for _, ids in self._exact.search(queries, 10)]
         total = sum(map(len, true))
         while total and self._index.nprobe < min(_MOST_PROBES, self._index.nlist):
@@ -130,7 +148,7 @@ class IvfIndex:
     ) -> list[Found]:
         """As `VectorIndex.search`, but that a few of the best may be missing."""
         exact = self._exact
-        if k > _MOST or (among is not None and len(among) <= _FEW):
+        if k > self.settings.most or (among is not None and len(among) <= self.settings.few):
             return exact.search(queries, k, among=among, without=without)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         candidates = max(_CANDIDATES * k, _LEAST_CANDIDATES)
@@ -197,14 +215,14 @@ def _lists_for(count: int) -> int:
     return int(2 ** round(math.log2(4 * math.sqrt(count))))
 
 
-def _known(path: Path, dim: int, count: int) -> Any:
+def _known(path: Path, dim: int, name: str) -> Any:
     """Lists of a file, emptied; None where others are needed."""
     try:
         index = read_index(path, 0)
     except (FileNotFoundError, DamageError):
         return None
-    fresh = faiss.index_factory(dim, f"IVF{count},{_CODE}", faiss.METRIC_INNER_PRODUCT)
-    if (index.d, index.nlist, index.code_size) != (dim, count, fresh.code_size):
+    fresh = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
+    if (index.d, index.nlist, index.code_size) != (dim, fresh.nlist, fresh.code_size):
         return None
     index.reset()
     return index

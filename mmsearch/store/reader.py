@@ -29,12 +29,13 @@ class Reader:
         queries: Queries,
         space: SpaceRow | None,
         view_of: Callable[[TowerRow], VectorView],
+        views: dict[Modality, VectorView],
     ) -> None:
-        """Takes what is read from one transaction, and what gives the vectors of a tower."""
+        """Takes what is read from one transaction, what opens a tower's vectors, and open ones."""
         self._queries = queries
         self._space = space
         self._view_of = view_of
-        self._views: dict[Modality, VectorView] = {}
+        self._views = views
         self._matching: dict[tuple[Filter, Modality], Ids] = {}
 
     @property

@@ -77,7 +77,7 @@ def repair(folder: Path) -> Outcome:
         if kinds & {"catalog", "item"}:
             _salvage(folder, outcome)
         with closing(Store(folder)) as store:
-            writer = Writer(store.catalog, folder / VECTORS)
+            writer = Writer(store.catalog, folder / VECTORS, store.compaction)
             vectors_are_whole = _mend_vectors(store, folder / VECTORS)
             with store.catalog.write() as connection:
                 for statement in FILL_WORDS:

@@ -24,13 +24,14 @@ from mmsearch.store.queries import Queries
 from mmsearch.store.reader import Reader, row_of
 from mmsearch.store.rows import SpaceRow, TowerRow
 from mmsearch.store.vectors import VectorView
-from mmsearch.store.writer import Writer
+from mmsearch.store.writer import Compaction, Writer
 from mmsearch.types import IMAGE, TEXT, Facts, Ids, Modality, Status, Vectors
 
 VECTORS = "vectors"
 _LOCK = "writer.lock"
 #: A repaired catalog, whole, on its way to its place.
 REPAIRED = "catalog.repaired.sqlite3"
+COMPACTION = Compaction()
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ class Contents:
 class Store:
     """An open index on disk. Readers never wait; one writer at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, compaction: Compaction = COMPACTION) -> None:
         """Opens the index in `folder`.
+
+        Args:
+            compaction: when writers fold what is new into the vector files.
 
         Raises:
             IndexNotFound: there is none.
@@ -70,13 +74,14 @@ class Store:
                 "or name another with --index DIR"
             )
         self.folder = folder
+        self.compaction = compaction
         self.catalog = Catalog(path)
         self._views: dict[TowerRow, VectorView] = {}
         self._views_lock = threading.Lock()
         self._identity = self.catalog.identity
 
     @classmethod
-    def create(cls, folder: Path) -> Store:
+    def create(cls, folder: Path, compaction: Compaction = COMPACTION) -> Store:
         """Opens the index in `folder`, making an empty one where there is none.
 
         Raises:
@@ -91,7 +96,7 @@ class Store:
                     Catalog.create(folder / catalog.FILE_NAME).close()
         except OSError as error:
             raise UnreadableError(f"{folder}: cannot be made an index: {error.strerror}") from error
-        return cls(folder)
+        return cls(folder, compaction)
 
     def close(self) -> None:
         self.catalog.close()
@@ -113,7 +118,8 @@ class Store:
         Raises:
             DamageError: a vector file is missing.
         """
-        for is_last in (False, False, True):
+        missing = None
+        while True:
             with self.catalog.read() as queries:
                 space, revision = queries.active_space(), queries.revision()
                 towers = space.towers if space else {}
@@ -129,16 +135,18 @@ class Store:
                             "which writes it again from the catalog"
                         ) from error
 
-                try:
-                    for modality in modalities or towers:
-                        if modality in towers:
-                            view_of(towers[modality])
+                try:  # a reader keeps these: their files may go while it reads
+                    views = {
+                        name: view_of(towers[name])
+                        for name in modalities or towers if name in towers
+                    }  # fmt: skip
                 except DamageError as error:
-                    is_gone = isinstance(error.__cause__, FileNotFoundError)
-                    if is_gone and not is_last:
+                    gone = error.__cause__
+                    if isinstance(gone, FileNotFoundError) and gone.filename != missing:
+                        missing = gone.filename
                         continue  # a writer compacted between the catalog and the file: once more
                     raise
-                yield Reader(queries, space, view_of)
+                yield Reader(queries, space, view_of, views)
                 return
 
     def _view(self, queries: Queries, tower: TowerRow, revision: int) -> VectorView:
@@ -236,7 +244,7 @@ class Store:
             if not self.catalog.path.is_file():
                 raise IndexNotFound(f"{self.folder}: the index is gone")
             (self.folder / REPAIRED).unlink(missing_ok=True)  # of a repair that was cut off early
-            writer = Writer(self.catalog, self.folder / VECTORS)
+            writer = Writer(self.catalog, self.folder / VECTORS, self.compaction)
             writer.mend()
             yield writer
 

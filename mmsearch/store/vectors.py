@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mmsearch.store.faiss_index import FaissIndex
     from mmsearch.store.ivf_index import IvfIndex
 
-#: Smaller snapshots are searched exactly, which is quick enough (docs/performance.md).
-IVF_FROM = 100_000
 _SAMPLE = 1024
 
 

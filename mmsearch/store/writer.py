@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from mmsearch.store.catalog import Catalog
 from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
 from mmsearch.store.paths import canonical, join, relative
 from mmsearch.store.rows import RootRow, SnapshotRow, SpaceRow, TowerRow
-from mmsearch.store.vectors import IVF_FROM, ivf_name
+from mmsearch.store.vectors import ivf_name
 from mmsearch.types import IMAGE, TEXT, EncoderSpec, Ids, Vectors
 
 if TYPE_CHECKING:
@@ -23,16 +24,29 @@ if TYPE_CHECKING:
     from mmsearch.store.ivf_index import IvfIndex
     from mmsearch.store.mutations import Change
 
-#: A delta this long is folded in at once, and at the end of a run the shorter one is. The share
-#: keeps the work of folding in proportion to what was added.
-_LONG_TAIL, _SHORT_TAIL, _TAIL_SHARE = 8192, 1024, 0.1
+_DELETED = 8192  # rows, at once
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """When what is newer than a snapshot is folded into it."""
+
+    long: int = 8192
+    """A delta of so many is folded in at once."""
+    short: int = 1024
+    """At the end of a run one of so many is."""
+    share: float = 0.1
+    """Of the snapshot, at least: the work stays in proportion to what was added."""
+    ivf_from: int = 100_000
+    """Smaller snapshots are searched exactly, which is quick enough (docs/performance.md)."""
 
 
 class Writer:
     """What the one writer can do. Made by `Store.writer`."""
 
-    def __init__(self, opened: Catalog, folder: Path) -> None:
+    def __init__(self, opened: Catalog, folder: Path, compaction: Compaction) -> None:
         """Takes the catalog and the folder of the vector files."""
+        self._compaction = compaction
         self._catalog = opened
         self._folder = folder
 
@@ -140,8 +154,9 @@ class Writer:
         """Writes new snapshots. `only_if`: "always", or where the delta is "short" or "long"."""
         for tower, row, waiting in self._loads():
             held = row.vectors if row else 0
-            least = {"always": 1, "short": _SHORT_TAIL, "long": _LONG_TAIL}[only_if]
-            if waiting >= (least if only_if == "always" else max(least, held * _TAIL_SHARE)):
+            when = self._compaction
+            least = {"always": 1, "short": when.short, "long": when.long}[only_if]
+            if waiting >= (least if only_if == "always" else max(least, held * when.share)):
                 self._write_snapshot(tower, row)
         if only_if != "long":  # in the midst of a run they would be made again and again
             self._make_ivf()
@@ -172,7 +187,7 @@ class Writer:
             is_gone = False
             while not is_gone:
                 with self.change() as change:
-                    is_gone = change.delete_some(space, _LONG_TAIL)
+                    is_gone = change.delete_some(space, _DELETED)
 
     def _loads(self) -> list[tuple[TowerRow, SnapshotRow | None, int]]:
         """For each tower: its snapshot, and how many rows wait to be folded in."""
@@ -210,7 +225,7 @@ class Writer:
         """Makes the inverted lists of large snapshots that have none yet."""
         loads = self._loads()
         for tower, row, _ in loads:
-            if row is None or row.vectors < IVF_FROM:
+            if row is None or row.vectors < self._compaction.ivf_from:
                 continue
             from mmsearch.store.faiss_index import FaissIndex
             from mmsearch.store.ivf_index import TRIAL, IvfIndex

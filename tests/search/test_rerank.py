@@ -99,17 +99,16 @@ def test_the_parts_are_what_they_are_called():
     np.testing.assert_allclose(mixed, found.cosine - 0.5 * found.hubness + 0.1 * found.match)
 
 
-def test_hubness_counts_for_queries_like_the_captions(monkeypatch):
-    monkeypatch.setattr(rerank, "_NEAREST", 2)
+def test_hubness_counts_for_queries_like_the_captions():
     captions = unit_vectors(RNG, 6)
     query = unit_vectors(RNG, 1)
     cosines = sorted((captions @ query[0]).tolist())
     near = (cosines[-1] + cosines[-2]) / 2
-    assert rerank.nearness(query, captions)[0] == pytest.approx(near, abs=1e-6)
+    assert rerank.nearness(query, captions, 2)[0] == pytest.approx(near, abs=1e-6)
     looks = PatchEmbeddings(unit_vectors(RNG, 3), unit_vectors(RNG, 6).reshape(3, 2, DIM))
 
     def hubness(familiar):
-        made = Reranker(brightness, captions, Mix(1, 0), familiar)
+        made = Reranker(brightness, captions, Mix(1, 0), familiar, nearest=2)
         return made.parts(query[0], [(1.0, query)], looks.vectors, looks).hubness
 
     whole = hubness((near - 0.2, near - 0.1))

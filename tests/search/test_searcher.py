@@ -8,7 +8,6 @@ from fakes import DECODERS, run_plan, searcher_over
 
 from mmsearch.errors import UsageError
 from mmsearch.ingest.plan import make_plan, scopes_of
-from mmsearch.search import searcher as module
 from mmsearch.search.fusion import Weights
 from mmsearch.search.page import Section, Tile, render_page, tiles_of
 from mmsearch.search.searcher import Trained
@@ -60,23 +59,23 @@ def test_captions_help_to_find_their_images(searcher, photos):
     assert [hit.rank for hit in only] == list(range(1, len(only) + 1))
 
 
-def test_what_auto_comes_to(searcher, store, encoder, photos, monkeypatch):
+def test_what_auto_comes_to(searcher, store, encoder, photos):
     text, picture = Term(text="red"), Term(image=photos / "red.png")
     assert searcher.fusion_of(Query((text,))) == "image"  # two captions give no scale
-    monkeypatch.setattr(module, "LEAST_CAPTIONS", 2)
+    searcher = searcher_over(store, encoder, least_captions=2)
     assert searcher.fusion_of(Query((text,))) == "sum"
     assert searcher.fusion_of(Query((text, picture))) == "image"
     assert searcher.fusion_of(Query((text,), to="caption")) == "image"
     assert searcher.fusion_of(Query((text,), min_score=0.2)) == "image"
     assert searcher.fusion_of(Query((Term(text="red", weight=-1),))) == "image"
     weights = Weights(0.2, 0.3, 0.5)
-    learned = searcher_over(store, encoder, Trained(weights=lambda: weights))
+    learned = searcher_over(store, encoder, Trained(weights=lambda: weights), least_captions=2)
     assert learned.fusion_of(Query((text,))) == "trained"
     learned.search(Query((text,), fusion="trained"))
 
 
-def test_more_are_gathered_where_more_are_asked_for(searcher, monkeypatch):
-    monkeypatch.setattr(module, "DEPTH", 1)
+def test_more_are_gathered_where_more_are_asked_for(store, encoder):
+    searcher = searcher_over(store, encoder, depth=1)
     assert len(searcher.search(Query((Term(text="red"),), k=6, fusion="sum"))) == 6
 
 

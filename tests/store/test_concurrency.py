@@ -11,8 +11,8 @@ from fakes import FakeEncoder, nearest, new_media, paint, root_at, unit_vectors
 
 from mmsearch import Engine, Filter, Query, Term
 from mmsearch.encoders.encoder_provider import GivenEncoder
-from mmsearch.store import writer as writer_module
 from mmsearch.store.store import Store
+from mmsearch.store.writer import Compaction
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +38,10 @@ def add_ten(store, ten, vectors):
 
 
 def test_readers_see_every_commit_whole_through_additions_removals_and_compactions(  # noqa: C901 - a writer and its readers
-    store, monkeypatch
+    store,
 ):
     """Tens come and go; what was committed before a search began is found by it, whole tens."""
-    monkeypatch.setattr(writer_module, "_SHORT_TAIL", 20)
+    store.compaction = Compaction(short=20)
     rng = np.random.default_rng(0)
     tens = 40
     vectors = unit_vectors(rng, 10 * tens).reshape(tens, 10, -1)

@@ -1,4 +1,4 @@
-"""Cells over a large snapshot: against NumPy, through filters and deletes, on disk."""
+"""Inverted lists over a large snapshot: against NumPy, through filters and deletes, on disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from mmsearch.errors import DamageError
-from mmsearch.store import ivf_index
 from mmsearch.store.faiss_index import FaissIndex
-from mmsearch.store.ivf_index import IvfIndex
+from mmsearch.store.ivf_index import IvfIndex, IvfSettings
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +46,10 @@ def quick(exact, queries):
     return IvfIndex.build(exact, queries)
 
 
+def with_few(index, few):
+    return IvfIndex(index._index, index._exact, IvfSettings(few=few))
+
+
 def brute(vectors, ids, query, k, may):
     scores = vectors[may] @ query
     order = np.lexsort((ids[may], -scores))[:k]
@@ -75,19 +78,17 @@ def test_it_finds_nearly_all_of_the_best(quick, vectors, ids, queries, k):
 
 
 @pytest.mark.parametrize("share", [2, 10, 100, 1000])
-def test_a_filter_costs_no_recall(quick, vectors, ids, queries, share, monkeypatch):
-    monkeypatch.setattr(ivf_index, "_FEW", 100)
+def test_a_filter_costs_no_recall(quick, vectors, ids, queries, share):
+    quick = with_few(quick, 100)
     may = np.random.default_rng(share).random(COUNT) < 1 / share
     among = np.sort(ids[may])
     assert recall(quick, vectors, ids, queries, 10, may, among=among) > 0.97
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_a_filter_may_leave_what_lies_far_from_the_query(
-    quick, vectors, ids, queries, kind, monkeypatch
-):
+def test_a_filter_may_leave_what_lies_far_from_the_query(quick, vectors, ids, queries, kind):
     """As the photos of one folder lie together."""
-    monkeypatch.setattr(ivf_index, "_FEW", 100)
+    quick = with_few(quick, 100)
     centre = vectors[1000 * kind]
     may = vectors @ centre > np.sort(vectors @ centre)[-3000]
     limits = {"among": np.sort(ids[may])}
@@ -119,18 +120,16 @@ def test_exact_search_is_exact_whatever_is_left_out(exact, vectors, ids, queries
 
 
 @pytest.mark.parametrize("few", [0, 1000])
-def test_unknown_ids_are_nobody(exact, quick, queries, few, monkeypatch):
-    monkeypatch.setattr(ivf_index, "_FEW", few)
+def test_unknown_ids_are_nobody(exact, quick, queries, few):
+    quick = with_few(quick, few)
     strange = np.array([3 * COUNT + 5, 3 * COUNT + 9])
     for index in (exact, quick):
         (scores, found), *_ = index.search(queries[:1], 5, among=strange)
         assert len(scores) == len(found) == 0
 
 
-def test_more_than_inverted_lists_are_for_is_searched_exactly(
-    quick, vectors, ids, queries, monkeypatch
-):
-    monkeypatch.setattr(ivf_index, "_MOST", 50)
+def test_more_than_inverted_lists_are_for_is_searched_exactly(quick, exact, vectors, ids, queries):
+    quick = IvfIndex(quick._index, exact, IvfSettings(most=50))
     everything = np.ones(COUNT, bool)
     assert recall(quick, vectors, ids, queries[:3], 60, everything) == 1.0
 
@@ -141,7 +140,7 @@ def test_a_saved_index_is_mapped_and_the_same(quick, exact, queries, tmp_path):
     again = IvfIndex.open(path, exact, checksum)
     for first, second in zip(quick.search(queries, 10), again.search(queries, 10), strict=True):
         np.testing.assert_array_equal(first[1], second[1])
-    # Cells of another snapshot are none for this one.
+    # Lists of another snapshot are none for this one.
     other = FaissIndex.build(DIM, [(exact.ids[:500], exact.vectors_at(np.arange(500)))])
     with pytest.raises(DamageError, match="damaged; run 'mmsearch repair'"):
         IvfIndex.open(path, other, checksum)
@@ -167,10 +166,10 @@ def test_centroids_are_taken_over(quick, exact, vectors, ids, queries, tmp_path)
     assert IvfIndex.build(few, queries, path)._index.nlist < quick._index.nlist
 
 
-def test_queries_that_lie_apart_make_it_look_through_more_index(exact, vectors, monkeypatch):
-    monkeypatch.setattr(ivf_index, "_PROBES", 1)
-    near = IvfIndex.build(exact, vectors[:200])
-    apart = IvfIndex.build(exact, -vectors[:200])
+def test_queries_that_lie_apart_make_it_look_through_more_lists(exact, vectors):
+    one = IvfSettings(probes=1)
+    near = IvfIndex.build(exact, vectors[:200], settings=one)
+    apart = IvfIndex.build(exact, -vectors[:200], settings=one)
     assert 1 < near._index.nprobe < apart._index.nprobe
     assert recall_of(apart, exact, -vectors[200:400]) > 0.96
 
@@ -185,13 +184,12 @@ def test_the_effort_is_kept_in_the_file(quick, exact, tmp_path):
 
 
 def test_without_queries_more_inverted_lists_are_looked_through(exact):
-    assert IvfIndex.build(exact, None)._index.nprobe == 2 * ivf_index._PROBES
+    assert IvfIndex.build(exact, None)._index.nprobe == 2 * IvfSettings().probes
 
 
-def test_ivf_name_another_code_are_made_anew(quick, exact, queries, tmp_path, monkeypatch):
-    monkeypatch.setattr(ivf_index, "_CODE", "RaBitQ4")
-    IvfIndex.build(exact, queries).save(tmp_path / "ivf")
-    monkeypatch.undo()
+def test_lists_of_another_code_are_made_anew(quick, exact, queries, tmp_path):
+    other = IvfIndex.build(exact, queries, settings=IvfSettings(code="RaBitQ4"))
+    other.save(tmp_path / "ivf")
     again = IvfIndex.build(exact, queries, tmp_path / "ivf")
     assert again._index.code_size == quick._index.code_size
 

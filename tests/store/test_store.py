@@ -24,9 +24,9 @@ from mmsearch.errors import (
     UsageError,
 )
 from mmsearch.store import catalog, ivf_index
-from mmsearch.store import writer as writer_module
 from mmsearch.store.rows import CaptionRecord, RootRow, under
 from mmsearch.store.store import Store
+from mmsearch.store.writer import Compaction
 from mmsearch.types import Filter
 
 SPEC = FakeEncoder().spec
@@ -588,7 +588,7 @@ def test_making_an_index_marks_its_folder(store):
 HOLD = """
 import sys, time
 from pathlib import Path
-from mmsearch.store import writer as writer_module
+from mmsearch.store.writer import Compaction
 from mmsearch.store.rows import RootRow, under
 from mmsearch.store.store import Store
 with Store(Path(sys.argv[1])).writer():
@@ -626,9 +626,9 @@ def test_a_catalog_can_be_copied_while_it_is_open(store, tmp_path):
 
 
 @pytest.fixture
-def large(store, monkeypatch):
+def large(store):
     """A store whose 3,000 pictures count as many; returns it with its ids and vectors."""
-    monkeypatch.setattr(writer_module, "IVF_FROM", 1000)
+    store.compaction = Compaction(ivf_from=1000)
     vectors = unit_vectors(RNG, 3000)
     ids = np.array(fill(store, [f"{n:05}" for n in range(3000)], vectors))
     with store.writer() as writer:
@@ -705,7 +705,7 @@ def test_without_their_inverted_lists_searches_are_exact_until_they_are_made_ane
     store, ids, vectors = large
     path = store.folder / "vectors" / "1-image-1.faiss.cells"
     path.write_bytes(path.read_bytes()[:keep]) if keep else path.unlink()
-    other = Store(store.folder)
+    other = Store(store.folder, store.compaction)
     for query in unit_vectors(RNG, 5):
         assert ids_found(other, query) == ids[np.argsort(-(vectors @ query))[:10]].tolist()
     assert "missing or damaged" in caplog.text
@@ -715,7 +715,7 @@ def test_without_their_inverted_lists_searches_are_exact_until_they_are_made_ane
     other.close()
 
 
-def test_a_reader_sees_inverted_lists_that_were_made_after_it_looked(store, monkeypatch):
+def test_a_reader_sees_inverted_lists_that_were_made_after_it_looked(store):
     vectors = unit_vectors(RNG, 1500)
     fill(store, [f"{n:05}" for n in range(1500)], vectors)
     with store.writer() as writer:
@@ -723,7 +723,7 @@ def test_a_reader_sees_inverted_lists_that_were_made_after_it_looked(store, monk
     reader = Store(store.folder)
     ids_found(reader, vectors[0])
     assert [view.ivf for view in reader._views.values() if view.snapshot] == [None]
-    monkeypatch.setattr(writer_module, "IVF_FROM", 1000)
+    store.compaction = Compaction(ivf_from=1000)
     with store.writer() as writer:
         writer.compact(only_if="short")
     ids_found(reader, vectors[0])
