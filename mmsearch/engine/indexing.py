@@ -131,10 +131,10 @@ class _Run:
         else:
             report = self._embed(writer, plan, active if other is not None else None)
         if active is not None and other is not None:
-            report = self._go_over(writer, report, active, other)
+            report = self._migrate(writer, report, active, other)
         else:
             if self._opened.names_model():
-                self._give_up(writer)
+                self._cancel_migration(writer)
             else:
                 self._tell_of_pending()
             report = self._keep_patches(writer, report)
@@ -180,7 +180,7 @@ class _Run:
 
         return self._provider.checked(encoder, count, sample)
 
-    def _go_over(
+    def _migrate(
         self, writer: Writer, report: IngestReport, active: SpaceRow, encoder: Encoder
     ) -> IngestReport:
         """Embeds the index with another model, beside its own, and changes to it when all is done.
@@ -230,7 +230,7 @@ class _Run:
         stages = {**report.stages, "again": time.perf_counter() - started}
         return dataclasses.replace(report, stages=stages)
 
-    def _give_up(self, writer: Writer) -> None:
+    def _cancel_migration(self, writer: Writer) -> None:
         pending = writer.drop_pending()
         if pending is not None:
             self._opened.notify(
