@@ -8,7 +8,7 @@ how many inputs were tried.
     image      mmsearch.media.image.decode, in this process
     labels     every format of labelled sets, and sidecars
     exchange   an export's npy and parquet files
-    learned    fusion.json, compose.safetensors, rerank.safetensors, weights' headers
+    trained    fusion.json, compose.safetensors, rerank.safetensors, weights' headers
     store      a small index with bytes of its catalog and vector files changed: verify, search,
                repair, and verify again
 """
@@ -90,7 +90,7 @@ EXPORT_FILES = (
 )
 
 
-def learned(data: bytes) -> None:
+def trained(data: bytes) -> None:
     readers = (
         ("fusion.json", lambda: read_weights(SCRATCH, "f" * 32)),
         ("compose.safetensors", lambda: read_composer(SCRATCH, "f" * 32, 16)),
@@ -204,10 +204,11 @@ def seeds_of(target: str, folder: Path) -> None:
             for which, path in enumerate(EXPORT_FILES)
         ]
     elif target == "trained":
-        import numpy as np
-        from safetensors.numpy import save
+        from mmsearch.search.trained import Network, write_trained
 
-        weights = save({"a": np.ones((2, 2), np.float16)}, {"version": "1", "space": "f" * 32})
+        write_trained(folder / "seed", Network(b"<net/>", bytes(64)), "f" * 32, {"dim": "16"}, {})
+        weights = (folder / "seed").read_bytes()
+        (folder / "seed").unlink()
         found = [b'\0{"version": 1, "space": "' + b"f" * 32
                  + b'", "weights": {"image": 1, "caption": 0, "words": 0}}',
                  b"\1" + weights, b"\2" + weights]  # fmt: skip
@@ -219,7 +220,7 @@ TARGETS = {
     "image": image,
     "labels": labels,
     "exchange": exchange,
-    "trained": learned,
+    "trained": trained,
     "store": store,
 }
 
