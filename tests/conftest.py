@@ -98,7 +98,7 @@ def hanging(tmp_path_factory):
     top = tmp_path_factory.mktemp("hanging")
     (top / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'mmsearch.media.sandbox' in sys.orig_argv:\n"
+        "if 'mmsearch.media.decoder' in sys.orig_argv:\n"
         "    from mmsearch.media import image\n"
         "    real = image.decode\n"
         "    def decode(content, **options):\n"

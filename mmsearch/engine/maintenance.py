@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 #: What was trained for an index lies beside its catalog.
-LEARNED = (fusion.FILE_NAME, compose.FILE_NAME, rerank.FILE_NAME)
+TRAINED = (fusion.FILE_NAME, compose.FILE_NAME, rerank.FILE_NAME)
 
 
 def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
@@ -94,7 +94,7 @@ def _has_something(folder: bytes) -> bool:
 
 def backup(store: Store, path: Path) -> int:
     """Copies an index into a new file; the errors are `Engine.backup`'s."""
-    return backups.backup(store, path, LEARNED)
+    return backups.backup(store, path, TRAINED)
 
 
 def restore(path: Path, folder: Path, roots: Mapping[str, str]) -> None:
@@ -104,4 +104,4 @@ def restore(path: Path, folder: Path, roots: Mapping[str, str]) -> None:
         return os.fsencode(os.path.abspath(os.path.expanduser(place)))
 
     moved = {absolute(old): absolute(new) for old, new in roots.items()}
-    backups.restore(path, folder, LEARNED, moved)
+    backups.restore(path, folder, TRAINED, moved)

@@ -4,20 +4,16 @@ A decoder is a hundred thousand lines of C that a stranger's file goes through. 
 or ask for all memory there is; in a process of its own that costs this one file, and nothing else.
 No file costs more than LIMIT_SECONDS and LIMIT_BYTES.
 
-Parent and child talk over a socket: a header with two lengths, JSON, and arrays as they are. The
-child gets a file as a descriptor, never as a path, and what is in it comes one part at a time: a
-child that is ahead waits until its parent has read.
+This is the parent's half; `mmsearch.media.decoder` is the child's. They talk over a socket.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -33,21 +29,19 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from mmsearch.errors import DecodeError, UnreadableError
+from mmsearch.media.decoder import HEADER, send
 from mmsearch.media.fingerprint import (
     HASH_BYTES,
     LEAST,
     MOST,
     NEVER,
     Stamp,
-    content_hash,
-    content_of,
     unreadable,
 )
 from mmsearch.media.media_types import (
     PICTURES,
     Caption,
     Facts,
-    MediaType,
     MediaTypes,
     Part,
     Segment,
@@ -59,7 +53,6 @@ from mmsearch.types import IMAGE, InputSpec, Modality, Pixels
 LIMIT_SECONDS = 60.0
 #: And how much memory, on top of the 40 MB of a process that is idle.
 LIMIT_BYTES = 2 << 30
-_HEADER = struct.Struct(">II")
 _START_SECONDS = 60.0
 _MAX_REPLY = 1 << 28
 _PLACE = ("latitude", "longitude")
@@ -299,8 +292,9 @@ class _Process:
         self.is_midway = False
         """Whether there are replies that nobody has read."""
         # -P: what lies in the current folder is no module of ours.
-        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(seconds),
-                   str(memory), os.pathsep.join(types.folders()), *types.paths]  # fmt: skip
+        limits = [str(theirs.fileno()), str(seconds), str(memory)]
+        command = [sys.executable, "-P", "-m", "mmsearch.media.decoder", *limits,
+                   os.pathsep.join(types.folders()), *types.paths]  # fmt: skip
         paths = [*types.folders()[:1], *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
@@ -364,7 +358,7 @@ class _Process:
         try:
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
             if message is not None:
-                _send(self._socket, message, descriptor=descriptor)
+                send(self._socket, message, descriptor=descriptor)
             return understand(*self._receive(deadline))
         except TimeoutError:
             self.stop()
@@ -393,7 +387,7 @@ class _Process:
                 done += count
             return buffer
 
-        words, array = _HEADER.unpack(exactly(_HEADER.size))
+        words, array = HEADER.unpack(exactly(HEADER.size))
         if words + array > _MAX_REPLY:
             raise ValueError
         reply: dict[str, Any] = json.loads(exactly(words))
@@ -483,137 +477,3 @@ def _integer(value: Any, least: int, most: int) -> int:
     if not isinstance(value, int) or not least <= value <= most:
         raise ValueError
     return value
-
-
-def _send(
-    to: socket.socket,
-    message: Mapping[str, Any],
-    array: bytes = b"",
-    descriptor: int | None = None,
-) -> None:
-    words = json.dumps(message).encode()
-    whole = _HEADER.pack(len(words), len(array)) + words
-    if descriptor is None:
-        to.sendall(whole)
-    else:  # it goes with the first byte; the rest of a short message follows at once
-        socket.send_fds(to, [whole[:1]], [descriptor])
-        to.sendall(whole[1:])
-    if array:
-        to.sendall(array)
-
-
-# -- the child -------------------------------------------------------------------------------------
-
-
-def _serve(to: socket.socket, seconds: float, types: MediaTypes) -> None:
-    _send(to, {})
-    content = b""
-    while True:
-        message, descriptor = _next(to)
-        if message is None:
-            return
-        # If the parent is gone and cannot stop us: the signal ends the process by itself.
-        signal.alarm(int(seconds) + 10)
-        if descriptor is not None:
-            stamp, content, reason = content_of(descriptor)
-            os.close(descriptor)
-            digest = b"" if reason else content_hash(content)
-            _send(to, {"stamp": stamp, "digest": digest.hex(), "reason": reason})
-        else:
-            try:
-                kind = types.types[message["kind"]]
-                _send_parts(to, _parts_of(kind, content, message["inputs"]))
-            except DecodeError as error:
-                _send(to, {"reason": str(error)})
-            except MemoryError:
-                _send(to, {"reason": "too large: not enough memory to scale it"})
-            content = b""
-        signal.alarm(0)
-
-
-def _parts_of(
-    kind: MediaType, content: bytes, inputs: Mapping[Modality, InputSpec]
-) -> Iterator[Part]:
-    try:
-        yield from kind.read(io.BytesIO(content), inputs)
-    except (DecodeError, MemoryError):
-        raise
-    except Exception as error:  # whatever a damaged file has a decoder raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DecodeError(f"damaged: {reason}"[:300]) from error
-
-
-def _next(to: socket.socket) -> tuple[dict[str, Any] | None, int | None]:
-    """The next message, None where the parent is gone, and the file that came with it."""
-    first, descriptors, _, _ = socket.recv_fds(to, 1, 1)
-    if not first:
-        return None, None
-    header = first + _exactly(to, _HEADER.size - 1)
-    words, _ = _HEADER.unpack(header)
-    return json.loads(_exactly(to, words)), descriptors[0] if descriptors else None
-
-
-def _exactly(to: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        more = to.recv(size - len(found))
-        if not more:
-            raise ConnectionError
-        found += more
-    return found
-
-
-def _send_parts(to: socket.socket, parts: Iterator[Part]) -> None:
-    """Sends parts as they come: each segment with the texts and facts before it."""
-    waiting: list[dict[str, Any]] = []
-    array, part = b"", next(parts, None)
-    while part is not None:
-        if isinstance(part, Segment):
-            data = np.ascontiguousarray(part.data)
-            array = data.tobytes()
-            waiting.append(
-                {
-                    "modality": part.modality, "start_ms": part.start_ms, "end_ms": part.end_ms,
-                    "shape": data.shape, "dtype": data.dtype.name,
-                }
-            )  # fmt: skip
-        else:
-            values = dict(vars(part))
-            if isinstance(part, Facts) and part.captured is not None:
-                values["captured"] = part.captured.isoformat()
-            waiting.append(values)
-        part = next(parts, None)
-        if array and part is not None:
-            _send(to, {"reason": "", "parts": waiting, "is_last": False}, array)
-            waiting, array = [], b""
-    _send(to, {"reason": "", "parts": waiting, "is_last": True}, array)
-
-
-def _limit(memory: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Where the system does not say what is taken already (macOS), its own limit has to do.
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", "rb") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
-
-
-def _main() -> None:
-    number, seconds, memory = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    import warnings
-
-    import mmsearch.media.image  # noqa: F401 - before the limit, which is for files
-
-    sys.path += sys.argv[4].split(os.pathsep)  # of other media types: behind all else
-    types = MediaTypes(*sys.argv[5 + len(PICTURES.paths) :])
-
-    warnings.simplefilter("ignore")  # of odd metadata: nobody reads them here
-    _limit(memory)
-    with socket.socket(fileno=number) as to, contextlib.suppress(ConnectionError):
-        _serve(to, seconds, types)
-
-
-if __name__ == "__main__":
-    _main()
