@@ -134,7 +134,7 @@ def _train() -> None:
 
 
 _training = typer.Typer(
-    help="Train an aligned space of your own, on your own captions.",
+    help="Train on your own captions: models, heads, weights and re-rankers.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

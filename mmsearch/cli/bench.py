@@ -33,13 +33,17 @@ def bench(
         Path | None,
         typer.Argument(
             metavar="[DATASET]",
-            help="A captions file, or a folder with one; none measures the index's own captions.",
+            help="A captions file, or a folder with one; default: the index's own captions.",
         ),
     ] = None,
     index: IndexOption = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="DIR", help="Where the images are, if not beside it."),
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="The folder of the images, if it is not that of the labels.",
+        ),
     ] = None,
     split: Annotated[
         str | None,
@@ -64,7 +68,7 @@ def bench(
             "--hold-out",
             min=1,
             metavar="N",
-            help="With --fusion: how many captions of each image ask, and are not in the index. "
+            help="With --fusion: how many captions of each image are queries, and not in the index. "
             "Default: 1; with --rerank alone, all.",
         ),
     ] = None,
@@ -74,8 +78,8 @@ def bench(
             "--rerank",
             min=0,
             metavar="N",
-            help="Measure text -> image with the first N looked at a second time, too, as in "
-            "search; with --fusion image unless one is named.",
+            help="Measure text -> image with the first N re-ranked too, as in search; with "
+            "--fusion image unless one is named.",
         ),
     ] = 0,
     export: Annotated[

@@ -48,8 +48,8 @@ FusionOption = Annotated[
     typer.Option(
         "--fusion",
         metavar="HOW",
-        help="How an image's score and its captions' make one: image, caption, words, sum, rrf, "
-        "trained; auto is trained or sum, and image with fewer than 30 captions in the index.",
+        help="How the scores of an image and of its captions are combined: image, caption, words, "
+        "sum, rrf, trained; auto is trained or sum, or image with fewer than 30 captions.",
     ),
 ]
 ComposeOption = Annotated[
@@ -61,7 +61,7 @@ ComposeOption = Annotated[
         "network that 'train compose' trains; auto is early if that did well on photos.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
 

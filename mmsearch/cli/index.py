@@ -32,7 +32,9 @@ _SHOWN_UNMATCHED = 5
 def index(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Folders and images; none rescans all known."),
+        typer.Argument(
+            metavar="[PATH]...", help="Folders and images. Default: all that were indexed before."
+        ),
     ] = None,
     index: IndexOption = None,
     captions: Annotated[
@@ -42,7 +44,7 @@ def index(
             metavar="FILE",
             help="Captions: Karpathy or COCO JSON, Flickr token file, image,caption CSV, "
             "metadata.csv or metadata.jsonl. What FILE no longer has is removed. "
-            "Sidecar name.txt files are read in any case.",
+            "Sidecar files (name.txt) are always read.",
         ),
     ] = None,
     model: ModelOption = None,
@@ -67,22 +69,22 @@ def index(
         bool | None,
         typer.Option(
             "--patches/--no-patches",
-            help="Keep what search --rerank reads of every image, now and in later runs (21 KB an "
-            "image with tiny); --no-patches drops it: its room in the file is used again.",
+            help="Keep the patch embeddings that search --rerank needs, now and in later runs "
+            "(21 KB an image with tiny); --no-patches drops them.",
         ),
     ] = None,
     reread: Annotated[
         bool,
         typer.Option(
             "--reread",
-            help="Read every file again, also those of the same size and time as before.",
+            help="Read every file again, even if its size and time have not changed.",
         ),
     ] = False,
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", help="Threads that read and decode.")
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 where files could not be used.")
+        bool, typer.Option("--strict", help="Exit with 1 if files could not be used.")
     ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Fetch the model 'base' without asking.")

@@ -29,13 +29,13 @@ def verify(
         bool,
         typer.Option(
             "--deep",
-            help="Read all of the index and compare it with its checksums. Else only its structure "
-            "and what must be there.",
+            help="Compare the whole index with its checksums. Without this: only its structure, and "
+            "that nothing is missing.",
         ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Say whether the index is what was written: exit 0 if so, 5 if not. Nothing is changed."""
+    """Check whether the index is what was written: exit 0 if so, 5 if not. Changes nothing."""
     with engine_for(index) as engine:
         found = engine.verify(deep=deep)
     if json_:
@@ -57,7 +57,7 @@ def verify(
 
 
 def repair(index: IndexOption = None, json_: JsonOption = False) -> None:
-    """Make a damaged index sound again, and list what could not be saved.
+    """Repair a damaged index, and list what could not be saved.
 
     Vectors come from their copies, or are computed again from the files. Exit 5 if damage is left.
     """
@@ -92,7 +92,7 @@ def repair(index: IndexOption = None, json_: JsonOption = False) -> None:
 
 
 def compact(index: IndexOption = None) -> None:
-    """Fold what is new into the vector files, and give unused room back to the disk."""
+    """Fold what is new into the vector files, and free unused disk space."""
     with engine_for(index) as engine:
         freed = engine.compact()
     print(f"compacted; {max(0, freed) / 1e6:.1f} MB given back")
@@ -102,7 +102,7 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
     index: IndexOption = None,
 ) -> None:
-    """Copy the index into one file, consistent also while another process writes to it."""
+    """Copy the index into one file, even while another process writes to it."""
     with engine_for(index) as engine:
         size = engine.backup(file)
     print(f"{size / 1e6:.1f} MB written to {shown_path(file)}")
@@ -116,12 +116,11 @@ def restore(
         typer.Option(
             "--root",
             metavar="OLD=NEW",
-            help="A folder that lies elsewhere now, with all that was indexed below it. "
-            "Repeatable.",
+            help="A folder that has moved, with all that was indexed below it. Repeatable.",
         ),
     ] = None,
 ) -> None:
-    """Make an index of a backup, here or on another machine."""
+    """Restore an index from a backup, here or on another machine."""
     roots: dict[str, str] = {}
     for one in root or []:
         old, equals, new = one.partition("=")

@@ -9,7 +9,7 @@ from mmsearch.cli.common import IndexOption, JsonLinesOption, engine_for, print_
 
 
 def models(index: IndexOption = None, json_: JsonLinesOption = False) -> None:
-    """List the models: those that come by name, and those that were used on this machine."""
+    """List the models: the built-in names, and those that were used on this machine."""
     with engine_for(index) as engine:
         found = engine.models()
     if json_:

@@ -45,23 +45,25 @@ _DATES = ("%Y-%m-%d", "%Y-%m", "%Y")
 def search(
     text: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="What to look for; words join into one text."),
+        typer.Argument(metavar="[TEXT]...", help="What to look for; several words are one text."),
     ] = None,
     index: IndexOption = None,
     and_: Annotated[
         list[str] | None,
         typer.Option(
-            "--and", metavar="[W:]TEXT", help="And this too; a weight may be negative. Repeatable."
+            "--and",
+            metavar="[W:]TEXT",
+            help="Also this text; a weight may be negative. Repeatable.",
         ),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="[W:]FILE", help="Like this picture. Repeatable."),
+        typer.Option("--image", metavar="[W:]FILE", help="Pictures like this one. Repeatable."),
     ] = None,
     not_: Annotated[
         list[str] | None,
         typer.Option(
-            "--not", metavar="TEXT", help="And not this: --and with a weight of -0.25. Repeatable."
+            "--not", metavar="TEXT", help="Not this text: --and with a weight of -0.25. Repeatable."
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many hits.")] = 10,
@@ -80,7 +82,7 @@ def search(
         ),
     ] = None,
     before: Annotated[
-        str | None, typer.Option("--before", metavar="DATE", help="Taken before that, likewise.")
+        str | None, typer.Option("--before", metavar="DATE", help="Taken before that date.")
     ] = None,
     fusion: FusionOption = "auto",
     compose: ComposeOption = "auto",
@@ -90,8 +92,8 @@ def search(
             "--rerank",
             min=0,
             metavar="N",
-            help="Look at the first N images (at least -k) a second time, closer, for better hits; "
-            "it is quick if 'index --patches' has kept what that needs.",
+            help="Score the first N images (at least -k) again, more closely, for better hits; fast "
+            "if 'index --patches' has kept what it needs.",
         ),
     ] = 0,
     min_score: Annotated[
@@ -99,7 +101,7 @@ def search(
         typer.Option(
             "--min-score",
             metavar="X",
-            help="Only hits with at least this cosine; --fusion auto is then image.",
+            help="Only hits with at least this cosine; --fusion auto then means image.",
         ),
     ] = None,
     exact: Annotated[
@@ -114,7 +116,7 @@ def search(
         bool, typer.Option("--literal", help="Take '16:9 photo' as text, not as a weight of 16.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object a hit.")] = False,
-    paths: Annotated[bool, typer.Option("--paths", help="Print nothing but paths.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="Print only paths.")] = False,
     null: Annotated[bool, typer.Option("-0", help="Like --paths, each ended by a NUL.")] = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page of thumbnails.")

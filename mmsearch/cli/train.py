@@ -40,7 +40,11 @@ class Head(StrEnum):
 
 ImagesOption = Annotated[
     Path | None,
-    typer.Option("--images", metavar="DIR", help="The pictures, if not beside the captions."),
+    typer.Option(
+        "--images",
+        metavar="DIR",
+        help="The folder of the pictures, if it is not that of the captions.",
+    ),
 ]
 OutOption = Annotated[
     str,
@@ -52,7 +56,7 @@ RestartOption = Annotated[
     bool,
     typer.Option(
         "--restart",
-        help="Begin again: remove what an earlier run with this --out left, a model too.",
+        help="Begin again: delete what an earlier run with this --out left, even a model.",
     ),
 ]
 
@@ -66,7 +70,9 @@ def align(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="MODEL", help="The frozen model; as `index` would take without it."
+            "--base",
+            metavar="MODEL",
+            help="The frozen model. Default: the one that `index` would use.",
         ),
     ] = None,
     images: ImagesOption = None,
@@ -79,7 +85,7 @@ def align(
         ),
     ] = None,
     head: Annotated[
-        Head, typer.Option("--head", help="A matrix, or a two-layer perceptron beside it.")
+        Head, typer.Option("--head", help="A matrix, or one with a two-layer perceptron added.")
     ] = Head.linear,
     dim: Annotated[
         int | None,
@@ -92,12 +98,15 @@ def align(
         ),
     ] = None,
     epochs: Annotated[
-        int, typer.Option("--epochs", min=1, metavar="N", help="Passes over it.")
+        int, typer.Option("--epochs", min=1, metavar="N", help="Passes over the data.")
     ] = 30,
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", min=2, metavar="N", help="Pairs in a step. Default: 512, fewer for few."
+            "--batch",
+            min=2,
+            metavar="N",
+            help="Pairs in a step. Default: an eighth of the images, 32 to 512.",
         ),
     ] = None,
     rate: Annotated[
@@ -105,9 +114,11 @@ def align(
     ] = 1e-3,
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of all that is random."),
+        typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed."),
     ] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep heads that do not help.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep heads even if they do not help.")
+    ] = False,
     json_: JsonOption = False,
     device: DeviceOption = None,
     restart: RestartOption = False,
@@ -200,7 +211,9 @@ def clip(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="DIR", help="What the recipe's paths start from, if not its folder."
+            "--data",
+            metavar="DIR",
+            help="The folder that the recipe's paths are relative to. Default: its own.",
         ),
     ] = None,
     device: DeviceOption = None,
@@ -253,7 +266,7 @@ def fusion(
         Path | None,
         typer.Argument(
             metavar="[DATASET]",
-            help="Captioned pictures to train on; none takes the index's own captions.",
+            help="Captioned pictures to train on. Default: the index's own captions.",
         ),
     ] = None,
     index: IndexOption = None,
@@ -266,12 +279,16 @@ def fusion(
     ] = None,
     hold_out: Annotated[
         int,
-        typer.Option("--hold-out", min=1, metavar="N", help="Captions of each image that ask."),
+        typer.Option(
+            "--hold-out", min=1, metavar="N", help="Captions of each image that are queries."
+        ),
     ] = 1,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of the halves.")
+        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
     ] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep weights that do not help.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep weights even if they do not help.")
+    ] = False,
     json_: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
@@ -313,10 +330,10 @@ def compose(
     index: IndexOption = None,
     images: ImagesOption = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of what is random.")
+        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
     ] = 0,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep a network that does not help.")
+        bool, typer.Option("--keep", help="Keep the network even if it does not help.")
     ] = False,
     json_: JsonOption = False,
     device: DeviceOption = None,
@@ -374,9 +391,11 @@ def rerank(
         ),
     ] = "interaction",
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Of what is random.")
+        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
     ] = 0,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep what does not help.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the network even if it does not help.")
+    ] = False,
     json_: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
@@ -406,7 +425,7 @@ def rerank(
         return
     print(
         f"{found.queries} captions of photos that were not trained on, the first 50 re-ranked; "
-        "R@1/5/10 in percent, each line with what stands above it"
+        "R@1/5/10 in percent; each line adds its part to those above"
     )
     lines = [[name, _recalls(recalls)] for name, recalls in found.recalls.items()]
     print_table(["by", "R@1/5/10"], lines)
