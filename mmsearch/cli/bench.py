@@ -68,7 +68,7 @@ def bench(
             "--hold-out",
             min=1,
             metavar="N",
-            help="With --fusion: how many captions of each image are queries, and not in the index. "
+            help="With --fusion: how many captions of each image are queries and not in the index. "
             "Default: 1; with --rerank alone, all.",
         ),
     ] = None,

@@ -29,7 +29,7 @@ def verify(
         bool,
         typer.Option(
             "--deep",
-            help="Compare the whole index with its checksums. Without this: only its structure, and "
+            help="Compare the whole index with its checksums. Without: only its structure, and "
             "that nothing is missing.",
         ),
     ] = False,

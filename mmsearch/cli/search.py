@@ -92,8 +92,8 @@ def search(
             "--rerank",
             min=0,
             metavar="N",
-            help="Score the first N images (at least -k) again, more closely, for better hits; fast "
-            "if 'index --patches' has kept what it needs.",
+            help="Score the first N images (at least -k) again, more closely, for better hits; "
+            "fast if 'index --patches' has kept what it needs.",
         ),
     ] = 0,
     min_score: Annotated[
