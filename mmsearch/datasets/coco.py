@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,30 @@ def read(document: Any, path: Path) -> LabelledSet:
     Raises:
         LabelsError: nothing in it can be used.
     """
-    remarks: list[str] = []
+    return LabelledSet.gathered(path.stem, _entries(document, path), path)
+
+
+def _entries(document: Any, path: Path) -> Iterator[LabelledImage | str]:
     captions: dict[str, list[str]] = {}
     for place, annotation in enumerate(document["annotations"]):
-        text = _field(annotation, "caption")
-        number = _id(_field(annotation, "image_id"))
-        if not isinstance(text, str) or number is None:
-            remarks.append(f"{path}: annotation {place} has no 'image_id' or no 'caption' text")
-            continue
-        captions.setdefault(number, []).append(text)
+        text, number = _field(annotation, "caption"), _id(_field(annotation, "image_id"))
+        if isinstance(text, str) and number is not None:
+            captions.setdefault(number, []).append(text)
+        else:
+            yield f"{path}: annotation {place} has no 'image_id' or no 'caption' text"
     names: dict[tuple[str, str], None] = {}
     for place, image in enumerate(document["images"]):
         name, number = _field(image, "file_name"), _id(_field(image, "id"))
-        if not isinstance(name, str) or number is None:
-            remarks.append(f"{path}: image {place} has no 'id' or no 'file_name'")
-            continue
-        names[name, number] = None  # an image may be listed for each of its captions
+        if isinstance(name, str) and number is not None:
+            names[name, number] = None  # an image may be listed for each of its captions
+        else:
+            yield f"{path}: image {place} has no 'id' or no 'file_name'"
     known = {number for _, number in names}
-    remarks += [
-        f"{path}: captions of image_id {number}, which is no image"
-        for number in captions
-        if number not in known
-    ]
-    images = (LabelledImage(name, tuple(captions.get(number, ()))) for name, number in names)
-    return LabelledSet.gathered(path.stem, images, remarks, path)
+    for number in captions:
+        if number not in known:
+            yield f"{path}: captions of image_id {number}, which is no image"
+    for name, number in names:
+        yield LabelledImage(name, tuple(captions.get(number, ())))
 
 
 def _field(row: Any, name: str) -> Any:

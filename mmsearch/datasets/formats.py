@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,17 +56,13 @@ def read_labelled(path: Path) -> LabelledSet:
     if path.suffix == ".jsonl":
         return tables.read_jsonl(text, path)
     if path.suffix == ".json":
-        found = _read_json(text, path)
-        if found is None:
-            raise LabelsError(f"{path}: neither Karpathy's nor COCO's caption format")
-        return found
+        return _read_json(text, path)
     if tables.is_token_file(text):
         return tables.read_tokens(text, path)
     return tables.read_csv(text, path)
 
 
-def _read_json(text: str, path: Path) -> LabelledSet | None:
-    """The set in a JSON document; None where that is of another format."""
+def _read_json(text: str, path: Path) -> LabelledSet:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -74,36 +71,34 @@ def _read_json(text: str, path: Path) -> LabelledSet | None:
         return karpathy.read(document, path)
     if coco.matches(document):
         return coco.read(document, path)
-    return None
+    raise LabelsError(f"{path}: neither Karpathy's nor COCO's caption format")
 
 
 def _read_folder(folder: Path) -> LabelledSet:
     others: list[str] = []
-    for pattern in _IN_FOLDER:
-        for path in sorted(folder.glob(pattern)):
-            if path.name in _NO_LABELS:
-                continue
-            try:
-                return _with(read_labelled(path), others)
-            except LabelsError as error:
-                if path.suffix != ".json":
-                    raise
-                others.append(str(error))  # what else may be called captions.json
-    found = _read_sidecars(folder, others)
-    if found is None:
-        raise LabelsError(
-            others[0]
-            if others
-            else f"{folder}: no captions there (dataset_*.json, captions_*.json, metadata.csv, "
-            "captions.txt, or name.txt beside name.jpg); name the captions file itself"
-        )
-    return found
+    found = (path for pattern in _IN_FOLDER for path in sorted(folder.glob(pattern)))
+    for path in (path for path in found if path.name not in _NO_LABELS):
+        try:
+            labelled = read_labelled(path)
+        except LabelsError as error:
+            if path.suffix != ".json":
+                raise
+            others.append(str(error))  # what else may be called captions.json
+        else:
+            return replace(labelled, remarks=(*others, *labelled.remarks))
+    sidecars = list(_sidecars(folder))
+    if sidecars:
+        return LabelledSet.gathered(folder.resolve().name, [*others, *sidecars], folder)
+    raise LabelsError(
+        others[0]
+        if others
+        else f"{folder}: no captions there (dataset_*.json, captions_*.json, metadata.csv, "
+        "captions.txt, or name.txt beside name.jpg); name the captions file itself"
+    )
 
 
-def _read_sidecars(folder: Path, others: list[str]) -> LabelledSet | None:
-    """The captions beside pictures; None where there are none."""
-    images: list[LabelledImage] = []
-    remarks: list[str] = []
+def _sidecars(folder: Path) -> Iterator[LabelledImage | str]:
+    """The captions beside pictures, and remarks on those that are no text."""
     for top, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
@@ -111,16 +106,9 @@ def _read_sidecars(folder: Path, others: list[str]) -> LabelledSet | None:
             if is_image_name(image) and os.path.isfile(sidecar_path(image)):
                 file = Path(top, name).relative_to(folder).as_posix()
                 try:
-                    images.append(LabelledImage(file, read_sidecar(sidecar_path(image))))
+                    yield LabelledImage(file, read_sidecar(sidecar_path(image)))
                 except UnicodeDecodeError:
-                    remarks.append(f"{os.fsdecode(sidecar_path(image))}: {NOT_TEXT}")
-    if not images and not remarks:
-        return None
-    return LabelledSet.gathered(folder.resolve().name, images, others + remarks, folder)
-
-
-def _with(labelled: LabelledSet, remarks: list[str]) -> LabelledSet:
-    return replace(labelled, remarks=(*remarks, *labelled.remarks))
+                    yield f"{os.fsdecode(sidecar_path(image))}: {NOT_TEXT}"
 
 
 def find_images(labels: Path, images: list[LabelledImage]) -> Path:
@@ -135,10 +123,9 @@ def find_images(labels: Path, images: list[LabelledImage]) -> Path:
     names = ("", "images", "Images", "img", "photos", "Flicker8k_Dataset", "Flickr8k_Dataset",
              "flickr30k-images", "val2014", "val2017", "train2014", "train2017")  # fmt: skip
     sample = images[:50]
-    for base in (top, top.parent):
-        for name in names:
-            if any((base / name / image.file).is_file() for image in sample):
-                return base / name
+    for folder in (base / name for base in (top, top.parent) for name in names):
+        if any((folder / image.file).is_file() for image in sample):
+            return folder
     # Named in another way than the files are, or without their folders.
     walked = (one for one in walk(os.fsencode(top.absolute())) if isinstance(one, FoundFile))
     files = Files((one.path, one.path, one.path) for one in walked)

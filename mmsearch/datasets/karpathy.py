@@ -23,9 +23,8 @@ def read(document: Any, path: Path) -> LabelledSet:
     Raises:
         LabelsError: nothing in it can be used.
     """
-    remarks: list[str] = []
 
-    def entries() -> Iterator[LabelledImage]:
+    def entries() -> Iterator[LabelledImage | str]:
         for place, image in enumerate(document["images"]):
             try:
                 folder, name = image.get("filepath", ""), image["filename"]
@@ -33,14 +32,12 @@ def read(document: Any, path: Path) -> LabelledSet:
                 if not isinstance(name, str) or not all(isinstance(text, str) for text in captions):
                     raise TypeError
             except (KeyError, TypeError, AttributeError):
-                remarks.append(
-                    f"{path}: image {place} has no 'filename' or no 'sentences' with 'raw' text"
-                )
-                continue
-            file = f"{folder}/{name}" if folder else name
-            yield LabelledImage(file, captions, str(image.get("split", "")))
+                yield f"{path}: image {place} has no 'filename' or no 'sentences' with 'raw' text"
+            else:
+                file = f"{folder}/{name}" if folder else name
+                yield LabelledImage(file, captions, str(image.get("split", "")))
 
     name = document.get("dataset")
     return LabelledSet.gathered(
-        name if isinstance(name, str) and name else path.stem, entries(), remarks, path
+        name if isinstance(name, str) and name else path.stem, entries(), path
     )

@@ -38,12 +38,12 @@ class LabelledSet:
 
     @classmethod
     def gathered(
-        cls, name: str, entries: Iterable[LabelledImage], remarks: list[str], source: Path
+        cls, name: str, entries: Iterable[LabelledImage | str], source: Path
     ) -> LabelledSet:
         """The set of some entries: those of one image are put together.
 
         Args:
-            remarks: what could not be used; more may be added while entries are read.
+            entries: images, and remarks on what could not be used.
             source: the file that they are read from.
 
         Raises:
@@ -51,20 +51,23 @@ class LabelledSet:
         """
         captions: dict[str, list[str]] = {}
         splits: dict[str, str] = {}
+        remarks: list[str] = []
         for entry in entries:
-            if not _is_name(entry.file):
+            if isinstance(entry, str):
+                remarks.append(entry)
+            elif not _is_name(entry.file):
                 remarks.append(f"{source}: a caption without the name of a picture")
-                continue
-            file, split = _plain(entry.file), entry.split.strip().lower()
-            if splits.setdefault(file, split) != split:
-                remarks.append(
-                    f"{source}: {file} is in two splits, '{splits[file]}' and '{split}'; the first "
-                    "counts"
-                )
-            texts = [text for text in entry.captions if text.strip()]
-            if len(texts) < len(entry.captions):
-                remarks.append(f"{source}: a caption of {file} is empty")
-            captions.setdefault(file, []).extend(texts)
+            else:
+                file, split = _plain(entry.file), entry.split.strip().lower()
+                if splits.setdefault(file, split) != split:
+                    remarks.append(
+                        f"{source}: {file} is in two splits, '{splits[file]}' and '{split}'; the "
+                        "first counts"
+                    )
+                texts = [text for text in entry.captions if text.strip()]
+                if len(texts) < len(entry.captions):
+                    remarks.append(f"{source}: a caption of {file} is empty")
+                captions.setdefault(file, []).extend(texts)
         if not any(captions.values()):
             more = f", and {len(remarks) - 1} more like it" if len(remarks) > 1 else ""
             what = f"{remarks[0]}{more}: nothing in it can be used" if remarks else ""

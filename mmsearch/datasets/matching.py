@@ -49,17 +49,13 @@ class Files(Generic[Key]):
 
     def _file(self, path: bytes, bases: list[bytes], names: Counter[bytes]) -> Key | None:
         places = (os.path.normpath(os.path.join(base, path)) for base in bases)
-        found = next((self._absolute[place] for place in places if place in self._absolute), None)
-        if found is not None:
-            return found
         name = os.path.basename(path)
-        for known in (
+        tried: Iterable[Sequence[Key]] = (
+            *([self._absolute[place]] for place in places if place in self._absolute),
             self._relative.get(path, ()),
             self._name.get(name, ()) if names[name] == 1 else (),
-        ):
-            if len(known) == 1:
-                return known[0]
-        return None
+        )
+        return next((found[0] for found in tried if len(found) == 1), None)
 
 
 def _path_of(image: LabelledImage) -> bytes:

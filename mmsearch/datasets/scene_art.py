@@ -1,20 +1,42 @@
-"""Paints a `Scene` with Pillow's drawing primitives."""
+"""Paints a `Scene` with Pillow's drawing primitives.
+
+What always looks the same is a table of parts, which `Brush.draw` draws; what is random is code.
+The random numbers of a scene are drawn in a fixed order: a change of it changes every picture.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from mmsearch.datasets.scenes import COLOURS, Scene, Thing
+from mmsearch.datasets.scenes import COLOURS, Scene
 
 WIDTH, HEIGHT = 320, 240
 _OVERSAMPLE = 3  # painted larger and reduced: Pillow's own primitives are not smooth
 
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
+Colour = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """One primitive of a drawing; with a width it is stroked, without one it is filled.
+
+    `at` is x, y, width and height of a box; the centre and the two radii of an oval; x and y of
+    every point of a path. A colour that is a name is one that differs from scene to scene. `arc`
+    is what there is of a stroked oval, in degrees clockwise from its right.
+    """
+
+    kind: Literal["box", "oval", "path"]
+    at: tuple[float, ...]
+    colour: Colour | str
+    width: float = 0
+    arc: tuple[float, float] = (0, 360)
+
+
+Drawing = tuple[Part, ...]
 
 
 def render(what: Scene) -> Image.Image:
@@ -35,105 +57,106 @@ class Brush:
     def shade(self, name: str, spread: int = 14) -> Colour:
         """The named colour, a little lighter or darker each time."""
         shift = self.rng.randint(-spread, spread)
-        red, green, blue = (min(255, max(0, part + shift)) for part in COLOURS[name])
-        return red, green, blue
+        return tuple(min(255, max(0, part + shift)) for part in COLOURS[name])
+
+    def draw(
+        self, drawing: Drawing, x: float = 0, y: float = 0, scale: float = 1, **colours: Colour
+    ) -> None:
+        """Draws parts whose origin is at (x, y); `colours` are those that they name."""
+        for kind, at, name, width, arc in drawing:
+            colour = colours[name] if isinstance(name, str) else name
+            if kind == "path":
+                points = zip(at[::2], at[1::2], strict=True)
+                placed = [n for px, py in points for n in (x + px * scale, y + py * scale)]
+                self.path(placed, colour, width * scale)
+                continue
+            place = (x + at[0] * scale, y + at[1] * scale, at[2] * scale, at[3] * scale)
+            if kind == "box":
+                self.box(*place, colour)
+            else:
+                self.oval(*place, colour, width * scale, arc)
 
     def fill(self, colour: Colour) -> None:
         self.box(0, 0, WIDTH, HEIGHT, colour)
 
-    def box(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
-        self._draw.rectangle(self._scale((x, y), (x + width, y + height)), fill=colour)
-
-    def oval(
-        self, x: float, y: float, rx: float, ry: float, colour: Colour | None, *,
-        outline: Colour | None = None, width: float = 1,
-    ) -> None:  # fmt: skip
-        """An ellipse around (x, y) with the radii rx and ry."""
-        self._draw.ellipse(
-            self._scale((x - rx, y - ry), (x + rx, y + ry)),
-            fill=colour,
-            outline=outline,
-            width=round(width * _OVERSAMPLE),
-        )
-
-    def polygon(self, points: Sequence[Point], colour: Colour) -> None:
-        self._draw.polygon(self._scale(*points), fill=colour)
-
-    def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
-        self._draw.line(
-            self._scale(*points), fill=colour, width=round(width * _OVERSAMPLE), joint="curve"
-        )
-
-    def arc(
-        self, x: float, y: float, rx: float, ry: float, start: float, end: float,
-        colour: Colour, width: float,
-    ) -> None:  # fmt: skip
-        self._draw.arc(
-            self._scale((x - rx, y - ry), (x + rx, y + ry)),
-            start, end, fill=colour, width=round(width * _OVERSAMPLE),
-        )  # fmt: skip
-
     def gradient(self, top: Colour, bottom: Colour, until: float = HEIGHT) -> None:
         for row in range(0, round(until), 2):
-            mix = row / until
-            self.box(0, row, WIDTH, 2, _blend(top, bottom, mix))
+            self.box(0, row, WIDTH, 2, _blend(top, bottom, row / until))
 
-    @staticmethod
-    def _scale(*points: Point) -> list[Point]:
-        return [(x * _OVERSAMPLE, y * _OVERSAMPLE) for x, y in points]
+    def box(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+        self._draw.rectangle(_larger(x, y, x + width, y + height), fill=colour)
+
+    def oval(
+        self, x: float, y: float, rx: float, ry: float, colour: Colour,
+        width: float = 0, arc: tuple[float, float] = (0, 360),
+    ) -> None:  # fmt: skip
+        """An ellipse around (x, y) with the radii rx and ry; with a width, its outline."""
+        bounds = _larger(x - rx, y - ry, x + rx, y + ry)
+        if width:
+            self._draw.arc(bounds, *arc, fill=colour, width=round(width * _OVERSAMPLE))
+        else:
+            self._draw.ellipse(bounds, fill=colour)
+
+    def path(self, points: Sequence[float], colour: Colour, width: float = 0) -> None:
+        """A polygon, given as x and y of its points in turn; with a width, a line through them."""
+        if width:
+            stroke = round(width * _OVERSAMPLE)
+            self._draw.line(_larger(*points), fill=colour, width=stroke, joint="curve")
+        else:
+            self._draw.polygon(_larger(*points), fill=colour)
+
+
+def _larger(*numbers: float) -> list[float]:
+    return [number * _OVERSAMPLE for number in numbers]
 
 
 def _blend(first: Colour, second: Colour, mix: float) -> Colour:
-    red, green, blue = (round(a + (b - a) * mix) for a, b in zip(first, second, strict=True))
-    return red, green, blue
+    return tuple(round(a + (b - a) * mix) for a, b in zip(first, second, strict=True))
 
 
 WHITE, INK = (255, 255, 255), (35, 35, 40)
 GRASS, SAND, SNOW = (104, 170, 84), (232, 208, 150), (240, 245, 250)
+GLASS, STONE, WOOD = (176, 218, 240), (110, 110, 118), (110, 74, 44)
 
 
-# -- shapes --------------------------------------------------------------------------------
+# -- shapes, of radius 1 -------------------------------------------------------------------
 
 
-def _regular(x: float, y: float, radius: float, corners: int, inner: float = 1) -> list[Point]:
-    points = []
+def _regular(radius: float, corners: int, inner: float = 1, y: float = 0) -> Part:
+    """A regular polygon around (0, y), or a star whose every other corner is nearer to it."""
+    numbers: list[float] = []
     for i in range(corners):
         angle = -math.pi / 2 + 2 * math.pi * i / corners
         reach = radius * (inner if i % 2 else 1)
-        points.append((x + reach * math.cos(angle), y + reach * math.sin(angle)))
-    return points
+        numbers += (reach * math.cos(angle), y + reach * math.sin(angle))
+    return Part("path", tuple(numbers), "paint")
 
 
-def _shape(brush: Brush, name: str, x: float, y: float, r: float, colour: Colour) -> None:
-    if name == "circle":
-        brush.oval(x, y, r, r, colour)
-    elif name == "ring":
-        brush.oval(x, y, r, r, None, outline=colour, width=r * 0.3)
-    elif name == "square":
-        brush.box(x - r * 0.88, y - r * 0.88, r * 1.76, r * 1.76, colour)
-    elif name == "triangle":
-        brush.polygon(_regular(x, y + r * 0.15, r * 1.1, 3), colour)
-    elif name == "star":
-        brush.polygon(_regular(x, y, r * 1.1, 10, 0.42), colour)
-    elif name == "diamond":
-        brush.polygon([(x, y - r * 1.1), (x + r * 0.75, y), (x, y + r * 1.1), (x - r * 0.75, y)],
-                      colour)  # fmt: skip
-    elif name == "cross":
-        brush.box(x - r * 0.3, y - r, r * 0.6, r * 2, colour)
-        brush.box(x - r, y - r * 0.3, r * 2, r * 0.6, colour)
-    else:  # heart
-        half = r * 0.52
-        brush.oval(x - half, y - r * 0.3, half, half, colour)
-        brush.oval(x + half, y - r * 0.3, half, half, colour)
-        brush.polygon([(x - r * 0.98, y - r * 0.06), (x + r * 0.98, y - r * 0.06), (x, y + r)],
-                      colour)  # fmt: skip
+_SHAPES: dict[str, Drawing] = {
+    "circle": (Part("oval", (0, 0, 1, 1), "paint"),),
+    "ring": (Part("oval", (0, 0, 1, 1), "paint", 0.3),),
+    "square": (Part("box", (-0.88, -0.88, 1.76, 1.76), "paint"),),
+    "triangle": (_regular(1.1, 3, y=0.15),),
+    "star": (_regular(1.1, 10, 0.42),),
+    "diamond": (Part("path", (0, -1.1, 0.75, 0, 0, 1.1, -0.75, 0), "paint"),),
+    "cross": (
+        Part("box", (-0.3, -1, 0.6, 2), "paint"),
+        Part("box", (-1, -0.3, 2, 0.6), "paint"),
+    ),
+    "heart": (
+        Part("oval", (-0.52, -0.3, 0.52, 0.52), "paint"),
+        Part("oval", (0.52, -0.3, 0.52, 0.52), "paint"),
+        Part("path", (-0.98, -0.06, 0.98, -0.06, 0, 1), "paint"),
+    ),
+}
 
 
 def _paint_shape(brush: Brush, what: Scene) -> None:
     (thing,) = what.things
     brush.fill(brush.shade(what.setting, 8))
     x, y = WIDTH / 2 + brush.rng.uniform(-25, 25), HEIGHT / 2 + brush.rng.uniform(-12, 12)
-    _shape(brush, thing.noun, x, y, brush.rng.uniform(60, 92), brush.shade(thing.colour, 8))
+    size = brush.rng.uniform(60, 92)
+    brush.draw(_SHAPES[thing.noun], x, y, size, paint=brush.shade(thing.colour, 8))
 
 
 def _paint_count(brush: Brush, what: Scene) -> None:
@@ -141,84 +164,142 @@ def _paint_count(brush: Brush, what: Scene) -> None:
     brush.fill(brush.shade(what.setting, 4))
     cells = [(x, y) for y in (66, 174) for x in (58, 160, 262)]
     for x, y in brush.rng.sample(cells, thing.count):
-        jitter = brush.rng.uniform(-8, 8)
-        _shape(brush, thing.noun, x + jitter, y - jitter, brush.rng.uniform(32, 42),
-               brush.shade(thing.colour, 8))  # fmt: skip
+        jitter, size = brush.rng.uniform(-8, 8), brush.rng.uniform(32, 42)
+        paint = brush.shade(thing.colour, 8)
+        brush.draw(_SHAPES[thing.noun], x + jitter, y - jitter, size, paint=paint)
 
 
 def _paint_relation(brush: Brush, what: Scene) -> None:
-    first, second = what.things
+    first, second = (_SHAPES[thing.noun] for thing in what.things)
     brush.fill(brush.shade(what.setting, 4))
     x, y = WIDTH / 2 + brush.rng.uniform(-20, 20), HEIGHT / 2
-    colours = brush.shade(first.colour, 8), brush.shade(second.colour, 8)
+    paint, other = (brush.shade(thing.colour, 8) for thing in what.things)
     if what.detail == "inside":
-        _shape(brush, second.noun, x, y, 104, colours[1])
+        brush.draw(second, x, y, 104, paint=other)
         brush.oval(x, y, 52, 52, brush.shade("white", 4))  # room that keeps the two apart
-        _shape(brush, first.noun, x, y, 36, colours[0])
+        brush.draw(first, x, y, 36, paint=paint)
         return
     dx, dy = {"above": (0, -58), "below": (0, 58), "left of": (-72, 0), "right of": (72, 0)}[
         what.detail
     ]
     size = brush.rng.uniform(42, 50)
-    _shape(brush, first.noun, x + dx, y + dy, size, colours[0])
-    _shape(brush, second.noun, x - dx, y - dy, size, colours[1])
+    brush.draw(first, x + dx, y + dy, size, paint=paint)
+    brush.draw(second, x - dx, y - dy, size, paint=other)
 
 
 # -- landscapes ----------------------------------------------------------------------------
 
+_HORIZON = 150
 
-def _cloud(brush: Brush, x: float, y: float, size: float, colour: Colour = WHITE) -> None:
-    for dx, dy, r in ((-1, 0.2, 0.6), (0, -0.2, 0.8), (0.9, 0.15, 0.65), (0, 0.35, 0.7)):
-        brush.oval(x + dx * size, y + dy * size, r * size, r * size * 0.7, colour)
+#: By a word in its name: the colours of a sky above and below, and of the sun or the moon in it,
+#: with its height and its radius.
+_SKIES: dict[str, tuple[Colour, Colour, Colour, float, float]] = {
+    "night": ((8, 10, 40), (30, 36, 84), (244, 240, 210), 38, 18),
+    "sunset": ((120, 60, 130), (252, 160, 70), (255, 214, 110), _HORIZON - 18, 30),
+    "cloud": ((150, 170, 190), (205, 214, 222), (236, 238, 242), 0, 0),
+    "": ((80, 160, 236), (190, 224, 250), (255, 226, 80), 36, 20),
+}
+_CLOUD: Drawing = (
+    Part("oval", (-1, 0.2, 0.6, 0.42), "cloud"),
+    Part("oval", (0, -0.2, 0.8, 0.56), "cloud"),
+    Part("oval", (0.9, 0.15, 0.65, 0.455), "cloud"),
+    Part("oval", (0, 0.35, 0.7, 0.49), "cloud"),
+)
+_TREE: Drawing = (
+    Part("box", (-0.08, -0.4, 0.16, 0.4), (100, 66, 40)),
+    Part("oval", (-0.25, -0.7, 0.34, 0.32), "green"),
+    Part("oval", (0.25, -0.7, 0.34, 0.32), "green"),
+    Part("oval", (0, -0.92, 0.34, 0.32), "green"),
+)
+_FIR: Drawing = (
+    _TREE[0],
+    Part("path", (0, -1.1, -0.22, -0.68, 0.22, -0.68), "green"),
+    Part("path", (0, -0.85, -0.3, -0.43, 0.3, -0.43), "green"),
+    Part("path", (0, -0.6, -0.38, -0.18, 0.38, -0.18), "green"),
+)
+_SNOWCAP: Drawing = (Part("path", (-22, 24, 0, 0, 22, 24, 6, 18, -6, 26), "snow"),)
+_CACTUS: Drawing = (
+    Part("box", (0, 0, 11, 62), "green"),
+    Part("box", (-20, 20, 20, 8), "green"),
+    Part("box", (-20, 6, 8, 20), "green"),
+)
+
+#: The ground of each land.
+_LANDS: dict[str, Colour] = {
+    "the sea": (28, 96, 160),
+    "mountains": (96, 140, 84),
+    "a forest": (64, 116, 58),
+    "a desert": SAND,
+    "green hills": GRASS,
+    "a city": (90, 92, 98),
+    "a snowy field": SNOW,
+}
+
+#: What may stand in a landscape: its parts, its place down the picture and its size.
+_EXTRAS: dict[str, tuple[Drawing, float, float]] = {
+    "": ((), 0, 0),
+    "a house": (
+        (
+            Part("box", (-0.5, -0.7, 1, 0.7), (236, 214, 176)),
+            Part("path", (-0.6, -0.7, 0.6, -0.7, 0, -1.2), (178, 58, 44)),
+            Part("box", (-0.1, -0.36, 0.22, 0.36), (104, 64, 36)),
+            Part("box", (-0.34, -0.52, 0.16, 0.16), (120, 186, 226)),
+            Part("box", (0.22, -0.52, 0.16, 0.16), (120, 186, 226)),
+        ),
+        216,
+        70,
+    ),
+    "a big tree": (_TREE, 222, 120),
+    "a sailing boat": (
+        (
+            Part("path", (-40, 0, 40, 0, 26, 20, -26, 20), (120, 70, 40)),
+            Part("path", (-2, -6, -2, -74, -36, -6), (250, 250, 250)),
+            Part("path", (4, -6, 4, -66, 32, -6), (220, 60, 60)),
+        ),
+        190,
+        1,
+    ),
+    "a hot air balloon": (
+        (
+            Part("oval", (0, 0, 34, 38), (214, 60, 60)),
+            Part("oval", (0, 0, 14, 38), (250, 210, 70)),
+            Part("path", (-20, 30, -8, 58), INK, 1.5),
+            Part("path", (20, 30, 8, 58), INK, 1.5),
+            Part("box", (-9, 56, 18, 14), (130, 84, 44)),
+        ),
+        0,
+        1,
+    ),
+    "a rainbow": (
+        tuple(
+            Part("oval", (0, 0, 146 - i * 8, 130 - i * 8), COLOURS[band], 8, (180, 360))
+            for i, band in enumerate(("red", "orange", "yellow", "green", "blue", "purple"))
+        ),
+        170,
+        1,
+    ),
+}
 
 
-def _stars(brush: Brush, until: float) -> None:
-    for _ in range(45):
-        r = brush.rng.uniform(0.6, 1.8)
-        brush.oval(brush.rng.uniform(0, WIDTH), brush.rng.uniform(0, until), r, r, WHITE)
-
-
-def _sky(brush: Brush, name: str, until: float = 150) -> None:
+def _sky(brush: Brush, name: str, until: float = _HORIZON) -> None:
     x = brush.rng.uniform(60, WIDTH - 60)
-    if "night" in name:
-        brush.gradient((8, 10, 40), (30, 36, 84), until)
-        _stars(brush, until)
-        brush.oval(x, 38, 18, 18, (244, 240, 210))
-    elif "sunset" in name:
-        brush.gradient((120, 60, 130), (252, 160, 70), until)
-        brush.oval(x, until - 18, 30, 30, (255, 214, 110))
-    elif "cloudy" in name or "clouds" in name:
-        brush.gradient((150, 170, 190), (205, 214, 222), until)
+    word = next(word for word in _SKIES if word in name)
+    top, bottom, colour, y, radius = _SKIES[word]
+    brush.gradient(top, bottom, until)
+    if word == "night":
+        for _ in range(45):
+            r = brush.rng.uniform(0.6, 1.8)
+            brush.oval(brush.rng.uniform(0, WIDTH), brush.rng.uniform(0, until), r, r, WHITE)
+    if word == "cloud":
         for i in range(6):
-            _cloud(brush, 30 + i * 56 + brush.rng.uniform(-12, 12),
-                   brush.rng.uniform(24, until * 0.6), brush.rng.uniform(18, 30),
-                   (236, 238, 242))  # fmt: skip
+            cx, cy = 30 + i * 56 + brush.rng.uniform(-12, 12), brush.rng.uniform(24, until * 0.6)
+            brush.draw(_CLOUD, cx, cy, brush.rng.uniform(18, 30), cloud=colour)
     else:
-        brush.gradient((80, 160, 236), (190, 224, 250), until)
-        brush.oval(x, 36, 20, 20, (255, 226, 80))
+        brush.oval(x, y, radius, radius, colour)
 
 
-def _tree(brush: Brush, x: float, y: float, size: float, *, fir: bool = False) -> None:
-    brush.box(x - size * 0.08, y - size * 0.4, size * 0.16, size * 0.4, (100, 66, 40))
-    green = brush.shade("green", 22)
-    if fir:
-        for step in range(3):
-            top = y - size * (1.1 - step * 0.25)
-            half = size * (0.22 + step * 0.08)
-            brush.polygon([(x, top), (x - half, top + size * 0.42), (x + half, top + size * 0.42)],
-                          green)  # fmt: skip
-    else:
-        for dx, dy in ((-0.25, 0.7), (0.25, 0.7), (0, 0.92)):
-            brush.oval(x + dx * size, y - dy * size, size * 0.34, size * 0.32, green)
-
-
-def _house(brush: Brush, x: float, y: float, size: float) -> None:
-    brush.box(x - size / 2, y - size * 0.7, size, size * 0.7, (236, 214, 176))
-    brush.polygon([(x - size * 0.6, y - size * 0.7), (x + size * 0.6, y - size * 0.7),
-                   (x, y - size * 1.2)], (178, 58, 44))  # fmt: skip
-    brush.box(x - size * 0.1, y - size * 0.36, size * 0.22, size * 0.36, (104, 64, 36))
-    for dx in (-0.34, 0.22):
-        brush.box(x + dx * size, y - size * 0.52, size * 0.16, size * 0.16, (120, 186, 226))
+def _fir(brush: Brush, x: float, y: float, size: float) -> None:
+    brush.draw(_FIR, x, y, size, green=brush.shade("green", 22))
 
 
 def _city(brush: Brush, ground: float, *, night: bool) -> None:
@@ -235,420 +316,409 @@ def _city(brush: Brush, ground: float, *, night: bool) -> None:
 
 
 def _land(brush: Brush, name: str, sky: str) -> None:
+    rng = brush.rng
     dim = 0.45 if "night" in sky else 0.2 if "sunset" in sky else 0.0
 
     def tone(colour: Colour) -> Colour:
         return _blend(colour, (14, 16, 40), dim)
 
-    horizon = 150
+    brush.box(0, _HORIZON, WIDTH, HEIGHT - _HORIZON, tone(_LANDS[name]))
     if name == "the sea":
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone((28, 96, 160)))
         for _ in range(26):
-            x, y = brush.rng.uniform(0, WIDTH), brush.rng.uniform(horizon + 6, HEIGHT)
-            brush.line([(x, y), (x + 24, y)], tone((120, 180, 220)), 1.5)
+            x, y = rng.uniform(0, WIDTH), rng.uniform(_HORIZON + 6, HEIGHT)
+            brush.path((x, y, x + 24, y), tone((120, 180, 220)), 1.5)
     elif name == "mountains":
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone((96, 140, 84)))
         for i in range(4):
-            x, peak = 20 + i * 92 + brush.rng.uniform(-20, 20), brush.rng.uniform(42, 84)
-            brush.polygon([(x - 90, horizon + 2), (x, peak), (x + 90, horizon + 2)],
-                          tone((112, 112, 128)))  # fmt: skip
-            brush.polygon([(x - 22, peak + 24), (x, peak), (x + 22, peak + 24), (x + 6, peak + 18),
-                           (x - 6, peak + 26)], tone(SNOW))  # fmt: skip
+            x, peak, foot = 20 + i * 92 + rng.uniform(-20, 20), rng.uniform(42, 84), _HORIZON + 2
+            brush.path((x - 90, foot, x, peak, x + 90, foot), tone((112, 112, 128)))
+            brush.draw(_SNOWCAP, x, peak, snow=tone(SNOW))
     elif name == "a forest":
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone((64, 116, 58)))
         for i in range(22):
-            _tree(brush, brush.rng.uniform(0, WIDTH), 150 + i * 4, brush.rng.uniform(60, 84),
-                  fir=True)  # fmt: skip
+            _fir(brush, rng.uniform(0, WIDTH), 150 + i * 4, rng.uniform(60, 84))
     elif name == "a desert":
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone(SAND))
         for x in (70, 190, 290):
-            brush.oval(x + brush.rng.uniform(-30, 30), horizon + 16, 110, 26, tone((222, 190, 124)))
-        x = brush.rng.uniform(60, 250)
-        brush.box(x, 140, 11, 62, tone((60, 120, 60)))
-        brush.box(x - 20, 160, 20, 8, tone((60, 120, 60)))
-        brush.box(x - 20, 146, 8, 20, tone((60, 120, 60)))
+            brush.oval(x + rng.uniform(-30, 30), _HORIZON + 16, 110, 26, tone((222, 190, 124)))
+        brush.draw(_CACTUS, rng.uniform(60, 250), 140, green=tone((60, 120, 60)))
     elif name == "green hills":
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone(GRASS))
         for x in (40, 160, 290):
-            brush.oval(x + brush.rng.uniform(-20, 20), horizon + 40, 120, 72,
-                       tone(_blend(GRASS, (60, 140, 60), brush.rng.random())))  # fmt: skip
+            middle, mix = x + rng.uniform(-20, 20), rng.random()
+            brush.oval(middle, _HORIZON + 40, 120, 72, tone(_blend(GRASS, (60, 140, 60), mix)))
     elif name == "a city":
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone((90, 92, 98)))
         _city(brush, 176, night="night" in sky)
     else:  # a snowy field
-        brush.box(0, horizon, WIDTH, HEIGHT - horizon, tone(SNOW))
         for _ in range(5):
-            _tree(brush, brush.rng.uniform(10, WIDTH), brush.rng.uniform(150, 190), 44, fir=True)
+            _fir(brush, rng.uniform(10, WIDTH), rng.uniform(150, 190), 44)
         for _ in range(60):
-            brush.oval(brush.rng.uniform(0, WIDTH), brush.rng.uniform(0, HEIGHT), 1.8, 1.8, WHITE)
-
-
-def _extra(brush: Brush, name: str) -> None:
-    x = brush.rng.uniform(70, WIDTH - 70)
-    if name == "a house":
-        _house(brush, x, 216, 70)
-    elif name == "a big tree":
-        _tree(brush, x, 222, 120)
-    elif name == "a sailing boat":
-        brush.polygon([(x - 40, 190), (x + 40, 190), (x + 26, 210), (x - 26, 210)], (120, 70, 40))
-        brush.polygon([(x - 2, 184), (x - 2, 116), (x - 36, 184)], (250, 250, 250))
-        brush.polygon([(x + 4, 184), (x + 4, 124), (x + 32, 184)], (220, 60, 60))
-    elif name == "a hot air balloon":
-        y = brush.rng.uniform(56, 76)
-        brush.oval(x, y, 34, 38, (214, 60, 60))
-        brush.oval(x, y, 14, 38, (250, 210, 70))
-        brush.line([(x - 20, y + 30), (x - 8, y + 58)], INK, 1.5)
-        brush.line([(x + 20, y + 30), (x + 8, y + 58)], INK, 1.5)
-        brush.box(x - 9, y + 56, 18, 14, (130, 84, 44))
-    elif name == "a rainbow":
-        bands = ("red", "orange", "yellow", "green", "blue", "purple")
-        for i, colour in enumerate(bands):
-            brush.arc(WIDTH / 2, 170, 146 - i * 8, 130 - i * 8, 180, 360, COLOURS[colour], 8)
+            brush.oval(rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT), 1.8, 1.8, WHITE)
 
 
 def _paint_landscape(brush: Brush, what: Scene) -> None:
     _sky(brush, what.setting)
     _land(brush, what.things[0].noun, what.setting)
-    _extra(brush, what.detail)
+    x = brush.rng.uniform(70, WIDTH - 70)
+    drawing, y, size = _EXTRAS[what.detail]
+    if what.detail == "a hot air balloon":
+        y = brush.rng.uniform(56, 76)
+    elif what.detail == "a rainbow":
+        x = WIDTH / 2
+    brush.draw(drawing, x, y, size, green=brush.shade("green", 22))
 
 
-# -- faces ---------------------------------------------------------------------------------
+# -- faces, around the middle of the head --------------------------------------------------
+
+
+def _eyes(height: float, slope: float) -> Drawing:
+    """Two eyes and their brows, which rise outwards by the slope (a negative one: they fall)."""
+    return (
+        Part("oval", (-27, -14, 13, height), WHITE),
+        Part("oval", (-27, -14, 6, 6), INK),
+        Part("path", (-40, -33 - slope, -14, -33 + slope), INK, 4),
+        Part("oval", (27, -14, 13, height), WHITE),
+        Part("oval", (27, -14, 6, 6), INK),
+        Part("path", (14, -33 + slope, 40, -33 - slope), INK, 4),
+    )
+
+
+#: The eyes and the mouth of each mood.
+_MOODS: dict[str, tuple[Drawing, Part]] = {
+    "happy": (_eyes(9, 0), Part("oval", (0, 24, 32, 26), (170, 40, 50), 6, (10, 170))),
+    "sad": (_eyes(9, -8), Part("oval", (0, 62, 28, 24), (150, 50, 60), 6, (200, 340))),
+    "surprised": (_eyes(15, 0), Part("oval", (0, 44, 13, 18), (120, 30, 40))),
+    "angry": (_eyes(9, 9), Part("path", (-26, 46, 26, 46), (140, 40, 50), 7)),
+}
+_NOSE = Part("path", (0, -4, -6, 18, 4, 18), "nose", 3)
+_HEAD = Part("oval", (0, 0, 70, 82), "skin")
+_HAIRY_HEAD: Drawing = (
+    Part("oval", (0, -22, 80, 84), "hair"),
+    _HEAD,
+    Part("oval", (0, 0, 70, 82), "fringe", 20, (200, 340)),
+)
+
+#: What a face wears under its mouth and over it.
+_WEARS: dict[str, tuple[Drawing, Drawing]] = {
+    "": ((), ()),
+    "a beard": ((Part("oval", (0, 0, 70, 82), "beard", 26, (20, 160)),), ()),
+    "glasses": (
+        (),
+        (
+            Part("oval", (-27, -14, 22, 20), INK, 4),
+            Part("oval", (27, -14, 22, 20), INK, 4),
+            Part("path", (-6, -14, 6, -14), INK, 4),
+        ),
+    ),
+    "a hat": (
+        (),
+        (Part("box", (-96, -78, 192, 14), "hat"), Part("box", (-56, -124, 112, 52), "hat")),
+    ),
+}
 
 
 def _paint_face(brush: Brush, what: Scene) -> None:
-    mood, hair = what.things[0].noun, what.things[0].colour
-    ground = brush.rng.choice([(200, 224, 240), (226, 240, 214), (250, 232, 210), (232, 222, 244)])
-    brush.fill(ground)
-    skin = brush.rng.choice([(255, 220, 186), (240, 194, 150), (198, 140, 96), (130, 86, 58)])
-    x, y = WIDTH / 2 + brush.rng.uniform(-16, 16), 128
+    rng, mood, hair = brush.rng, what.things[0].noun, what.things[0].colour
+    brush.fill(rng.choice([(200, 224, 240), (226, 240, 214), (250, 232, 210), (232, 222, 244)]))
+    skin = rng.choice([(255, 220, 186), (240, 194, 150), (198, 140, 96), (130, 86, 58)])
+    x = WIDTH / 2 + rng.uniform(-16, 16)
+    colours: dict[str, Colour] = {"skin": skin, "nose": _blend(skin, INK, 0.35)}
     if hair != "no":
-        brush.oval(x, y - 22, 80, 84, brush.shade(hair))
-    brush.oval(x, y, 70, 82, skin)
-    if hair != "no":
-        brush.arc(x, y, 70, 82, 200, 340, brush.shade(hair), 20)
-    wide = 15 if mood == "surprised" else 9
-    for side in (-27, 27):
-        brush.oval(x + side, y - 14, 13, wide, WHITE)
-        brush.oval(x + side, y - 14, 6, 6, INK)
-        slope = {"angry": 9, "sad": -8}.get(mood, 0) * (1 if side < 0 else -1)
-        brush.line([(x + side - 13, y - 33 - slope), (x + side + 13, y - 33 + slope)], INK, 4)
-    brush.line([(x, y - 4), (x - 6, y + 18), (x + 4, y + 18)], _blend(skin, INK, 0.35), 3)
+        colours |= {"hair": brush.shade(hair), "fringe": brush.shade(hair)}
     if what.detail == "a beard":
-        brush.arc(x, y, 70, 82, 20, 160, brush.shade("brown" if hair == "no" else hair), 26)
-    if mood == "happy":
-        brush.arc(x, y + 24, 32, 26, 10, 170, (170, 40, 50), 6)
-    elif mood == "sad":
-        brush.arc(x, y + 62, 28, 24, 200, 340, (150, 50, 60), 6)
-    elif mood == "surprised":
-        brush.oval(x, y + 44, 13, 18, (120, 30, 40))
-    else:
-        brush.line([(x - 26, y + 46), (x + 26, y + 46)], (140, 40, 50), 7)
-    if what.detail == "glasses":
-        for side in (-27, 27):
-            brush.oval(x + side, y - 14, 22, 20, None, outline=INK, width=4)
-        brush.line([(x - 6, y - 14), (x + 6, y - 14)], INK, 4)
+        colours["beard"] = brush.shade("brown" if hair == "no" else hair)
     elif what.detail == "a hat":
-        colour = brush.shade(brush.rng.choice(["red", "blue", "green", "purple"]))
-        brush.box(x - 96, y - 78, 192, 14, colour)
-        brush.box(x - 56, y - 124, 112, 52, colour)
+        colours["hat"] = brush.shade(rng.choice(["red", "blue", "green", "purple"]))
+    head = (_HEAD,) if hair == "no" else _HAIRY_HEAD
+    (eyes, mouth), (under, over) = _MOODS[mood], _WEARS[what.detail]
+    brush.draw((*head, *eyes, _NOSE, *under, mouth, *over), x, 128, 1, **colours)
 
 
 # -- vehicles ------------------------------------------------------------------------------
 
 
-def _wheel(brush: Brush, x: float, y: float, r: float) -> None:
-    brush.oval(x, y, r, r, INK)
-    brush.oval(x, y, r * 0.45, r * 0.45, (190, 190, 196))
+def _wheels(r: float, y: float, *xs: float) -> Drawing:
+    return tuple(
+        Part("oval", (x, y, radius, radius), colour)
+        for x in xs
+        for radius, colour in ((r, INK), (r * 0.45, (190, 190, 196)))
+    )
 
 
-_GLASS = (176, 218, 240)
+def _wagon(left: float, top: float) -> Drawing:
+    return (
+        Part("box", (left, top, 98, 62), "body"),
+        *(Part("box", (left + x, -64, 20, 22), GLASS) for x in (10, 38, 66)),
+        *_wheels(11, -8, left + 20, left + 78),
+    )
 
 
-def _car(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    brush.polygon([(x - 46, y - 34), (x - 28, y - 62), (x + 30, y - 62), (x + 50, y - 34)], colour)
-    brush.polygon([(x - 36, y - 36), (x - 23, y - 56), (x - 2, y - 56), (x - 2, y - 36)], _GLASS)
-    brush.polygon([(x + 5, y - 36), (x + 5, y - 56), (x + 26, y - 56), (x + 39, y - 36)], _GLASS)
-    brush.box(x - 78, y - 36, 156, 28, colour)
-    for side in (-44, 44):
-        _wheel(brush, x + side, y - 8, 17)
+#: How far down the picture each vehicle is, and its parts.
+_VEHICLES: dict[str, tuple[float, Drawing]] = {
+    "car": (
+        206,
+        (
+            Part("path", (-46, -34, -28, -62, 30, -62, 50, -34), "body"),
+            Part("path", (-36, -36, -23, -56, -2, -56, -2, -36), GLASS),
+            Part("path", (5, -36, 5, -56, 26, -56, 39, -36), GLASS),
+            Part("box", (-78, -36, 156, 28), "body"),
+            *_wheels(17, -8, -44, 44),
+        ),
+    ),
+    "bus": (
+        206,
+        (
+            Part("box", (-96, -88, 192, 80), "body"),
+            *(Part("box", (x, -76, 22, 26), GLASS) for x in range(-86, 94, 30)),
+            *_wheels(17, -6, -58, 58),
+        ),
+    ),
+    "truck": (
+        206,
+        (
+            Part("box", (-96, -92, 128, 82), "body"),
+            Part("path", (38, -10, 38, -66, 70, -66, 94, -36, 94, -10), "dark"),
+            Part("path", (48, -36, 48, -58, 67, -58, 82, -36), GLASS),
+            *_wheels(16, -6, -66, -28, 68),
+        ),
+    ),
+    "bicycle": (
+        206,
+        (
+            Part("oval", (-48, -32, 32, 32), INK, 4),
+            Part("oval", (48, -32, 32, 32), INK, 4),
+            Part("path", (-48, -32, -18, -78, 34, -78, 0, -32, -48, -32), "body", 6),
+            Part("path", (-18, -78, 0, -32), "body", 6),
+            Part("path", (48, -32, 32, -92, 48, -96), "body", 6),
+            Part("path", (-34, -88, -6, -88), INK, 7),
+        ),
+    ),
+    "train": (
+        190,
+        (
+            *_wagon(-150, -74),
+            *_wagon(-44, -74),
+            *_wagon(62, -84),
+            Part("path", (-150, -22, 160, -22), INK, 4),
+        ),
+    ),
+    "airplane": (
+        112,
+        (
+            Part("path", (-104, -4, -122, -44, -100, -44, -70, -6), "body"),
+            Part("oval", (0, 0, 108, 20), "body"),
+            Part("path", (-6, 4, 34, 4, -30, 62, -52, 62), "dark"),
+            *(Part("oval", (x, -4, 5, 5), GLASS) for x in range(-60, 80, 20)),
+        ),
+    ),
+    "boat": (
+        190,
+        (
+            Part("box", (-44, -62, 80, 32), WHITE),
+            *(Part("oval", (x, -46, 7, 7), GLASS) for x in (-28, -4, 20)),
+            Part("box", (-6, -92, 22, 32), "body"),
+            Part("path", (-92, -32, 96, -32, 66, 8, -70, 8), "body"),
+        ),
+    ),
+    "rocket": (
+        120,
+        (
+            Part("path", (-14, 46, 14, 46, 0, 96), (250, 170, 40)),
+            Part("path", (-24, 12, -46, 54, -20, 46), "fin"),
+            Part("path", (24, 12, 46, 54, 20, 46), "fin"),
+            Part("oval", (0, 0, 26, 78), "body"),
+            Part("oval", (0, -22, 11, 11), GLASS),
+        ),
+    ),
+}
 
+_ROAD: Drawing = (
+    Part("box", (0, 176, WIDTH, 64), (96, 98, 104)),
+    *(Part("box", (x, 216, 26, 4), (246, 240, 214)) for x in range(6, WIDTH, 48)),
+)
 
-def _bus(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    brush.box(x - 96, y - 88, 192, 80, colour)
-    for i in range(6):
-        brush.box(x - 86 + i * 30, y - 76, 22, 26, _GLASS)
-    for side in (-58, 58):
-        _wheel(brush, x + side, y - 6, 17)
-
-
-def _truck(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    brush.box(x - 96, y - 92, 128, 82, colour)
-    brush.polygon([(x + 38, y - 10), (x + 38, y - 66), (x + 70, y - 66), (x + 94, y - 36),
-                   (x + 94, y - 10)], _blend(colour, INK, 0.25))  # fmt: skip
-    brush.polygon([(x + 48, y - 36), (x + 48, y - 58), (x + 67, y - 58), (x + 82, y - 36)], _GLASS)
-    for side in (-66, -28, 68):
-        _wheel(brush, x + side, y - 6, 16)
-
-
-def _bicycle(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    for side in (-48, 48):
-        brush.oval(x + side, y - 32, 32, 32, None, outline=INK, width=4)
-    frame = [(x - 48, y - 32), (x - 18, y - 78), (x + 34, y - 78), (x, y - 32), (x - 48, y - 32)]
-    brush.line(frame, colour, 6)
-    brush.line([(x - 18, y - 78), (x, y - 32)], colour, 6)
-    brush.line([(x + 48, y - 32), (x + 32, y - 92), (x + 48, y - 96)], colour, 6)
-    brush.line([(x - 34, y - 88), (x - 6, y - 88)], INK, 7)
-
-
-def _train(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    for i, left in enumerate((x - 150, x - 44, x + 62)):
-        brush.box(left, y - 74 if i < 2 else y - 84, 98, 62, colour)
-        for window in range(3):
-            brush.box(left + 10 + window * 28, y - 64, 20, 22, _GLASS)
-        for wheel in (20, 78):
-            _wheel(brush, left + wheel, y - 8, 11)
-    brush.line([(x - 150, y - 22), (x + 160, y - 22)], INK, 4)
-
-
-def _airplane(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    brush.polygon([(x - 104, y - 4), (x - 122, y - 44), (x - 100, y - 44), (x - 70, y - 6)], colour)
-    brush.oval(x, y, 108, 20, colour)
-    brush.polygon([(x - 6, y + 4), (x + 34, y + 4), (x - 30, y + 62), (x - 52, y + 62)],
-                  _blend(colour, INK, 0.25))  # fmt: skip
-    for i in range(7):
-        brush.oval(x - 60 + i * 20, y - 4, 5, 5, _GLASS)
-
-
-def _boat(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    brush.box(x - 44, y - 62, 80, 32, WHITE)
-    for i in range(3):
-        brush.oval(x - 28 + i * 24, y - 46, 7, 7, _GLASS)
-    brush.box(x - 6, y - 92, 22, 32, colour)
-    brush.polygon([(x - 92, y - 32), (x + 96, y - 32), (x + 66, y + 8), (x - 70, y + 8)], colour)
-
-
-def _rocket(brush: Brush, x: float, y: float, colour: Colour) -> None:
-    y -= 30
-    brush.polygon([(x - 14, y + 46), (x + 14, y + 46), (x, y + 96)], (250, 170, 40))
-    brush.polygon([(x - 24, y + 12), (x - 46, y + 54), (x - 20, y + 46)], _blend(colour, INK, 0.3))
-    brush.polygon([(x + 24, y + 12), (x + 46, y + 54), (x + 20, y + 46)], _blend(colour, INK, 0.3))
-    brush.oval(x, y, 26, 78, colour)
-    brush.oval(x, y - 22, 11, 11, _GLASS)
-
-
-Artist = Callable[[Brush, float, float, Colour], None]
-
-_VEHICLE_ART: dict[str, Artist] = {
-    "car": _car,
-    "bus": _bus,
-    "truck": _truck,
-    "bicycle": _bicycle,
-    "train": _train,
-    "airplane": _airplane,
-    "boat": _boat,
-    "rocket": _rocket,
+#: The land of each place on the ground, and what is built there.
+_PLACES: dict[str, tuple[str, Drawing]] = {
+    "the open sea": ("the sea", ()),
+    "a lake": ("the sea", (Part("box", (0, 222, WIDTH, 18), GRASS),)),
+    "a bridge": (
+        "the sea",
+        (
+            Part("box", (0, 190, WIDTH, 10), STONE),
+            *(Part("box", (x, 198, 12, 42), STONE) for x in range(20, WIDTH, 70)),
+        ),
+    ),
+    "the countryside": ("green hills", (Part("box", (0, 190, WIDTH, 6), (120, 100, 80)),)),
+    "a country road": ("green hills", _ROAD),
+    "a city street": ("a city", _ROAD),
+    "a desert road": ("a desert", _ROAD),
+    "a snowy road": ("a snowy field", _ROAD),
 }
 
 
 def _paint_place(brush: Brush, place: str) -> None:
-    if place in ("the clouds", "the night sky", "the sky"):
-        sky = {"the night sky": "night", "the clouds": "cloudy"}.get(place, "clear")
-        _sky(brush, sky, HEIGHT)
+    if place not in _PLACES:
+        _sky(brush, place, HEIGHT)
         return
-    _sky(brush, "clear", 150)
-    if place in ("the open sea", "a lake"):
-        if place == "a lake":
-            for x in range(-10, WIDTH, 36):
-                _tree(brush, x + brush.rng.uniform(0, 20), 158, 56, fir=True)
-        _land(brush, "the sea", "clear")
-        if place == "a lake":
-            brush.box(0, 222, WIDTH, 18, GRASS)
-        return
-    if place == "a bridge":
-        _land(brush, "the sea", "clear")
-        brush.box(0, 190, WIDTH, 10, (110, 110, 118))
-        for x in range(20, WIDTH, 70):
-            brush.box(x, 198, 12, 42, (110, 110, 118))
-        return
-    land = {
-        "a city street": "a city",
-        "a desert road": "a desert",
-        "a snowy road": "a snowy field",
-    }
-    _land(brush, land.get(place, "green hills"), "clear")
-    if place == "the countryside":
-        brush.box(0, 190, WIDTH, 6, (120, 100, 80))
-        return
-    brush.box(0, 176, WIDTH, 64, (96, 98, 104))
-    for x in range(6, WIDTH, 48):
-        brush.box(x, 216, 26, 4, (246, 240, 214))
+    land, drawing = _PLACES[place]
+    _sky(brush, "clear")
+    if place == "a lake":
+        for x in range(-10, WIDTH, 36):
+            _fir(brush, x + brush.rng.uniform(0, 20), 158, 56)
+    _land(brush, land, "clear")
+    brush.draw(drawing)
 
 
 def _paint_vehicle(brush: Brush, what: Scene) -> None:
     (thing,) = what.things
     _paint_place(brush, what.setting)
     x = WIDTH / 2 + brush.rng.uniform(-24, 24)
-    y = {"airplane": 112, "rocket": 150, "boat": 190, "train": 190}.get(thing.noun, 206)
-    _VEHICLE_ART[thing.noun](brush, x, y, brush.shade(thing.colour, 8))
+    y, drawing = _VEHICLES[thing.noun]
+    body = brush.shade(thing.colour, 8)
+    brush.draw(drawing, x, y, body=body, dark=_blend(body, INK, 0.25), fin=_blend(body, INK, 0.3))
 
 
-# -- animals: drawn around (0, 0) at a scale, so that one to three of them fit ------------------
+# -- animals: small enough that one to three of them fit -----------------------------------
 
 
-class _Sketch:
-    """A brush whose origin and scale are an animal's own."""
-
-    def __init__(self, brush: Brush, x: float, y: float, scale: float) -> None:
-        self._brush, self._x, self._y, self._scale = brush, x, y, scale
-
-    def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
-        s = self._scale
-        self._brush.oval(self._x + x * s, self._y + y * s, rx * s, ry * s, colour)
-
-    def polygon(self, points: Sequence[Point], colour: Colour) -> None:
-        self._brush.polygon(self._place(points), colour)
-
-    def line(self, points: Sequence[Point], colour: Colour, width: float) -> None:
-        self._brush.line(self._place(points), colour, width * self._scale)
-
-    def eye(self, x: float, y: float) -> None:
-        self.oval(x, y, 4.5, 4.5, WHITE)
-        self.oval(x, y, 2.6, 2.6, INK)
-
-    def _place(self, points: Sequence[Point]) -> list[Point]:
-        return [(self._x + x * self._scale, self._y + y * self._scale) for x, y in points]
+def _eye(x: float, y: float) -> Drawing:
+    return Part("oval", (x, y, 4.5, 4.5), WHITE), Part("oval", (x, y, 2.6, 2.6), INK)
 
 
-def _cat(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.line([(34, 20), (58, 4), (54, -24)], fur, 9)
-    draw.oval(8, 18, 34, 30, fur)
-    draw.oval(-18, -22, 26, 23, fur)
-    for side in (-1, 1):
-        draw.polygon([(-18 + side * 24, -24), (-18 + side * 20, -56), (-18 + side * 4, -40)], fur)
-        draw.eye(-18 + side * 10, -25)
-        draw.line([(-18 + side * 6, -12), (-18 + side * 32, -8)], dark, 1.5)
-    draw.polygon([(-22, -17), (-14, -17), (-18, -12)], (240, 130, 150))
+_SNAIL_BODY, _RABBIT_EAR, _BIRD_LEG = (214, 184, 130), (244, 176, 186), (220, 140, 40)
+
+_ANIMALS: dict[str, Drawing] = {
+    "cat": (
+        Part("path", (34, 20, 58, 4, 54, -24), "fur", 9),
+        Part("oval", (8, 18, 34, 30), "fur"),
+        Part("oval", (-18, -22, 26, 23), "fur"),
+        Part("path", (-42, -24, -38, -56, -22, -40), "fur"),
+        *_eye(-28, -25),
+        Part("path", (-24, -12, -50, -8), "dark", 1.5),
+        Part("path", (6, -24, 2, -56, -14, -40), "fur"),
+        *_eye(-8, -25),
+        Part("path", (-12, -12, 14, -8), "dark", 1.5),
+        Part("path", (-22, -17, -14, -17, -18, -12), (240, 130, 150)),
+    ),
+    "dog": (
+        Part("path", (46, -2, 64, -30), "fur", 8),
+        Part("oval", (8, 6, 42, 20), "fur"),
+        *(Part("path", (x, 14, x, 48), "fur", 10) for x in (-24, -10, 28, 42)),
+        Part("oval", (-38, -20, 22, 19), "fur"),
+        Part("oval", (-58, -12, 15, 10), "fur"),
+        Part("oval", (-71, -15, 5, 4), INK),
+        Part("oval", (-28, -16, 8, 20), "dark"),
+        *_eye(-43, -26),
+    ),
+    "rabbit": (
+        Part("oval", (8, 20, 32, 28), "fur"),
+        Part("oval", (40, 30, 10, 10), "light"),
+        Part("oval", (-20, -10, 20, 19), "fur"),
+        Part("oval", (-28, -48, 7, 28), "fur"),
+        Part("oval", (-28, -48, 3, 20), _RABBIT_EAR),
+        Part("oval", (-12, -48, 7, 28), "fur"),
+        Part("oval", (-12, -48, 3, 20), _RABBIT_EAR),
+        *_eye(-27, -14),
+        Part("oval", (-38, -6, 4, 3), (230, 120, 140)),
+        Part("oval", (-6, 44, 20, 7), "dark"),
+    ),
+    "bird": (
+        Part("path", (28, 4, 66, -10, 62, 16), "dark"),
+        Part("oval", (0, 4, 36, 24), "fur"),
+        Part("oval", (-32, -16, 18, 17), "fur"),
+        Part("path", (-48, -20, -66, -13, -48, -9), (244, 160, 40)),
+        Part("path", (-8, -2, 28, -34, 22, 8), "dark"),
+        *_eye(-36, -20),
+        Part("path", (-6, 26, -6, 40), _BIRD_LEG, 3),
+        Part("path", (8, 26, 8, 40), _BIRD_LEG, 3),
+    ),
+    "fish": (
+        Part("path", (34, 0, 66, -26, 66, 26), "dark"),
+        Part("oval", (0, 0, 42, 25), "fur"),
+        Part("path", (-4, -22, 16, -40, 20, -18), "dark"),
+        *_eye(-24, -6),
+        Part("path", (-8, -14, -4, 0, -8, 14), "dark", 3),
+    ),
+    "snail": (
+        Part("oval", (-4, 36, 56, 11), _SNAIL_BODY),
+        Part("path", (-48, 34, -56, 4), _SNAIL_BODY, 9),
+        Part("path", (-56, 6, -66, -14), _SNAIL_BODY, 3),
+        Part("path", (-56, 6, -48, -14), _SNAIL_BODY, 3),
+        Part("oval", (8, 4, 36, 36), "fur"),
+        Part("oval", (8, 4, 26, 26), "dark"),
+        Part("oval", (8, 4, 17, 17), "fur"),
+        Part("oval", (8, 4, 8, 8), "dark"),
+    ),
+    "butterfly": (
+        Part("oval", (-30, -18, 27, 25), "fur"),
+        Part("oval", (-24, 22, 20, 19), "dark"),
+        Part("oval", (-32, -18, 9, 9), WHITE),
+        Part("path", (0, -34, -14, -56), INK, 2.5),
+        Part("oval", (30, -18, 27, 25), "fur"),
+        Part("oval", (24, 22, 20, 19), "dark"),
+        Part("oval", (32, -18, 9, 9), WHITE),
+        Part("path", (0, -34, 14, -56), INK, 2.5),
+        Part("oval", (0, 0, 6, 36), INK),
+    ),
+    "elephant": (
+        Part("oval", (14, -8, 48, 36), "fur"),
+        *(Part("path", (x, 16, x, 48), "fur", 15) for x in (-18, 4, 34, 52)),
+        Part("oval", (-36, -20, 27, 26), "fur"),
+        Part("path", (-56, -14, -66, 14, -60, 40), "fur", 13),
+        Part("oval", (-18, -22, 18, 24), "dark"),
+        *_eye(-44, -28),
+        Part("path", (-50, 0, -74, 14, -48, 8), WHITE),
+    ),
+}
 
 
-def _dog(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.line([(46, -2), (64, -30)], fur, 8)
-    draw.oval(8, 6, 42, 20, fur)
-    for x in (-24, -10, 28, 42):
-        draw.line([(x, 14), (x, 48)], fur, 10)
-    draw.oval(-38, -20, 22, 19, fur)
-    draw.oval(-58, -12, 15, 10, fur)
-    draw.oval(-71, -15, 5, 4, INK)
-    draw.oval(-28, -16, 8, 20, dark)
-    draw.eye(-43, -26)
+def _field(colour: Colour) -> Part:
+    return Part("box", (0, 130, WIDTH, HEIGHT - 130), colour)
 
 
-def _rabbit(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.oval(8, 20, 32, 28, fur)
-    draw.oval(40, 30, 10, 10, _blend(fur, WHITE, 0.5))
-    draw.oval(-20, -10, 20, 19, fur)
-    for x in (-28, -12):
-        draw.oval(x, -48, 7, 28, fur)
-        draw.oval(x, -48, 3, 20, (244, 176, 186))
-    draw.eye(-27, -14)
-    draw.oval(-38, -6, 4, 3, (230, 120, 140))
-    draw.oval(-6, 44, 20, 7, dark)
+_FLOWER: Drawing = (
+    *(Part("oval", (x, y, 4, 4), "petal") for x, y in ((-5, 0), (5, 0), (0, -5), (0, 5))),
+    Part("oval", (0, 0, 3, 3), (250, 200, 60)),
+)
 
-
-def _bird(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.polygon([(28, 4), (66, -10), (62, 16)], dark)
-    draw.oval(0, 4, 36, 24, fur)
-    draw.oval(-32, -16, 18, 17, fur)
-    draw.polygon([(-48, -20), (-66, -13), (-48, -9)], (244, 160, 40))
-    draw.polygon([(-8, -2), (28, -34), (22, 8)], dark)
-    draw.eye(-36, -20)
-    for x in (-6, 8):
-        draw.line([(x, 26), (x, 40)], (220, 140, 40), 3)
-
-
-def _fish(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.polygon([(34, 0), (66, -26), (66, 26)], dark)
-    draw.oval(0, 0, 42, 25, fur)
-    draw.polygon([(-4, -22), (16, -40), (20, -18)], dark)
-    draw.eye(-24, -6)
-    draw.line([(-8, -14), (-4, 0), (-8, 14)], dark, 3)
-
-
-def _snail(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.oval(-4, 36, 56, 11, (214, 184, 130))
-    draw.line([(-48, 34), (-56, 4)], (214, 184, 130), 9)
-    draw.line([(-56, 6), (-66, -14)], (214, 184, 130), 3)
-    draw.line([(-56, 6), (-48, -14)], (214, 184, 130), 3)
-    for r, colour in ((36, fur), (26, dark), (17, fur), (8, dark)):
-        draw.oval(8, 4, r, r, colour)
-
-
-def _butterfly(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    for side in (-1, 1):
-        draw.oval(side * 30, -18, 27, 25, fur)
-        draw.oval(side * 24, 22, 20, 19, dark)
-        draw.oval(side * 32, -18, 9, 9, WHITE)
-        draw.line([(0, -34), (side * 14, -56)], INK, 2.5)
-    draw.oval(0, 0, 6, 36, INK)
-
-
-def _elephant(draw: _Sketch, fur: Colour, dark: Colour) -> None:
-    draw.oval(14, -8, 48, 36, fur)
-    for x in (-18, 4, 34, 52):
-        draw.line([(x, 16), (x, 48)], fur, 15)
-    draw.oval(-36, -20, 27, 26, fur)
-    draw.line([(-56, -14), (-66, 14), (-60, 40)], fur, 13)
-    draw.oval(-18, -22, 18, 24, dark)
-    draw.eye(-44, -28)
-    draw.polygon([(-50, 0), (-74, 14), (-48, 8)], WHITE)
-
-
-_ANIMAL_ART: dict[str, Callable[[_Sketch, Colour, Colour], None]] = {
-    "cat": _cat,
-    "dog": _dog,
-    "rabbit": _rabbit,
-    "bird": _bird,
-    "fish": _fish,
-    "snail": _snail,
-    "butterfly": _butterfly,
-    "elephant": _elephant,
+#: What is always there where animals are.
+_GROUNDS: dict[str, Drawing] = {
+    "the sky": (),
+    "a carpet": (
+        Part("box", (0, 0, WIDTH, HEIGHT), (226, 214, 200)),
+        Part("oval", (WIDTH / 2, 188, 156, 50), (150, 50, 60)),
+        Part("oval", (WIDTH / 2, 188, 130, 38), (200, 130, 90)),
+    ),
+    "a beach": (_field(SAND), Part("box", (0, 120, WIDTH, 22), (40, 120, 180))),
+    "a branch": (
+        _field(GRASS),
+        Part("path", (0, 202, WIDTH, 190), WOOD, 12),
+        *(Part("oval", (x, 184 + x % 3 * 9, 14, 7), (84, 150, 70)) for x in range(20, WIDTH, 46)),
+    ),
+    "snow": (_field(SNOW),),
+    "a savanna": (_field((206, 178, 92)),),
+    "grass": (_field(GRASS),),
+    "flowers": (_field(GRASS),),
 }
 
 
 def _ground(brush: Brush, place: str) -> None:
+    rng = brush.rng
     if place == "the water":
         brush.gradient((60, 160, 210), (10, 60, 130))
         for _ in range(14):
-            r = brush.rng.uniform(2, 6)
-            brush.oval(brush.rng.uniform(0, WIDTH), brush.rng.uniform(0, HEIGHT), r, r, None,
-                       outline=(200, 230, 250), width=1.2)  # fmt: skip
+            r = rng.uniform(2, 6)
+            x, y = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
+            brush.oval(x, y, r, r, (200, 230, 250), 1.2)
         return
-    if place == "a carpet":
-        brush.fill((226, 214, 200))
-        brush.oval(WIDTH / 2, 188, 156, 50, (150, 50, 60))
-        brush.oval(WIDTH / 2, 188, 130, 38, (200, 130, 90))
-        return
-    _sky(brush, "clear", HEIGHT if place == "the sky" else 130)
-    if place == "the sky":
-        return
-    colour = {"snow": SNOW, "a beach": SAND, "a savanna": (206, 178, 92)}.get(place, GRASS)
-    brush.box(0, 130, WIDTH, HEIGHT - 130, colour)
-    if place == "a beach":
-        brush.box(0, 120, WIDTH, 22, (40, 120, 180))
-    elif place == "a branch":
-        brush.line([(0, 202), (WIDTH, 190)], (110, 74, 44), 12)
-        for leaf in range(20, WIDTH, 46):
-            brush.oval(leaf, 184 + leaf % 3 * 9, 14, 7, (84, 150, 70))
-    elif place in ("grass", "flowers"):
+    if place != "a carpet":
+        _sky(brush, "clear", HEIGHT if place == "the sky" else 130)
+    brush.draw(_GROUNDS[place])
+    if place in ("grass", "flowers"):
         for _ in range(40):
-            x, y = brush.rng.uniform(0, WIDTH), brush.rng.uniform(140, HEIGHT)
-            brush.line([(x, y), (x + 3, y - 9)], (70, 140, 60), 1.6)
+            x, y = rng.uniform(0, WIDTH), rng.uniform(140, HEIGHT)
+            brush.path((x, y, x + 3, y - 9), (70, 140, 60), 1.6)
     if place == "flowers":
         for _ in range(24):
-            x, y = brush.rng.uniform(0, WIDTH), brush.rng.uniform(140, HEIGHT)
-            petal = COLOURS[brush.rng.choice(("pink", "yellow", "white", "red", "purple"))]
-            for dx, dy in ((-5, 0), (5, 0), (0, -5), (0, 5)):
-                brush.oval(x + dx, y + dy, 4, 4, petal)
-            brush.oval(x, y, 3, 3, (250, 200, 60))
+            x, y = rng.uniform(0, WIDTH), rng.uniform(140, HEIGHT)
+            petal = COLOURS[rng.choice(("pink", "yellow", "white", "red", "purple"))]
+            brush.draw(_FLOWER, x, y, petal=petal)
 
 
 def _paint_animal(brush: Brush, what: Scene) -> None:
@@ -659,12 +729,11 @@ def _paint_animal(brush: Brush, what: Scene) -> None:
     for place in range(thing.count):
         x = WIDTH * (place + 0.5) / thing.count + brush.rng.uniform(-8, 8)
         fur = brush.shade(thing.colour, 8)
-        sketch = _Sketch(brush, x, y + brush.rng.uniform(-8, 8), scale)
-        _ANIMAL_ART[thing.noun](sketch, fur, _darker(thing, fur))
-
-
-def _darker(thing: Thing, fur: Colour) -> Colour:
-    return _blend(fur, WHITE, 0.22) if thing.colour == "black" else _blend(fur, INK, 0.3)
+        dark = _blend(fur, WHITE, 0.22) if thing.colour == "black" else _blend(fur, INK, 0.3)
+        brush.draw(
+            _ANIMALS[thing.noun], x, y + brush.rng.uniform(-8, 8), scale,
+            fur=fur, dark=dark, light=_blend(fur, WHITE, 0.5),
+        )  # fmt: skip
 
 
 _PAINTERS: dict[str, Callable[[Brush, Scene], None]] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
 
 from mmsearch.datasets import scenes
-from mmsearch.datasets.scenes import Scene, Thing
+from mmsearch.datasets.scenes import Scene
 
 Change = Literal["colour", "count", "shape", "relation", "add", "remove"]
 CHANGES: tuple[Change, ...] = get_args(Change)
@@ -62,33 +62,31 @@ _CHANGEABLE = {
     "add": ("landscape", "face"),
     "remove": ("landscape", "face"),
 }
+#: Kinds whose things have places, and colours, of their own.
+_PLACED = ("vehicle", "animal")
 
 
 def _colour(rng: random.Random, what: Scene) -> _Made:
     thing = what.things[0]
-    if what.kind == "face":
-        if thing.colour == "no":
-            return None
-        new = _other(rng, [hair for hair in scenes.HAIR if hair != "no"], thing.colour)
-        words = [f"but with {new} hair", f"the same person with {new} hair",
-                 f"make the hair {new}", f"{new} hair instead of {thing.colour}"]  # fmt: skip
-        return replace(what, things=(replace(thing, colour=new),)), words
+    if thing.colour == "no":  # hair
+        return None
     if what.kind == "shape" and rng.random() < 0.3:
         new = _other(rng, [c for c in scenes.COLOURS if c != thing.colour], what.setting)
         words = [f"but on {scenes.with_article(new)} background", f"make the background {new}",
                  f"the same with {scenes.with_article(new)} background",
                  f"the background {new} instead of {what.setting}"]  # fmt: skip
         return replace(what, setting=new), words
-    if what.kind == "animal":
-        palette = _fur(thing.noun)
-    elif what.kind == "vehicle":
-        palette = scenes.BRIGHT
+    if what.kind == "face":
+        new = _other(rng, [hair for hair in scenes.HAIR if hair != "no"], thing.colour)
+        words = [f"but with {new} hair", f"the same person with {new} hair",
+                 f"make the hair {new}", f"{new} hair instead of {thing.colour}"]  # fmt: skip
     else:
-        palette = tuple(colour for colour in scenes.COLOURS if colour != what.setting)
-    new = _other(rng, palette, thing.colour)
-    it = "it" if thing.count == 1 else "them"
-    words = [f"but {new}", f"the same in {new}", f"make {it} {new}",
-             f"{new} instead of {thing.colour}", f"in {new}"]  # fmt: skip
+        ground = [colour for colour in scenes.COLOURS if colour != what.setting]
+        palette = scenes.palette(thing.noun) if what.kind in _PLACED else ground
+        new = _other(rng, palette, thing.colour)
+        words = [f"but {new}", f"the same in {new}",
+                 f"make {'it' if thing.count == 1 else 'them'} {new}",
+                 f"{new} instead of {thing.colour}", f"in {new}"]  # fmt: skip
     return replace(what, things=(replace(thing, colour=new),)), words
 
 
@@ -106,23 +104,21 @@ def _count(rng: random.Random, what: Scene) -> _Made:
 
 
 def _shape(rng: random.Random, what: Scene) -> _Made:
-    place = rng.randrange(len(what.things))
-    thing = what.things[place]
-    if what.kind == "vehicle":
-        nouns = [noun for noun, places in scenes.VEHICLES.items() if what.setting in places]
-    elif what.kind == "animal":
+    thing = rng.choice(what.things)
+    if what.kind in _PLACED:
         nouns = [
             noun
-            for noun, places in scenes.ANIMALS.items()
-            if what.setting in places and thing.colour in _fur(noun)
+            for noun, places in (scenes.VEHICLES | scenes.ANIMALS).items()
+            if what.setting in places and thing.colour in scenes.palette(noun)
         ]
     else:
-        used = {other.noun for other in what.things}
-        nouns = [noun for noun in scenes.SHAPES if noun not in used]
-    if not set(nouns) - {thing.noun}:
+        nouns = list(scenes.SHAPES)
+    used = {one.noun for one in what.things}
+    if used.issuperset(nouns):
         return None
-    new = _other(rng, nouns, thing.noun)
-    one, other = _said(thing, new), _said(thing, thing.noun)
+    new = rng.choice([noun for noun in nouns if noun not in used])
+    say = scenes.with_article if thing.count == 1 else scenes.plural
+    one, other = say(new), say(thing.noun)
     words = [f"but {one}", f"{one} instead of {other}", f"replace {other} by {one}",
              f"{one} in place of the {_bare(other)}"]  # fmt: skip
     if len(what.things) > 1:  # which of the two has to be said
@@ -134,15 +130,14 @@ def _shape(rng: random.Random, what: Scene) -> _Made:
 def _relation(rng: random.Random, what: Scene) -> _Made:
     first, second = what.things
     new = _other(rng, scenes.RELATIONS, what.detail)
-    link = f"to the {new}" if new.endswith(" of") else new
+    link = scenes.related(new)
     words = [
         f"but the {first.noun} {link} the {second.noun}",
         f"move the {first.noun} {link} the {second.noun}",
         f"with the {first.colour} {first.noun} {link} the {second.colour} {second.noun}",
     ]
     if new in scenes.INVERSE:
-        back = scenes.INVERSE[new]
-        back = f"to the {back}" if back.endswith(" of") else back
+        back = scenes.related(scenes.INVERSE[new])
         words.append(f"but the {second.noun} {back} the {first.noun}")
     return replace(what, detail=new), words
 
@@ -170,16 +165,8 @@ _MAKERS: dict[Change, Callable[[random.Random, Scene], _Made]] = {
 }  # fmt: skip
 
 
-def _fur(noun: str) -> tuple[str, ...]:
-    return scenes.BRIGHT if noun in ("bird", "fish", "butterfly") else scenes.FUR
-
-
 def _other(rng: random.Random, choices: Sequence[T], old: T) -> T:
     return rng.choice([one for one in choices if one != old])
-
-
-def _said(thing: Thing, noun: str) -> str:
-    return scenes.with_article(noun) if thing.count == 1 else scenes.plural(noun)
 
 
 def _bare(phrase: str) -> str:

@@ -10,7 +10,7 @@ seeds); whoever needs pairs that differ in one respect changes a field with
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 COLOURS = {
@@ -60,6 +60,7 @@ ANIMALS = {
 }
 FUR = ("black", "white", "brown", "gray", "orange")
 BRIGHT = ("red", "orange", "yellow", "blue", "purple", "pink", "green")
+_ON_WHITE = sorted(set(COLOURS) - {"white"})
 
 #: Another way to say a word, used by every caption after a scene's first.
 SYNONYMS = {
@@ -129,50 +130,126 @@ def gallery(count: int, *, seed: int) -> list[Scene]:
 
 def meaning(what: Scene) -> Scene:
     """A scene as its captions tell it: equal for all that they would tell alike."""
-    detail, things = what.detail, what.things
-    if detail in ("below", "right of"):
-        detail, things = INVERSE[detail], things[::-1]
-    return replace(what, things=things, detail=detail, seed=0)
+    if what.detail in ("below", "right of"):
+        return replace(what, things=what.things[::-1], detail=INVERSE[what.detail], seed=0)
+    return replace(what, seed=0)
 
 
 def captions(what: Scene) -> list[str]:
     """Three captions, each complete: anyone of them describes the whole scene."""
-    return list(_CAPTIONS[what.kind](what))
+    first, last = what.things[0], what.things[-1]
+    setting, detail, hair = what.setting, what.detail, first.colour
+    has = "no hair" if hair == "no" else f"{hair} hair"
+    words = {
+        "one": _name(first),
+        "same_one": _name(first, _other_word),
+        "another": _name(last),
+        "same_another": _name(last, _other_word),
+        "noun": first.noun,
+        "nouns": plural(first.noun),
+        "colour": first.colour,
+        "count": first.count,
+        "setting": setting,
+        "a_setting": with_article(setting),
+        "at": _PLACE.get(setting, "on"),
+        "beside": related(detail),
+        "back": related(INVERSE.get(detail, "around")),
+        "a_mood": with_article(first.noun),
+        "a_same_mood": with_article(_other_word(first.noun)),
+        "same_mood": _other_word(first.noun),
+        "hair": has,
+        "head": "a bald head" if hair == "no" else has,
+        "with_it": detail and f" with {detail}",
+        "and_it": detail and f" and {detail}",
+        "there_is": detail and f", and there is {detail}",
+    }
+    return [caption.format(**words) for caption in _CAPTIONS[what.kind]]
 
 
-def _two_colours(rng: random.Random) -> tuple[str, str]:
-    first, second = rng.sample(sorted(COLOURS), 2)
-    return first, second
+#: `captions` says what the names stand for; those with "same" are in other words.
+_CAPTIONS = {
+    "shape": (
+        "{one} on {a_setting} background",
+        "{a_setting} picture with {same_one} in the middle",
+        "one {noun} painted {colour}, the background is {setting}",
+    ),
+    "count": (
+        "{one}",
+        "there are {same_one} in this picture",
+        "a drawing of {count} {colour} {nouns}",
+    ),
+    "relation": (
+        "{one} {beside} {another}",
+        "{same_one} is {beside} {same_another}",
+        "{another} {back} {one}",
+    ),
+    "landscape": (
+        "{noun} under {setting}{with_it}",
+        "a view of {noun}{with_it}, {setting} overhead",
+        "a landscape: {noun} and {setting}{there_is}",
+    ),
+    "face": (
+        "{a_mood} face with {hair}{and_it}",
+        "a cartoon of {a_same_mood} person with {head}{and_it}",
+        "somebody with {head}{and_it} looks {same_mood}",
+    ),
+    "vehicle": (
+        "{one} {at} {setting}",
+        "{same_one} is seen {at} {setting}",
+        "a drawing of {setting} with {one}",
+    ),
+    "animal": (
+        "{one} {at} {setting}",
+        "{same_one} {at} {setting}",
+        "a drawing with {one}, {at} {setting}",
+    ),
+}
+
+#: What is said before a place, where that is not "on".
+_PLACE = {
+    "the clouds": "among",
+    "the night sky": "in",
+    "the sky": "in",
+    "the countryside": "in",
+    "the water": "in",
+    "snow": "in",
+}
+
+#: What a relation is called from its other end; "inside" has no such word.
+INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+
+
+def related(relation: str) -> str:
+    """A relation as it is said between two nouns."""
+    return f"to the {relation}" if relation.endswith(" of") else relation
+
+
+def palette(noun: str) -> tuple[str, ...]:
+    """The colours that a vehicle or an animal may have."""
+    return BRIGHT if noun in VEHICLES or noun in ("bird", "fish", "butterfly") else FUR
 
 
 def _sample_shape(rng: random.Random, seed: int) -> Scene:
-    colour, ground = _two_colours(rng)
+    colour, ground = rng.sample(sorted(COLOURS), 2)
     return Scene("shape", (Thing(rng.choice(SHAPES), colour),), ground, "", seed)
 
 
 def _sample_count(rng: random.Random, seed: int) -> Scene:
-    colour = rng.choice([c for c in sorted(COLOURS) if c != "white"])
-    return Scene(
-        "count", (Thing(rng.choice(SHAPES), colour, rng.randint(2, 6)),), "white", "", seed
-    )
+    colour = rng.choice(_ON_WHITE)
+    thing = Thing(rng.choice(SHAPES), colour, rng.randint(2, 6))
+    return Scene("count", (thing,), "white", "", seed)
 
 
 def _sample_relation(rng: random.Random, seed: int) -> Scene:
-    colours = rng.sample([c for c in sorted(COLOURS) if c != "white"], 2)
-    shapes = rng.sample(SHAPES, 2)
-    relation = rng.choice(RELATIONS)
-    things = tuple(Thing(s, c) for s, c in zip(shapes, colours, strict=True))
-    return Scene("relation", things, "white", relation, seed)
+    colours, shapes = rng.sample(_ON_WHITE, 2), rng.sample(SHAPES, 2)
+    return Scene(
+        "relation", tuple(map(Thing, shapes, colours)), "white", rng.choice(RELATIONS), seed
+    )
 
 
 def _sample_landscape(rng: random.Random, seed: int) -> Scene:
-    return Scene(
-        "landscape",
-        (Thing(rng.choice(LANDS), ""),),
-        rng.choice(SKIES),
-        rng.choice(EXTRAS),
-        seed,
-    )
+    land = Thing(rng.choice(LANDS), "")
+    return Scene("landscape", (land,), rng.choice(SKIES), rng.choice(EXTRAS), seed)
 
 
 def _sample_face(rng: random.Random, seed: int) -> Scene:
@@ -180,16 +257,13 @@ def _sample_face(rng: random.Random, seed: int) -> Scene:
 
 
 def _sample_vehicle(rng: random.Random, seed: int) -> Scene:
-    noun = rng.choice(sorted(VEHICLES))
-    return Scene(
-        "vehicle", (Thing(noun, rng.choice(BRIGHT)),), rng.choice(VEHICLES[noun]), "", seed
-    )
+    thing = Thing(rng.choice(sorted(VEHICLES)), rng.choice(BRIGHT))
+    return Scene("vehicle", (thing,), rng.choice(VEHICLES[thing.noun]), "", seed)
 
 
 def _sample_animal(rng: random.Random, seed: int) -> Scene:
     noun = rng.choice(sorted(ANIMALS))
-    colour = rng.choice(BRIGHT if noun in ("bird", "fish", "butterfly") else FUR)
-    thing = Thing(noun, colour, rng.choice((1, 1, 2, 3)))
+    thing = Thing(noun, rng.choice(palette(noun)), rng.choice((1, 1, 2, 3)))
     return Scene("animal", (thing,), rng.choice(ANIMALS[noun]), "", seed)
 
 
@@ -205,7 +279,7 @@ _SAMPLERS = {
 
 
 def with_article(phrase: str) -> str:
-    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+    return ("an " if phrase.startswith(tuple("aeiou")) else "a ") + phrase
 
 
 def plural(noun: str) -> str:
@@ -214,97 +288,12 @@ def plural(noun: str) -> str:
     return irregular.get(noun, noun + "s")
 
 
-def _say(word: str) -> str:
+def _other_word(word: str) -> str:
     return SYNONYMS.get(word, word)
 
 
-def _name(thing: Thing, *, other_words: bool = False) -> str:
-    colour, noun = thing.colour, thing.noun
-    if other_words:
-        colour, noun = _say(colour), _say(noun)
+def _name(thing: Thing, say: Callable[[str], str] = str) -> str:
+    colour, noun = say(thing.colour), say(thing.noun)
     if thing.count == 1:
         return with_article(f"{colour} {noun}")
     return f"{NUMBERS[thing.count]} {colour} {plural(noun)}"
-
-
-def _shape_captions(what: Scene) -> Iterator[str]:
-    (thing,) = what.things
-    ground = what.setting
-    yield f"{_name(thing)} on {with_article(ground)} background"
-    yield f"{with_article(ground)} picture with {_name(thing, other_words=True)} in the middle"
-    yield f"one {thing.noun} painted {thing.colour}, the background is {ground}"
-
-
-def _count_captions(what: Scene) -> Iterator[str]:
-    (thing,) = what.things
-    yield f"{_name(thing)}"
-    yield f"there are {_name(thing, other_words=True)} in this picture"
-    yield f"a drawing of {thing.count} {thing.colour} {plural(thing.noun)}"
-
-
-#: What a relation is called from its other end; "inside" has no such word.
-INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
-
-
-def _relation_captions(what: Scene) -> Iterator[str]:
-    first, second = what.things
-    relation = what.detail
-    link = f"to the {relation}" if relation.endswith(" of") else relation
-    yield f"{_name(first)} {link} {_name(second)}"
-    yield f"{_name(first, other_words=True)} is {link} {_name(second, other_words=True)}"
-    inverse = INVERSE.get(relation)
-    if inverse is None:
-        yield f"{_name(second)} around {_name(first)}"
-    else:
-        turned = f"to the {inverse}" if inverse.endswith(" of") else inverse
-        yield f"{_name(second)} {turned} {_name(first)}"
-
-
-def _landscape_captions(what: Scene) -> Iterator[str]:
-    land, sky = what.things[0].noun, what.setting
-    extra = f" with {what.detail}" if what.detail else ""
-    yield f"{land} under {sky}{extra}"
-    yield f"a view of {land}{extra}, {sky} overhead"
-    yield f"a landscape: {land} and {sky}" + (f", and there is {what.detail}" if extra else "")
-
-
-def _face_captions(what: Scene) -> Iterator[str]:
-    mood, hair = what.things[0].noun, what.things[0].colour
-    has = "no hair" if hair == "no" else f"{hair} hair"
-    bald = "a bald head" if hair == "no" else has
-    wears = f" and {what.detail}" if what.detail else ""
-    yield f"{with_article(mood)} face with {has}{wears}"
-    yield f"a cartoon of {with_article(_say(mood))} person with {bald}{wears}"
-    yield f"somebody with {bald}{wears} looks {_say(mood)}"
-
-
-_PLACE = {"the clouds": "among", "the night sky": "in", "the sky": "in", "a bridge": "on"}
-
-
-def _vehicle_captions(what: Scene) -> Iterator[str]:
-    (thing,) = what.things
-    place = what.setting
-    link = _PLACE.get(place, "in" if place == "the countryside" else "on")
-    yield f"{_name(thing)} {link} {place}"
-    yield f"{_name(thing, other_words=True)} is seen {link} {place}"
-    yield f"a drawing of {place} with {_name(thing)}"
-
-
-def _animal_captions(what: Scene) -> Iterator[str]:
-    (thing,) = what.things
-    place = what.setting
-    link = _PLACE.get(place, "in" if place in ("the water", "snow") else "on")
-    yield f"{_name(thing)} {link} {place}"
-    yield f"{_name(thing, other_words=True)} {link} {place}"
-    yield f"a drawing with {_name(thing)}, {link} {place}"
-
-
-_CAPTIONS = {
-    "shape": _shape_captions,
-    "count": _count_captions,
-    "relation": _relation_captions,
-    "landscape": _landscape_captions,
-    "face": _face_captions,
-    "vehicle": _vehicle_captions,
-    "animal": _animal_captions,
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,7 @@ _MOST_LINES = 100
 
 def is_token_file(text: str) -> bool:
     """Whether the first line that is not empty is one of a Flickr token file."""
-    first = next((line for line in lines_of(text) if line.strip()), "")
+    _, first = next(_numbered(text), (0, ""))
     return bool(_TOKEN_LINE.match(first))
 
 
@@ -34,18 +35,15 @@ def read_tokens(text: str, path: Path) -> LabelledSet:
     Raises:
         LabelsError: no line has that form.
     """
-    remarks: list[str] = []
 
-    def entries() -> Iterator[LabelledImage]:
-        for number, line in enumerate(lines_of(text), 1):
-            if line.strip():
-                match = _TOKEN_LINE.match(line)
-                if match is None:
-                    remarks.append(f"{path}:{number}: not 'image.jpg#0<TAB>caption'")
-                else:
-                    yield LabelledImage(match["file"], (match["caption"],))
+    def entries() -> Iterator[LabelledImage | str]:
+        for number, line in _numbered(text):
+            if match := _TOKEN_LINE.match(line):
+                yield LabelledImage(match["file"], (match["caption"],))
+            else:
+                yield f"{path}:{number}: not 'image.jpg#0<TAB>caption'"
 
-    return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
+    return LabelledSet.gathered(_name_of(path), entries(), path)
 
 
 def read_csv(text: str, path: Path) -> LabelledSet:
@@ -59,50 +57,44 @@ def read_csv(text: str, path: Path) -> LabelledSet:
     Raises:
         LabelsError: no such columns, no row that can be used, or a quote that is never closed.
     """
-    lines = lines_of(text)
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
+    _, first = next(_numbered(text), (0, ""))
+    if not first:
         raise LabelsError(f"{path}: the file is empty")
-    delimiter = _delimiter_of(first)
-    quoting = _Quoting(delimiter)
-    rows = _rows(lines, quoting, path)
-    _, beginning = next(rows)
-    head = quoting.cells(beginning)
+    quoting = _Quoting(_delimiter_of(first))
+    rows = _rows(lines_of(text), quoting, path)
+    beginning = next(rows)
+    head = quoting.cells(beginning[1])
     names = [name.strip().lower() for name in head]
-    file_at, caption_at = _column(names, _FILE_COLUMNS), _column(names, _CAPTION_COLUMNS)
-    split_at = _column(names, _SPLIT_COLUMNS)
-    has_head = True
+    file_at, caption_at, split_at = (
+        _column(names, known) for known in (_FILE_COLUMNS, _CAPTION_COLUMNS, _SPLIT_COLUMNS)
+    )
     if file_at is None or caption_at is None:
         if len(head) < 2 or not is_image_name(os.fsencode(head[0].strip())):
             raise LabelsError(
                 f"{path}: the first line names no image column ({', '.join(_FILE_COLUMNS[:4])}) "
                 f"or no caption column ({', '.join(_CAPTION_COLUMNS[:3])})"
             )
-        has_head, split_at, file_at = False, None, 0
+        split_at, file_at = None, 0
         caption_at = 2 if len(head) > 2 and head[1].strip().isdigit() else 1
-    most = caption_at + 1 if not has_head or caption_at == len(head) - 1 else None
-    remarks: list[str] = []
+        head = head[: caption_at + 1]
+        rows = itertools.chain([beginning], rows)
+    most = len(head) if caption_at == len(head) - 1 else None
 
-    def entries() -> Iterator[LabelledImage]:
-        if not has_head:
-            yield entry(quoting.cells(beginning, most))
-        for place, line in rows:
+    def entries() -> Iterator[LabelledImage | str]:
+        for number, line in rows:
             row = quoting.cells(line, most)
             if len(row) <= max(file_at, caption_at):
-                remarks.append(f"{path}:{place}: fewer columns than the first line")
+                yield f"{path}:{number}: fewer columns than the first line"
             elif most is None and any(cell.strip() for cell in row[len(head) :]):
-                remarks.append(
-                    f"{path}:{place}: more columns than the first line (a caption with a "
-                    f"'{delimiter}' has to be quoted)"
+                yield (
+                    f"{path}:{number}: more columns than the first line (a caption with a "
+                    f"'{quoting.delimiter}' has to be quoted)"
                 )
             else:
-                yield entry(row)
+                split = row[split_at] if split_at is not None and split_at < len(row) else ""
+                yield LabelledImage(row[file_at].strip(), (row[caption_at].strip(),), split)
 
-    def entry(row: Sequence[str]) -> LabelledImage:
-        split = row[split_at] if split_at is not None and split_at < len(row) else ""
-        return LabelledImage(row[file_at].strip(), (row[caption_at].strip(),), split)
-
-    return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
+    return LabelledSet.gathered(_name_of(path), entries(), path)
 
 
 def _delimiter_of(first: str) -> str:
@@ -126,12 +118,12 @@ class _Quoting:
         quoted = r'"(?:[^"]|"")*+'
         whole, bare = rf'{blank}{quoted}"{blank}(?={mark}|\Z)', rf'[^"{mark}][^{mark}]*+'
         field = f"(?:{whole}|{bare}|)"
-        self.field = re.compile(f"({whole})|{bare}|")
+        self.fields = re.compile(rf"(?:\A|{mark})(?:(?P<quoted>{whole})|(?P<plain>{bare}|))")
         self.closed = re.compile(rf"{field}(?:{mark}{field})*+")
         """A line whose quotes are all closed."""
         self.open = re.compile(rf"(?:{field}{mark})*+{blank}{quoted}")
         """A line whose last field begins with a quote and goes on."""
-        rest = rf'(?:[^"]|"")*+"{blank}(?=mark|\Z)'.replace("mark", mark)
+        rest = rf'(?:[^"]|"")*+"{blank}(?={mark}|\Z)'
         self.inner = re.compile(r'(?:[^"]|"")*+')
         """A line within such a field."""
         self.end = re.compile(rf"{rest}(?:{mark}{field})*+")
@@ -146,18 +138,13 @@ class _Quoting:
         """
         if not ('"' in row and self.closed.fullmatch(row)):
             return row.split(self.delimiter, -1 if most is None else most - 1)
-        found: list[str] = []
-        starts: list[int] = []
-        place = 0
-        while place <= len(row):
-            match = self.field.match(row, place)
-            assert match is not None, "a field may be empty"
-            starts.append(place)
-            whole = match[1]
-            found.append(whole.strip(" ")[1:-1].replace('""', '"') if whole else match[0])
-            place = match.end() + len(self.delimiter)
+        matches = list(self.fields.finditer(row))
+        found = [
+            match["plain"] or (match["quoted"] or "").strip(" ")[1:-1].replace('""', '"')
+            for match in matches
+        ]
         if most is not None and any(found[most:]):
-            return [*found[: most - 1], row[starts[most - 1] :]]
+            return [*found[: most - 1], row[matches[most - 1].start() + 1 :]]
         return found
 
 
@@ -170,36 +157,29 @@ def _rows(lines: Sequence[str], quoting: _Quoting, path: Path) -> Iterator[tuple
     """
     place = 0
     while place < len(lines):
-        number, line = place + 1, lines[place]
-        place += 1
-        if not line.strip():
-            continue
+        line, end = lines[place], place + 1
         if '"' in line and quoting.open.fullmatch(line) and not quoting.closed.fullmatch(line):
-            more = _rest_of_field(lines, place, quoting)
-            if more is not None:
-                yield number, "\n".join([line, *more])
-                place += len(more)
-                continue
-            if quoting.delimiter in ",;":
+            end = _end_of_field(lines, end, quoting)
+            if end == place + 1 and quoting.delimiter in ",;":
                 raise LabelsError(
-                    f"{path}:{number}: a field begins with a quote that is never closed; close it, "
+                    f"{path}:{end}: a field begins with a quote that is never closed; close it, "
                     'or write the quote twice within quotes ("")'
                 )
-        yield number, line
+        if line.strip():
+            yield place + 1, "\n".join(lines[place:end])
+        place = end
 
 
-def _rest_of_field(lines: Sequence[str], place: int, quoting: _Quoting) -> list[str] | None:
-    """The lines that a row goes on over; None where its quoted field never ends."""
-    found: list[str] = []
-    for line in lines[place : place + _MOST_LINES]:
+def _end_of_field(lines: Sequence[str], start: int, quoting: _Quoting) -> int:
+    """Where the row ends whose quoted field goes on at `start`; `start` where it never ends."""
+    for place, line in enumerate(lines[start : start + _MOST_LINES], start):
         if _is_a_row(line, quoting.delimiter):
-            return None
-        found.append(line)
+            break
         if quoting.end.fullmatch(line):
-            return found
+            return place + 1
         if not (quoting.inner.fullmatch(line) or quoting.next.fullmatch(line)):
-            return None
-    return None
+            break
+    return start
 
 
 def _is_a_row(line: str, delimiter: str) -> bool:
@@ -215,12 +195,9 @@ def read_jsonl(text: str, path: Path) -> LabelledSet:
     Raises:
         LabelsError: no line is such an object.
     """
-    remarks: list[str] = []
 
-    def entries() -> Iterator[LabelledImage]:
-        for number, line in enumerate(lines_of(text), 1):
-            if not line.strip():
-                continue
+    def entries() -> Iterator[LabelledImage | str]:
+        for number, line in _numbered(text):
             try:
                 row = json.loads(line)
                 file = next(row[name] for name in _FILE_COLUMNS if name in row)
@@ -229,13 +206,11 @@ def read_jsonl(text: str, path: Path) -> LabelledSet:
                 if not isinstance(file, str) or not all(isinstance(text, str) for text in texts):
                     raise TypeError
             except (ValueError, TypeError, StopIteration, RecursionError):
-                remarks.append(
-                    f"{path}:{number}: not an object with 'file_name' and 'caption' or 'text'"
-                )
-                continue
-            yield LabelledImage(file, tuple(texts), str(row.get("split", "")))
+                yield f"{path}:{number}: not an object with 'file_name' and 'caption' or 'text'"
+            else:
+                yield LabelledImage(file, tuple(texts), str(row.get("split", "")))
 
-    return LabelledSet.gathered(_name_of(path), entries(), remarks, path)
+    return LabelledSet.gathered(_name_of(path), entries(), path)
 
 
 def lines_of(text: str) -> list[str]:
@@ -243,6 +218,11 @@ def lines_of(text: str) -> list[str]:
     if "\n" not in text:  # as old Macs end lines
         text = text.replace("\r", "\n")
     return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers."""
+    return ((number, line) for number, line in enumerate(lines_of(text), 1) if line.strip())
 
 
 def _column(head: list[str], names: Iterable[str]) -> int | None:
