@@ -34,6 +34,7 @@ from mmsearch.evaluation.ranking import (
     gain_line,
     paired_difference,
     recall_at,
+    recall_gain,
 )
 from mmsearch.search.page import Section, Tile, render_page
 from mmsearch.search.rerank import KINDS, Mix, read_reranker
@@ -117,7 +118,7 @@ def show_kind(engine, kind, flickr, test, index):
         "match alone": "alone",
     }.items():
         ranks = ranks_by(fifty, way, mix)
-        gain = paired_difference((100.0 * (ranks <= 1) - 100.0 * (first_found <= 1), media))
+        gain = recall_gain((ranks, first_found, media), cutoffs=[1])
         print(f"{name:32} {triple(ranks)}  {gain_line(gain)}")
     curve(engine, found, reranker, DEPTHS[kind], flickr, test, index)
 

@@ -18,10 +18,11 @@ from mmsearch.evaluation.ranking import (
     Difference,
     Metrics,
     metrics_of,
-    paired_difference,
     rank_of_best,
+    recall_at,
+    recall_gain,
 )
-from mmsearch.evaluation.report import text_of
+from mmsearch.evaluation.report import interval_figures, recall_cells, recall_figures, text_of
 from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import Scores
 from mmsearch.search.page import Table
@@ -175,16 +176,12 @@ def compare(
     first = np.array(ranks[settings[0]])
     for how, depth in settings:
         own = np.array(ranks[how, depth])
-        gains = {
-            k: paired_difference((100.0 * (own <= k) - 100.0 * (first <= k), clusters))
-            for k in CUTOFFS
-        }
-        bare = None
+        gains = bare = None
+        if (how, depth) != settings[0]:
+            gains = {k: recall_gain((own, first, clusters), cutoffs=[k]) for k in CUTOFFS}
         if is_bare.any() and not is_bare.all():
-            bare = {k: float(100 * np.mean(own[is_bare] <= k)) for k in CUTOFFS}
-        is_first = (how, depth) == settings[0]
-        metrics = metrics_of(own, clusters)
-        found.append(Compared(how, depth, metrics, None if is_first else gains, bare))
+            bare = {k: recall_at(own[is_bare], k) for k in CUTOFFS}
+        found.append(Compared(how, depth, metrics_of(own, clusters), gains, bare))
     return tuple(found)
 
 
@@ -197,13 +194,9 @@ def table_of(report: FusionReport) -> Table:
             *([f"R@1 over {first}", ""] if len(report.rows) > 1 else [])]  # fmt: skip
     rows = []
     for row in report.rows:
-        cells = [
-            f"{row.metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
-            for k, (low, high) in row.metrics.intervals.items()
-        ]
         median = row.metrics.median_rank
         shown = f"{median:g}" if np.isfinite(median) else f"> {DEPTH}"
-        line = [row.name, *cells, shown, f"{row.metrics.mrr:.3f}"]
+        line = [row.name, *recall_cells(row.metrics), shown, f"{row.metrics.mrr:.3f}"]
         if row.bare is not None:
             line.append(" / ".join(f"{row.bare[k]:.1f}" for k in CUTOFFS))
         if len(report.rows) > 1:
@@ -241,20 +234,17 @@ def to_json(report: FusionReport) -> dict[str, Any]:
     """The figures for machines: recall in percent, gains in points."""
     rows = []
     for row in report.rows:
+        metrics = row.metrics
         figures: dict[str, Any] = {
-            "fusion": row.fusion, "rerank": row.rerank, "queries": row.metrics.queries
+            "fusion": row.fusion, "rerank": row.rerank, "queries": metrics.queries,
+            **recall_figures(metrics.recall), **interval_figures(metrics),
+            "median_rank": metrics.median_rank if np.isfinite(metrics.median_rank) else None,
+            f"MRR@{DEPTH}": round(metrics.mrr, 6),
         }  # fmt: skip
-        for k in CUTOFFS:
-            figures[f"R@{k}"] = round(row.metrics.recall[k], 4)
-            figures[f"R@{k}_interval"] = [round(edge, 2) for edge in row.metrics.intervals[k]]
-            if row.gains is not None:
-                gain = row.gains[k]
-                figures[f"R@{k}_gain"] = [round(v, 2) for v in (gain.mean, gain.low, gain.high)]
+        for k, gain in (row.gains or {}).items():
+            figures[f"R@{k}_gain"] = [round(v, 2) for v in (gain.mean, gain.low, gain.high)]
         if row.bare is not None:
-            figures["bare"] = {f"R@{k}": round(row.bare[k], 4) for k in CUTOFFS}
-        median = row.metrics.median_rank
-        figures["median_rank"] = median if np.isfinite(median) else None
-        figures[f"MRR@{DEPTH}"] = round(row.metrics.mrr, 6)
+            figures["bare"] = recall_figures(row.bare)
         rows.append(figures)
     return {"dataset": report.dataset, "split": report.split, "model": report.model,
             "images": report.images, "captions": report.captions, "rows": rows}  # fmt: skip

@@ -41,6 +41,11 @@ def recall_at(ranks: Ranks, k: int) -> float:
     return float(100 * np.mean(ranks <= k))
 
 
+def recalls(ranks: Ranks) -> dict[str, float]:
+    """Recall@1/5/10 in percent, by names such as "R@1"."""
+    return {f"R@{k}": recall_at(ranks, k) for k in CUTOFFS}
+
+
 def mean_reciprocal_rank(ranks: Ranks) -> float:
     """The mean of 1 / rank."""
     return float(np.mean(1 / ranks))
@@ -120,6 +125,23 @@ def paired_difference(
     return Difference(float(mean), float(low), float(high))
 
 
+def recall_gain(
+    *compared: tuple[Ranks, Ranks, NDArray[np.int64]], cutoffs: Sequence[int] = CUTOFFS
+) -> Difference:
+    """How many points of Recall are gained, in the mean over the cutoffs and over what is compared.
+
+    Args:
+        compared: ranks after and before, and the cluster (image) of each query.
+    """
+    return paired_difference(
+        *(
+            (100.0 * (after <= k) - 100.0 * (before <= k), clusters)
+            for after, before, clusters in compared
+            for k in cutoffs
+        )
+    )
+
+
 @dataclass(frozen=True)
 class Metrics:
     """One direction's figures: percentages for recall, with their 95% intervals."""
@@ -133,12 +155,10 @@ class Metrics:
     queries: int
 
 
-def metrics_of(
-    ranks: Ranks, clusters: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS
-) -> Metrics:
+def metrics_of(ranks: Ranks, clusters: NDArray[np.int64]) -> Metrics:
     """Every figure of a direction from the ranks of its queries' best true items."""
-    recall = {k: recall_at(ranks, k) for k in cutoffs}
-    intervals = {k: bootstrap_interval(100.0 * (ranks <= k), clusters) for k in cutoffs}
+    recall = {k: recall_at(ranks, k) for k in CUTOFFS}
+    intervals = {k: bootstrap_interval(100.0 * (ranks <= k), clusters) for k in CUTOFFS}
     median = float(np.median(ranks))
     median = median if median < NOT_FOUND / 4 else np.inf
     return Metrics(recall, intervals, median, mean_reciprocal_rank(ranks), len(ranks))

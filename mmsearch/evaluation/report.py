@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,38 +54,43 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         "missing": len(report.missing),
     }
     for direction in report.directions:
-        metrics = direction.metrics
-        figures: dict[str, Any] = {f"R@{k}": round(metrics.recall[k], 4) for k in CUTOFFS}
-        for k in CUTOFFS:
-            figures[f"R@{k}_interval"] = [round(edge, 2) for edge in metrics.intervals[k]]
-        figures["median_rank"] = metrics.median_rank
-        figures["MRR"] = round(metrics.mrr, 6)
-        figures["queries"] = metrics.queries
-        figures["index_loss"] = {f"R@{k}": round(direction.loss[k], 4) for k in CUTOFFS}
+        figures = document[direction.name] = {
+            **recall_figures(direction.metrics.recall),
+            **interval_figures(direction.metrics),
+            **_rank_figures(direction.metrics),
+            "queries": direction.metrics.queries,
+            "index_loss": recall_figures(direction.loss),
+        }
         if (merged := direction.one_answer) is not None:
             figures["equal_captions_one_answer"] = {
-                **{f"R@{k}": round(merged.recall[k], 4) for k in CUTOFFS},
-                "median_rank": merged.median_rank,
-                "MRR": round(merged.mrr, 6),
+                **recall_figures(merged.recall),
+                **_rank_figures(merged),
             }
-        document[direction.name] = figures
     return document
+
+
+def recall_figures(recall: dict[int, float]) -> dict[str, float]:
+    """Recall@K, or what is in its unit, by names such as "R@1"."""
+    return {f"R@{k}": round(recall[k], 4) for k in CUTOFFS}
+
+
+def interval_figures(metrics: Metrics) -> dict[str, list[float]]:
+    """The ends of the interval of each Recall@K."""
+    return {f"R@{k}_interval": [round(end, 2) for end in metrics.intervals[k]] for k in CUTOFFS}
+
+
+def _rank_figures(metrics: Metrics) -> dict[str, float]:
+    return {"median_rank": metrics.median_rank, "MRR": round(metrics.mrr, 6)}
 
 
 def table_of(report: BenchReport) -> Table:
     """The figures for people."""
-    head = [
-        "direction",
-        *(f"R@{k}" for k in CUTOFFS),
-        "median rank",
-        "MRR",
-        "queries",
-        "index loss",
-    ]
+    recall = (f"R@{k}" for k in CUTOFFS)
+    head = ["direction", *recall, "median rank", "MRR", "queries", "index loss"]
     rows = []
     for direction in report.directions:
-        worst = max(direction.loss.values())
-        rows.append([NAMES[direction.name], *_cells(direction.metrics), f"{worst:.2f}"])
+        worst = f"{max(direction.loss.values()):.2f}"
+        rows.append([NAMES[direction.name], *_cells(direction.metrics), worst])
         if direction.one_answer is not None:
             rows.append([ONE_ANSWER, *_cells(direction.one_answer), ""])
     note = DEFINITION
@@ -100,11 +104,16 @@ def table_of(report: BenchReport) -> Table:
 
 
 def _cells(metrics: Metrics) -> list[str]:
-    recall = [
+    ranks = [f"{metrics.median_rank:g}", f"{metrics.mrr:.3f}"]
+    return [*recall_cells(metrics), *ranks, str(metrics.queries)]
+
+
+def recall_cells(metrics: Metrics) -> list[str]:
+    """Each Recall@K with its interval."""
+    return [
         f"{metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
         for k, (low, high) in metrics.intervals.items()
     ]
-    return [*recall, f"{metrics.median_rank:g}", f"{metrics.mrr:.3f}", str(metrics.queries)]
 
 
 def summary_of(report: BenchReport) -> str:
@@ -198,42 +207,28 @@ def write_runs(report: BenchReport, folder: Path) -> None:
     Images are called `i7` and captions `c9`, by their ids. Scores strictly decrease in our
     order, so that no tool breaks a tie another way.
     """
+    corpus = report.corpus
     folder.mkdir(parents=True, exist_ok=True)
+    images = [f"i{number}" for number in corpus.image_ids]
+    captions = [f"c{number}" for number in corpus.caption_ids]
     for direction in report.directions:
-        with (folder / f"{direction.name}.run").open("w", encoding="utf-8") as file:
-            file.writelines(_run_lines(report.corpus, direction))
-        with (folder / f"{direction.name}.qrels").open("w", encoding="utf-8") as file:
-            file.writelines(_qrels_lines(report.corpus, direction))
-
-
-def _run_lines(corpus: Corpus, direction: Direction) -> Iterator[str]:
-    query_name, item_name = _namers(corpus, direction)
-    for query, rows, scores in zip(
-        direction.queries, direction.top_rows, direction.top_scores, strict=True
-    ):
-        # In float32, as trec_eval keeps them: smaller steps would be ties again over there.
-        last = np.float32(np.inf)
-        for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
-            last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
-            yield f"{query_name(query)} Q0 {item_name(row)} {place + 1} {last:.9g} mmsearch\n"
-
-
-def _qrels_lines(corpus: Corpus, direction: Direction) -> Iterator[str]:
-    query_name, item_name = _namers(corpus, direction)
-    captions: dict[int, list[int]] = {}
-    for row, owner in enumerate(corpus.owner):
-        captions.setdefault(int(owner), []).append(row)
-    for query in direction.queries:
-        true = [corpus.owner[query]] if direction.name == "t2i" else captions[int(query)]
-        for row in true:
-            yield f"{query_name(query)} 0 {item_name(row)} 1\n"
-
-
-def _namers(corpus: Corpus, direction: Direction) -> tuple[Any, Any]:
-    def image(row: int) -> str:
-        return f"i{corpus.image_ids[row]}"
-
-    def caption(row: int) -> str:
-        return f"c{corpus.caption_ids[row]}"
-
-    return (caption, image) if direction.name == "t2i" else (image, caption)
+        is_t2i = direction.name == "t2i"
+        asking, found = (captions, images) if is_t2i else (images, captions)
+        true: dict[int, list[int]] = {}
+        for caption, image in enumerate(corpus.owner.tolist()):
+            query, item = (caption, image) if is_t2i else (image, caption)
+            true.setdefault(query, []).append(item)
+        with (
+            (folder / f"{direction.name}.run").open("w", encoding="utf-8") as run,
+            (folder / f"{direction.name}.qrels").open("w", encoding="utf-8") as qrels,
+        ):
+            for query, rows, scores in zip(
+                direction.queries.tolist(), direction.top_rows, direction.top_scores, strict=True
+            ):
+                name = asking[query]
+                qrels.writelines(f"{name} 0 {found[row]} 1\n" for row in true[query])
+                # In float32, as trec_eval keeps them: smaller steps would be ties again over there.
+                last = np.float32(np.inf)
+                for place, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
+                    last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
+                    run.write(f"{name} Q0 {found[row]} {place} {last:.9g} mmsearch\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,94 +131,84 @@ def evaluate(
     """
     if not len(corpus.captions):
         raise UsageError("no image here has a caption: there is nothing to measure")
-    has_caption = np.unique(corpus.owner)
-    everything = np.arange(len(corpus.captions))
     # What asks and what is found is once each text; images that say the same are one answer to it.
     texts, once = np.unique(corpus.text_ids, return_index=True)
     all_images = np.arange(len(corpus.images))
+    images = _Side("image", corpus.images, corpus.image_ids, all_images)
+    captions = _Side("caption", corpus.captions, corpus.caption_ids, corpus.owner)
 
-    def images_that_say(block: NDArray[np.int64]) -> NDArray[np.bool_]:
-        numbers, which = np.unique(corpus.text_ids[block], return_inverse=True)
+    def images_that_say(queries: NDArray[np.int64]) -> NDArray[np.bool_]:
+        numbers, which = np.unique(corpus.text_ids[queries], return_inverse=True)
         return corpus.says(all_images, numbers).T[which]
 
-    def texts_that_say(block: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return corpus.says(has_caption[block], texts)
+    def texts_that_say(queries: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return corpus.says(queries, texts)
 
-    t2i = _direction(
-        _Task("t2i", "image", everything, corpus.owner, corpus.captions),
-        (corpus.images, corpus.image_ids, all_images),
-        _OneAnswer(all_images, images_that_say) if corpus.repeated else None,
-        rank,
-        on_progress,
-    )
-    i2t = _direction(
-        _Task("i2t", "caption", has_caption, has_caption, corpus.images[has_caption]),
-        (corpus.captions, corpus.caption_ids, corpus.owner),
-        _OneAnswer(once, texts_that_say) if corpus.repeated else None,
-        rank,
-        on_progress,
-    )
-    return RetrievalResult(t2i, i2t)
+    return RetrievalResult(
+        _direction(
+            "t2i", captions, images, np.arange(len(corpus.captions)),
+            (all_images, images_that_say) if corpus.repeated else None, rank, on_progress,
+        ),
+        _direction(
+            "i2t", images, captions, np.unique(corpus.owner),
+            (once, texts_that_say) if corpus.repeated else None, rank, on_progress,
+        ),
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Task:
-    """Who asks: the queries' rows in the corpus, the image each belongs to, their vectors."""
+class _Side(NamedTuple):
+    """What asks, or the gallery: vectors, their ids and the image each belongs to."""
 
-    name: str
-    to: Modality
-    rows: NDArray[np.int64]
-    image: NDArray[np.int64]
+    modality: Modality
     vectors: Vectors
+    ids: Ids
+    image: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _OneAnswer:
-    """The gallery where equal captions are one: which of its rows, and what is true among them."""
-
-    rows: NDArray[np.int64]
-    true: Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-    """For a block of queries, (q, rows)."""
+_OneAnswer = tuple[
+    NDArray[np.int64],  # the rows of the gallery where equal captions are one
+    Callable[[NDArray[np.int64]], NDArray[np.bool_]],  # what is true among them, for some queries
+]
 
 
 def _direction(
-    task: _Task,
-    gallery: tuple[Vectors, Ids, NDArray[np.int64]],
+    name: str,
+    asking: _Side,
+    gallery: _Side,
+    queries: NDArray[np.int64],
     one_answer: _OneAnswer | None,
     rank: Rank,
     on_progress: OnProgress,
 ) -> Direction:
-    """One direction; the gallery is its vectors, their ids and the image each belongs to."""
-    vectors, ids, image = gallery
+    """One direction; `queries` are the rows of the side that asks which do ask."""
     exact, served, once = [], [], []
     top_rows: list[NDArray[np.int64]] = []
     top_scores: list[NDArray[np.float64]] = []
-    by_id = np.argsort(ids)
-    for block in _blocks(len(task.rows)):
-        queries = task.vectors[block]
-        scores = (queries @ vectors.T).astype(np.float64)
-        true = task.image[block, None] == image[None, :]
+    by_id = np.argsort(gallery.ids)
+    for start in range(0, len(queries), _BLOCK):
+        block = queries[start : start + _BLOCK]
+        vectors = asking.vectors[block]
+        scores = (vectors @ gallery.vectors.T).astype(np.float64)
+        true = asking.image[block, None] == gallery.image[None, :]
         exact.append(rank_of_best(scores, true))
         if one_answer is not None:
-            once.append(rank_of_best(scores[:, one_answer.rows], one_answer.true(block)))
-        for own, ok, found in zip(scores, true, rank(queries, task.to, DEPTH), strict=True):
-            places = by_id[np.searchsorted(ids, found, sorter=by_id)]
+            rows, true_of = one_answer
+            once.append(rank_of_best(scores[:, rows], true_of(block)))
+        for own, ok, found in zip(
+            scores, true, rank(vectors, gallery.modality, DEPTH), strict=True
+        ):
+            places = by_id[np.searchsorted(gallery.ids, found, sorter=by_id)]
             # A tie is counted against us: within it, the false item comes first.
             places = places[np.lexsort((~ok[places], -(own[places] + TIE * ~ok[places])))]
             hit = np.flatnonzero(ok[places])
             served.append(hit[0] + 1 if len(hit) else NOT_FOUND)
             top_rows.append(places)
             top_scores.append(own[places])
-        on_progress(Progress(task.name, int(block[-1]) + 1, len(task.rows)))
-    ranks, from_index = np.concatenate(exact), np.array(served)
-    metrics = metrics_of(ranks, task.image)
-    loss = {k: metrics.recall[k] - recall_at(from_index, k) for k in CUTOFFS}
-    merged = metrics_of(np.concatenate(once), task.image) if once else None
+        on_progress(Progress(name, start + len(block), len(queries)))
+    ranks, clusters = np.concatenate(exact), asking.image[queries]
+    metrics = metrics_of(ranks, clusters)
+    loss = {k: metrics.recall[k] - recall_at(np.array(served), k) for k in CUTOFFS}
+    merged = metrics_of(np.concatenate(once), clusters) if once else None
     return Direction(
-        task.name, metrics, merged, loss, ranks, tuple(top_rows), tuple(top_scores), task.rows
+        name, metrics, merged, loss, ranks, tuple(top_rows), tuple(top_scores), queries
     )
-
-
-def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, count, _BLOCK):
-        yield np.arange(start, min(start + _BLOCK, count))

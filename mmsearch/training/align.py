@@ -17,7 +17,7 @@ import torch
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
 from mmsearch.errors import ModelNotFound, TrainingError
-from mmsearch.evaluation.ranking import CUTOFFS, Difference, gain_line, paired_difference
+from mmsearch.evaluation.ranking import CUTOFFS, Difference, gain_line, recall_gain
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 from mmsearch.networks.projection import HeadKind
 from mmsearch.store.files import write_durably
@@ -29,7 +29,7 @@ from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.recipe import Schedule
 from mmsearch.training.runs import RUN, run_folder
 from mmsearch.training.trainer import Setting, Trainer
-from mmsearch.training.validation import Validation, ranks_of, recalls
+from mmsearch.training.validation import Validation, both_recalls, ranks_of
 from mmsearch.types import Notify, OnProgress, Vectors, no_progress
 
 log = logging.getLogger(__name__)
@@ -145,19 +145,15 @@ def compare(heads: AlignedHeads, held_out: Features) -> AlignReport:
     """Held-out recalls with and without the heads."""
     images, texts = project(heads, held_out)
     new = ranks_of(images, texts, held_out.owner)
-    after = recalls(new)
+    after = both_recalls(new)
     if held_out.images.shape[1] != held_out.texts.shape[1]:
         return AlignReport(None, None, after, None, None, {})
     old = ranks_of(held_out.images, held_out.texts, held_out.owner)
-    before = recalls(old)
     clusters = {"t2i": held_out.owner, "i2t": np.arange(len(held_out.images))}
-    changes = {
-        f"{way}_R@{k}": (100.0 * (new[way] <= k) - 100.0 * (old[way] <= k), clusters[way])
-        for way in ("t2i", "i2t")
-        for k in CUTOFFS
-    }
-    gains = {name: paired_difference(change) for name, change in changes.items()}
-    return AlignReport(None, before, after, gains, paired_difference(*changes.values()), {})
+    both = {way: (new[way], old[way], clusters[way]) for way in new}
+    gains = {f"{way}_R@{k}": recall_gain(both[way], cutoffs=[k]) for way in both for k in CUTOFFS}
+    overall = recall_gain(*both.values())
+    return AlignReport(None, both_recalls(old), after, gains, overall, {})
 
 
 def align(

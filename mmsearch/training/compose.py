@@ -16,13 +16,7 @@ from mmsearch.datasets.scene_changes import CHANGES, Triplet
 from mmsearch.datasets.scenes import Scene
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import UsageError
-from mmsearch.evaluation.ranking import (
-    CUTOFFS,
-    Difference,
-    paired_difference,
-    rank_of_best,
-    recall_at,
-)
+from mmsearch.evaluation.ranking import Difference, rank_of_best, recall_gain, recalls
 from mmsearch.media.fit import fit
 from mmsearch.networks.early_fusion import EarlyFusion
 from mmsearch.search.compose import Composer, weighted_sum
@@ -350,14 +344,10 @@ def compare(part: Triplets, compose: Compose) -> tuple[Composed, ...]:
     groups[everything] = np.ones(len(kinds), bool)
     found = []
     for name, rows in groups.items():
-        by_way = {
-            way: {f"R@{k}": recall_at(r[rows], k) for k in CUTOFFS} for way, r in ranks.items()
-        }
+        by_way = {way: recalls(found_at[rows]) for way, found_at in ranks.items()}
         over = max(("text", "sum"), key=lambda way: sum(by_way[way].values()))
-        new, old, clusters = ranks["early"][rows], ranks[over][rows], part.target_ids[rows]
-        gain = paired_difference(
-            *((100.0 * (new <= k) - 100.0 * (old <= k), clusters) for k in CUTOFFS)
-        )
+        clusters = part.target_ids[rows]
+        gain = recall_gain((ranks["early"][rows], ranks[over][rows], clusters))
         targets = len(np.unique(clusters))
         found.append(Composed(name, int(rows.sum()), targets, **by_way, over=over, gain=gain))
     return tuple(found)

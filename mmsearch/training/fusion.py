@@ -10,7 +10,7 @@ import torch
 
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluation.comparison import HeldOut, rank_in
-from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference
+from mmsearch.evaluation.ranking import Difference, recall_gain, recalls
 from mmsearch.networks.late_fusion import LateFusion
 from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import BARE, SOURCES, Weights, calibrated, fuse
@@ -84,12 +84,8 @@ def train_weights(
         for how in ("sum", "trained")
     )
     clusters = np.array([asked[row].media for row in measure])
-    changes = [(100.0 * (new <= k) - 100.0 * (old <= k), clusters) for k in CUTOFFS]
-    before, after = (
-        {f"R@{k}": float(100 * np.mean(ranks <= k)) for k in CUTOFFS} for ranks in (old, new)
-    )
-    overall = paired_difference(*changes)
-    return TrainedFusion(weights, before, after, overall, len(learn), len(measure))
+    overall = recall_gain((new, old, clusters))
+    return TrainedFusion(weights, recalls(old), recalls(new), overall, len(learn), len(measure))
 
 
 def _fit(tables: Sequence[np.ndarray], true: Sequence[int]) -> Weights:

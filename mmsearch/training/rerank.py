@@ -25,7 +25,7 @@ from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.patch_encoder import PatchEncoder
 from mmsearch.errors import LabelsError
-from mmsearch.evaluation.ranking import CUTOFFS, Difference, paired_difference, rank_of_best
+from mmsearch.evaluation.ranking import Difference, rank_of_best, recall_gain, recalls
 from mmsearch.networks.cross_attention import CrossAttention
 from mmsearch.networks.late_interaction import LateInteraction
 from mmsearch.search.rerank import Kind, Mix, Parts, Reranker, nearness, tokens_of
@@ -382,7 +382,7 @@ STEPS = ("first", "test-time augmentation", "hubness", "match")
 def choose_mix(candidates: Sequence[Candidates]) -> Mix:
     """The mix with the highest mean of Recall@1/5/10."""
     tried = [Mix(hubness, match) for hubness in _HUBNESS for match in _MATCH]
-    means = [np.mean(list(_recalls(ranks_of(candidates, mix)).values())) for mix in tried]
+    means = [np.mean(list(recalls(ranks_of(candidates, mix)).values())) for mix in tried]
     return tried[int(np.argmax(means))]
 
 
@@ -404,10 +404,5 @@ def measure(
     mixes = (None, Mix(0.0, 0.0), Mix(mix.hubness, 0.0), mix)
     ranks = {step: ranks_of(candidates, one) for step, one in zip(STEPS, mixes, strict=True)}
     media = np.array([one.media for one in candidates])
-    new, old = ranks["match"], ranks["first"]
-    gain = paired_difference(*((100.0 * (new <= k) - 100.0 * (old <= k), media) for k in CUTOFFS))
-    return {step: _recalls(one) for step, one in ranks.items()}, gain
-
-
-def _recalls(ranks: NDArray[np.int64]) -> dict[str, float]:
-    return {f"R@{k}": float(100 * np.mean(ranks <= k)) for k in CUTOFFS}
+    gain = recall_gain((ranks["match"], ranks["first"], media))
+    return {step: recalls(one) for step, one in ranks.items()}, gain

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recall_at
+from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recalls
 from mmsearch.training.batches import ImageInputs, load_images
 from mmsearch.training.losses import Embeddings
 
@@ -71,15 +71,15 @@ def validate(
 
 def recall_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, float]:
     """Recall@1/5/10 both ways of unit vectors; `owner[j]` is the image of text j."""
-    return recalls(ranks_of(images, texts, owner))
+    return both_recalls(ranks_of(images, texts, owner))
 
 
-def recalls(ranks: dict[str, np.ndarray]) -> dict[str, float]:
+def both_recalls(ranks: dict[str, np.ndarray]) -> dict[str, float]:
     """Recall@1/5/10, in percent, of the ranks of both ways."""
     return {
-        f"{direction}_R@{k}": recall_at(found, k)
-        for direction, found in ranks.items()
-        for k in CUTOFFS
+        f"{way}_{name}": value
+        for way, found in ranks.items()
+        for name, value in recalls(found).items()
     }
 
 
