@@ -18,8 +18,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
 from mmsearch.errors import ModelNotFound, TrainingError
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, gain_line, recall_gain
-from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
-from mmsearch.networks.projection import HeadKind
+from mmsearch.networks.aligned import AlignedHeads, HeadKind, HeadsConfig
 from mmsearch.store.files import write_durably
 from mmsearch.training.batches import Source
 from mmsearch.training.card import Card, write_card

@@ -26,8 +26,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.patch_encoder import PatchEncoder
 from mmsearch.errors import LabelsError
 from mmsearch.evaluation.ranking import Difference, rank_of_best, recall_gain, recalls
-from mmsearch.networks.cross_attention import CrossAttention
-from mmsearch.networks.late_interaction import LateInteraction
+from mmsearch.networks.matching import CrossAttention, LateInteraction
 from mmsearch.search.rerank import Kind, Mix, Parts, Reranker, nearness, tokens_of
 from mmsearch.search.trained import Network
 from mmsearch.store.patches import pack_patches, unpack_patches

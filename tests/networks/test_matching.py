@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmsearch.networks.cross_attention import Block, CrossAttention
-from mmsearch.networks.late_interaction import LateInteraction
+from mmsearch.networks.matching import Block, CrossAttention, LateInteraction
 
 DIM, WIDTH, HEADS, BLOCKS = 6, 8, 2, 2
 TEXTS, IMAGES, LONGEST, PATCHES = 3, 4, 5, 7

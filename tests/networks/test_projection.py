@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.special import erf
 
-from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
-from mmsearch.networks.projection import ProjectionHead
+from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig, ProjectionHead
 
 
 def by_hand(head, rows):

@@ -24,8 +24,7 @@ from mmsearch.errors import DamageError, UsageError
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.plan import make_plan, scopes_of
 from mmsearch.jobs.runner import Runner
-from mmsearch.networks.cross_attention import CrossAttention
-from mmsearch.networks.late_interaction import LateInteraction
+from mmsearch.networks.matching import CrossAttention, LateInteraction
 from mmsearch.search import rerank
 from mmsearch.search.rerank import FILE_NAME, Mix, Reranker, read_reranker
 from mmsearch.search.searcher import Trained
