@@ -119,3 +119,8 @@ class Interrupted(MmsearchError):
     """Stopped by the user; everything committed is kept."""
 
     exit_code = 130
+
+
+def in_a_line(error: BaseException, length: int = 200) -> str:
+    """What a library says is wrong, for a message of our own."""
+    return " ".join(str(error).split())[:length]

@@ -93,8 +93,7 @@ def train_rerank(
 ) -> tuple[TrainedReranker, bool]:
     """`Engine.train_rerank`."""
     from mmsearch.training import rerank as training
-    from mmsearch.training.embedding import embed_texts
-    from mmsearch.training.features import splits_of
+    from mmsearch.training.features import embed_texts, splits_of
     from mmsearch.training.sets import merge_copies
 
     own = opened.space

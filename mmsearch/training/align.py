@@ -16,19 +16,19 @@ import torch
 
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
-from mmsearch.errors import ModelNotFound, TrainingError
+from mmsearch.errors import ModelNotFound, TrainingError, in_a_line
 from mmsearch.evaluation.ranking import CUTOFFS, Difference, gain_line, recall_gain
 from mmsearch.networks.aligned import AlignedHeads, HeadKind, HeadsConfig
 from mmsearch.store.files import write_durably
 from mmsearch.training.batches import Source
-from mmsearch.training.card import Card, write_card
-from mmsearch.training.checkpoint import load_weights, save_weights
 from mmsearch.training.features import Features, read_array, unit
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.recipe import Schedule
-from mmsearch.training.runs import RUN, run_folder
+from mmsearch.training.report import write_card
+from mmsearch.training.runs import RUN, load_weights, run_folder, save_weights
 from mmsearch.training.trainer import Setting, Trainer
-from mmsearch.training.validation import Validation, both_recalls, ranks_of
+from mmsearch.training.validation import both_recalls, ranks_of
+from mmsearch.training.views import CachedViews
 from mmsearch.types import Notify, OnProgress, Vectors, no_progress
 
 log = logging.getLogger(__name__)
@@ -68,19 +68,6 @@ class AlignReport:
     """How many images each split had."""
 
 
-class _Rows:
-    """Feature vectors as a source's pictures."""
-
-    def __init__(self, vectors: Vectors) -> None:
-        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors))
-
-    def __len__(self) -> int:
-        return len(self._vectors)
-
-    def load(self, place: int, seed: int) -> torch.Tensor:  # noqa: ARG002 - vectors have no views
-        return self._vectors[place]
-
-
 def train_heads(
     features: Features,
     settings: AlignSettings,
@@ -100,7 +87,11 @@ def train_heads(
     dim = settings.dim or min(image_width, text_width)
     torch.manual_seed(settings.seed)
     heads = AlignedHeads(HeadsConfig(image_width, text_width, dim, settings.head, settings.dropout))
-    train, val = features.of("train"), features.of("val")
+    train, val = (
+        Source(split, CachedViews([one.images[:, None]]), one.texts_by_image())
+        for split, one in (("train", features.of("train")), ("val", features.of("val")))
+    )
+    wanted = settings.batch or min(512, max(32, len(train.images) // 8))
     folder.mkdir(parents=True, exist_ok=True)
     identity = hashlib.sha256(json.dumps([run, dataclasses.asdict(settings)]).encode())
     identity.update(json.dumps(features.splits).encode())
@@ -108,10 +99,10 @@ def train_heads(
         identity.update(np.ascontiguousarray(part).tobytes())
     trainer = Trainer(
         heads,
-        [Source("train", _Rows(train.images), train.texts_by_image())],
-        Validation(_Rows(val.images), val.texts_by_image()),
+        [train],
+        val,
         Schedule(
-            name="heads", epochs=settings.epochs, batch=_batch(settings, len(train.images)),
+            name="heads", epochs=settings.epochs, batch=min(wanted, len(train.images)),
             rate=settings.rate, decay=settings.decay, warmup=20,
             input_dropout={"image": settings.dropout, "text": settings.dropout},
         ),
@@ -125,11 +116,6 @@ def train_heads(
     outcome = trainer.fit()
     heads.load_state_dict(outcome.state)
     return heads.eval()
-
-
-def _batch(settings: AlignSettings, images: int) -> int:
-    wanted = settings.batch or min(512, max(32, images // 8))
-    return min(wanted, images)
 
 
 def project(heads: AlignedHeads, features: Features) -> tuple[Vectors, Vectors]:
@@ -200,7 +186,7 @@ def align(
             return report
         report = dataclasses.replace(report, folder=folder)
         save_weights(folder / HEADS, heads.state_dict())
-        write_card(folder, _card(report, base, folder, name, data, settings))
+        _write_card(report, base, folder, name, data, settings)
         if files is not None:
             _write_aligned(heads, folder, *files)
         manifest: dict[str, Any] = {
@@ -214,14 +200,14 @@ def align(
         return report
 
 
-def _card(
+def _write_card(
     report: AlignReport,
     base: Encoder | None,
     folder: Path,
     name: str,
     data: str,
     settings: AlignSettings,
-) -> Card:
+) -> None:
     counts = report.images
     held_out = f"held-out pictures ({counts['test']})"
     figures = [(f"{held_out}, with the heads", report.after)]
@@ -231,15 +217,15 @@ def _card(
         gain = gain_line(report.overall)
         notes = [f"The mean of the six changes by {gain} (paired bootstrap over pictures)."]
     licence = base.spec.licence if base is not None else "that of the vectors"
-    return Card(
-        name=folder.name,
-        what=f"Projection heads ({settings.head}) trained to bring pictures and captions closer "
+    write_card(
+        folder,
+        f"Projection heads ({settings.head}) trained to bring pictures and captions closer "
         "together than the model below them does, on data like this.",
         base=f"`{base.spec.model}`, frozen" if base is not None else "vectors from elsewhere",
         data=[f"{data}: {counts['train']} pictures; {counts['val']} more chose the epoch"],
         figures=figures,
         licence=f"those of the base ({licence}), and of the data",
-        made_by="`mmsearch train align`; its log and plot are in `training`",
+        made_by="mmsearch train align",
         use=(
             f"mmsearch index FOLDER --model {name}" if base is not None
             else "the aligned vectors are in `text.npy` and `image.npy`"
@@ -261,8 +247,9 @@ def load_heads(folder: Path) -> AlignedHeads:
         heads = AlignedHeads(HeadsConfig.from_json(aligned.heads))
         heads.load_state_dict(load_weights(folder / HEADS))
     except (OSError, TrainingError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelNotFound(f"{folder / HEADS}: heads that cannot be loaded: {reason}") from error
+        raise ModelNotFound(
+            f"{folder / HEADS}: heads that cannot be loaded: {in_a_line(error)}"
+        ) from error
     return heads.eval()
 
 

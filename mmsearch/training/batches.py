@@ -7,7 +7,7 @@ what a run without a break would have seen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mmsearch.errors import MmsearchError, UsageError
+from mmsearch.jobs.runner import parts
 
 
 class ImageInputs(Protocol):
@@ -74,7 +75,9 @@ class Plan:
     def __init__(self, sources: Sequence[Source], batch: int, seed: int) -> None:
         self._sizes = [len(source.images) for source in sources]
         self._seed = seed
-        self.rows = _shares([source.weight for source in sources], batch)
+        weights = [source.weight for source in sources]
+        self.rows = [int(batch * weight / sum(weights)) for weight in weights]
+        self.rows[0] += batch - sum(self.rows)  # what is left
         for source, rows in zip(sources, self.rows, strict=True):
             if not rows:
                 raise UsageError(
@@ -114,11 +117,9 @@ def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def _shares(weights: Sequence[float], batch: int) -> list[int]:
-    """How many rows of a batch each weight gets: they add up, and the first takes what is left."""
-    rows = [int(batch * weight / sum(weights)) for weight in weights]
-    rows[0] += batch - sum(rows)
-    return rows
+def seed_of(*key: int) -> int:
+    """A seed that torch takes, another for every key."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Examples:
@@ -127,9 +128,6 @@ class Examples:
     def __init__(self, sources: Sequence[Source], word_drop: float = 0.0) -> None:
         self._sources = sources
         self._word_drop = word_drop
-
-    def __len__(self) -> int:
-        return sum(len(source.images) for source in self._sources)
 
     def __getitem__(self, row: Row) -> Example:
         source = self._sources[row.source]
@@ -140,10 +138,9 @@ class Examples:
         if self._word_drop:
             text = drop_words(text, self._word_drop, rng)
         image = source.images.load(row.place, int(rng.integers(2**62)))
-        nothing = torch.empty(0)
-        if source.teacher is None:
-            return Example(image, text, nothing, nothing)
         taught = source.teacher
+        if taught is None:
+            return Example(image, text, torch.empty(0), torch.empty(0))
         return Example(image, text, taught.images[row.place], taught.texts[row.place][which])
 
 
@@ -166,20 +163,6 @@ def drop_words(
     return found
 
 
-class _Batches:
-    """The rows of this process, batch by batch, from a step on."""
-
-    def __init__(self, plan: Plan, steps: range, rank: int, world: int) -> None:
-        self._plan, self._steps, self._rank, self._world = plan, steps, rank, world
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __iter__(self) -> Iterator[list[Row]]:
-        for step in self._steps:
-            yield self._plan.batch(step)[self._rank :: self._world]
-
-
 def load_batches(
     examples: Examples,
     plan: Plan,
@@ -191,54 +174,35 @@ def load_batches(
     world: int = 1,
 ) -> Iterator[Example]:
     """The batches of some steps, loaded ahead by `workers` processes where there are any."""
-    loader = DataLoader(
-        _Carrying(examples.__getitem__, len(examples)),
-        batch_sampler=_Batches(plan, steps, rank, world),
-        num_workers=workers,
-        pin_memory=pin,
-        collate_fn=_collated,
-    )
-    return _raising(loader)
+    rows = (plan.batch(step)[rank::world] for step in steps)
+    return _loaded(examples.__getitem__, rows, workers, pin=pin)
 
 
 def load_images(images: ImageInputs, block: int, workers: int = 0) -> Iterator[torch.Tensor]:
     """All images in order, a block at a time, as they are without augmentation."""
-    found = DataLoader(
-        _Carrying(functools.partial(_plain, images), len(images)),
-        batch_size=block,
-        num_workers=workers,
-        collate_fn=_collated,
-    )
-    return _raising(found)
+    blocks = parts(range(len(images)), block)
+    return _loaded(functools.partial(images.load, seed=0), blocks, workers)
 
 
-def _plain(images: ImageInputs, place: int) -> torch.Tensor:
-    return images.load(place, 0)
-
-
-class _Carrying(Dataset[Any]):
-    """A dataset whose own errors are items: a worker process would wrap them in a traceback."""
-
-    def __init__(self, load: Callable[[Any], Any], count: int) -> None:
-        self._load, self._count = load, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self._load(key)
-        except MmsearchError as error:
-            return error
-
-
-def _collated(items: list[Any]) -> Any:
-    wrong = next((item for item in items if isinstance(item, MmsearchError)), None)
-    return wrong if wrong is not None else default_collate(items)
-
-
-def _raising(loader: DataLoader[Any]) -> Iterator[Any]:
-    for batch in loader:
+def _loaded(
+    load: Callable[[Any], Any], batches: Iterable[list[Any]], workers: int, *, pin: bool = False
+) -> Iterator[Any]:
+    for batch in DataLoader(
+        _Batches(load), batch_size=None, sampler=batches, num_workers=workers, pin_memory=pin
+    ):
         if isinstance(batch, MmsearchError):
             raise batch
         yield batch
+
+
+class _Batches(Dataset[Any]):
+    """Whole batches. An error of our own is one too: a worker would wrap it in a traceback."""
+
+    def __init__(self, load: Callable[[Any], Any]) -> None:
+        self._load = load
+
+    def __getitem__(self, keys: list[Any]) -> Any:
+        try:
+            return default_collate([self._load(key) for key in keys])
+        except MmsearchError as error:
+            return error

@@ -6,34 +6,38 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import LICENCES, cached_files, name_of
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
-from mmsearch.training.card import Card, write_card
-from mmsearch.training.checkpoint import load_weights, save_weights, weights_remarks
-from mmsearch.training.distributed import from_first, require_same
-from mmsearch.training.embedding import embed_pictures, embed_texts
-from mmsearch.training.history import Entry
-from mmsearch.training.losses import ContrastiveLoss, Teacher
+from mmsearch.training.distributed import barrier, from_first, require_same
+from mmsearch.training.features import embed_pictures, embed_texts
+from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.network import merge_state, save_model, start_network, tokenizer_of
 from mmsearch.training.recipe import DataTable, HeldOutTable, Recipe, Stage
-from mmsearch.training.runs import Place, check_room, run_folder
+from mmsearch.training.report import Entry, write_card
+from mmsearch.training.runs import (
+    Place,
+    check_room,
+    check_run,
+    load_weights,
+    run_folder,
+    save_weights,
+    weights_remarks,
+)
 from mmsearch.training.schedule import check_schedule
 from mmsearch.training.sets import LabelledFiles, keep_apart, read_set
-from mmsearch.training.trainer import Outcome, Setting, Trainer, check_run
-from mmsearch.training.validation import LEAST, Validation, recall_line, validate
+from mmsearch.training.trainer import Outcome, Setting, Trainer
+from mmsearch.training.validation import LEAST, recall_line, validate
 from mmsearch.training.views import (
     Pictures,
     Prefix,
@@ -104,22 +108,20 @@ def train_clip(
     run.check_stages()
     teacher = open_model(place.model(recipe.teacher.model).name) if recipe.teacher else None
     names = run.names(teacher.spec.space if teacher is not None else None)
-    if place.world > 1:
-        require_same(names, "data or weights")
+    require_same(names, "data or weights")
     if not restart:
         check_run(place.run, names)
     with nullcontext() if place.rank else run_folder(place.folder, restart=restart, uses=uses):
-        if place.world > 1:
-            dist.barrier()  # until the folder is the run's
+        barrier()  # until the folder is the run's
         has_learned = run.train(names, run.teach(teacher))
         report = None
         if place.rank == 0:
             report = ClipReport(
                 place.folder, run.measure(held_out), run.measure(test) if test else None
             )
-            write_card(place.folder, _card(run, report, has_learned=has_learned))
+            _write_card(run, report, has_learned=has_learned)
             save_model(network, recipe.model, tokenizer, place)  # last: by it the folder is a model
-        found: ClipReport = run.of_first(report)
+        found: ClipReport = from_first(report, place.device)
         return found
 
 
@@ -148,13 +150,7 @@ class _Run:
 
     def check_stages(self) -> None:
         """Finds in all stages what would fail once earlier work was removed, or done in vain."""
-        plain = plain_transform(preprocess_of(self.network))
-        for one in self.sets:
-            self._augmentation(one)
-        sources = [
-            Source(one.name, Pictures(one.files, plain, 1), one.tokens, _table(one).weight)
-            for one in self.sets
-        ]
+        sources = self._sources(self.recipe.stage[0], None, [None] * len(self.sets))
         for stage in self.recipe.stage:
             _, learner = self._parts(stage)
             check_schedule(learner, stage, self.place.world)
@@ -206,7 +202,7 @@ class _Run:
         has_learned = False
         for number, stage in enumerate(self.recipe.stage):
             trained = self.place.run / f"stage-{stage.name}.safetensors"
-            earlier = self.of_first(_earlier(trained, names[number]))
+            earlier = from_first(_earlier(trained, names[number]), self.place.device)
             outcome, history = earlier or self._learn(
                 stage, names[number], names[:number], history, taught
             )
@@ -225,10 +221,6 @@ class _Run:
             self.network.half().float()  # what is measured is what is kept
         return has_learned
 
-    def of_first(self, value: Any) -> Any:
-        """What the first process has."""
-        return from_first(value, self.place.device) if self.place.world > 1 else value
-
     def _learn(
         self,
         stage: Stage,
@@ -239,25 +231,18 @@ class _Run:
     ) -> tuple[Outcome, list[Entry]]:
         recipe, place = self.recipe, self.place
         prefix, learner = self._parts(stage)
-        plain = plain_transform(preprocess_of(self.network))
-        validation = Validation(self._inputs(self.held_out, plain, prefix, 1), self.held_out.tokens)
-        taught_by = recipe.teacher
+        held_out = self.held_out
         trainer = Trainer(
             learner,
-            list(self._sources(stage, prefix, taught)),
-            validation,
+            self._sources(stage, prefix, taught),
+            Source(held_out.name, self._inputs(held_out, None, prefix, 1), held_out.tokens),
             stage,
             Setting(
                 seed=recipe.seed, device=place.device, precision=recipe.precision, ema=recipe.ema,
                 word_drop=recipe.word_drop, workers=0 if stage.cache else place.workers,
                 rank=place.rank, world=place.world,
             ),
-            ContrastiveLoss(
-                recipe.loss,
-                Teacher(taught_by.weight, taught_by.scale) if taught_by else None,
-                place.rank,
-                place.world,
-            ),
+            ContrastiveLoss(recipe.loss, recipe.teacher, place.rank, place.world),
             place.run,
             run=name,
             before=before,
@@ -265,7 +250,7 @@ class _Run:
             on_progress=self.on_progress,
             notify=self.notify,
         )  # fmt: skip
-        return trainer.fit(), trainer.history.entries
+        return trainer.fit(), trainer.history
 
     def _parts(self, stage: Stage) -> tuple[Prefix | None, nn.Module]:
         """What is computed ahead for a stage, and what learns in it."""
@@ -275,51 +260,39 @@ class _Run:
 
     def _sources(
         self, stage: Stage, prefix: Prefix | None, taught: Sequence[Taught | None]
-    ) -> Iterator[Source]:
-        for one, teacher in zip(self.sets, taught, strict=True):
-            table = _table(one)
-            images = self._inputs(one, self._augmentation(one), prefix, table.views or stage.views)
-            yield Source(one.name, images, one.tokens, table.weight, teacher)
-
-    def _augmentation(self, one: LabelledFiles) -> Transform:
-        table = _table(one)
-        augment = self.recipe.augment if table.augment is None else table.augment
-        return training_transform(preprocess_of(self.network), augment, flip=table.flip)
+    ) -> list[Source]:
+        found = []
+        for table, one, teacher in zip(self.recipe.data, self.sets, taught, strict=True):
+            augment = self.recipe.augment if table.augment is None else table.augment
+            how = training_transform(preprocess_of(self.network), augment, flip=table.flip)
+            images = self._inputs(one, how, prefix, table.views or stage.views)
+            found.append(Source(one.name, images, one.tokens, table.weight, teacher))
+        return found
 
     def _inputs(
-        self, one: LabelledFiles, transform: Transform, prefix: Prefix | None, views: int
+        self, one: LabelledFiles, transform: Transform | None, prefix: Prefix | None, views: int
     ) -> ImageInputs:
-        pictures = Pictures(one.files, transform, _side(self.network))
+        """A set's pictures for the towers, as a search prepares them where no transform is told."""
+        how = preprocess_of(self.network)
+        side = how.size if isinstance(how.size, int) else max(how.size)
+        pictures = Pictures(one.files, transform or plain_transform(how), side)
         if prefix is None:
             return pictures
         place = self.place
-        if place.world > 1 and place.rank:
-            dist.barrier()  # the first process computes the views
+        if place.rank:
+            barrier()  # the first process computes the views
         found = compute_views(
             prefix, pictures, views, self.recipe.seed, place.cache, one.name, self.on_progress
         )
-        if place.world > 1 and not place.rank:
-            dist.barrier()
+        if not place.rank:
+            barrier()
         return found
 
     def measure(self, one: LabelledFiles) -> dict[str, float]:
         """The six recalls of the network as it now is, on a held-out set."""
-        plain = plain_transform(preprocess_of(self.network))
-        pictures = Pictures(one.files, plain, _side(self.network))
-        device = torch.device(self.place.device)
-        return validate(
-            self.network.to(device), Validation(pictures, one.tokens), device, self.place.workers
-        )
-
-
-def _table(one: LabelledFiles) -> DataTable:
-    assert isinstance(one.table, DataTable)
-    return one.table
-
-
-def _side(network: nn.Module) -> int:
-    size = preprocess_of(network).size
-    return size if isinstance(size, int) else max(size)
+        device, pictures = self.place.device, self._inputs(one, None, None, 1)
+        network = self.network.to(device)
+        return validate(network, Source(one.name, pictures, one.tokens), device, self.place.workers)
 
 
 def _earlier(path: Path, name: str) -> tuple[Outcome, list[Entry]] | None:
@@ -332,24 +305,18 @@ def _earlier(path: Path, name: str) -> tuple[Outcome, list[Entry]] | None:
     return outcome, json.loads(remarks["history"])
 
 
-def _card(run: _Run, report: ClipReport, *, has_learned: bool) -> Card:
+def _write_card(run: _Run, report: ClipReport, *, has_learned: bool) -> None:
     recipe, held_out = run.recipe, run.held_out
     notes = [recipe.card.notes] if recipe.card.notes else []
     if not has_learned:
         notes.insert(0, "Nothing that was trained did better on the validation pictures than the "
                         "start, so these are the weights that it started from.")  # fmt: skip
-    licence = recipe.card.licence
-    if licence is None:
-        base = LICENCES.get(recipe.model.weights or "", "see its card")
-        licence = (
-            f"those of the base ({base}), and of the data"
-            if recipe.model.weights
-            else ("those of the data, and of the parts")
-        )
-    start = (
-        recipe.model.weights
-        or f"the architecture {Path(recipe.model.config or '').name}, not trained"
-    )
+    start = recipe.model.weights
+    if start is not None:
+        terms = f"those of the base ({LICENCES.get(start, 'see its card')}), and of the data"
+    else:
+        start = f"the architecture {Path(recipe.model.config or '').name}, not trained"
+        terms = "those of the data, and of the parts"
     parts = [f"{part} from {Path(file).name}" for part, file in recipe.model.parts.items()]
     if recipe.model.words:
         parts.append(f"token meanings from {Path(recipe.model.words).name}")
@@ -357,9 +324,9 @@ def _card(run: _Run, report: ClipReport, *, has_learned: bool) -> Card:
     figures = [(chosen_by, report.validation)]
     if report.test and recipe.test:
         figures.append((f"{recipe.test.labels}, {recipe.test.split}", report.test))
-    return Card(
-        name=report.folder.name,
-        what="An open_clip model for mmsearch, trained by contrast of pictures and captions.",
+    write_card(
+        report.folder,
+        "An open_clip model for mmsearch, trained by contrast of pictures and captions.",
         base="; ".join([start, *parts]),
         data=[
             f"{one.name}: {len(one.files)} pictures, "
@@ -367,8 +334,8 @@ def _card(run: _Run, report: ClipReport, *, has_learned: bool) -> Card:
             for one in run.sets
         ],
         figures=figures,
-        licence=licence,
-        made_by="`mmsearch train clip`; its log and plot are in `training`",
+        licence=terms if recipe.card.licence is None else recipe.card.licence,
+        made_by="mmsearch train clip",
         use=f"mmsearch index FOLDER --model {name_of(report.folder, run.place.home)}",
         notes=notes,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mmsearch.errors import TrainingError, UsageError
+from mmsearch.errors import TrainingError, UsageError, in_a_line
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ def processes(device: str) -> Iterator[Process]:
                 "--device cuda, and CUDA_VISIBLE_DEVICES=0,1 for which"
             )
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    _check(device)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        reason = in_a_line(error).partition(". ")[0]
+        if reason.startswith("Expected one of"):  # and then some twenty that nobody has
+            reason = "torch knows no such device; take cpu, or cuda"
+        raise UsageError(f"device '{device}' cannot be used: {reason}") from error
     if world == 1:
         yield Process(0, 1, device)
         return
@@ -69,8 +75,21 @@ def processes(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
+def are_several() -> bool:
+    """Whether processes train together: this is one of them."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if are_several():
+        dist.barrier()
+
+
 def from_first(value: Any, device: torch.device | str) -> Any:
     """What the first process has, in every process: the others wait for it."""
+    if not are_several():
+        return value
     held = [value]
     dist.broadcast_object_list(held, device=torch.device(device))
     return held[0]
@@ -82,17 +101,9 @@ def require_same(value: Any, what: str) -> None:
     Raises:
         TrainingError: they do not.
     """
+    if not are_several():
+        return
     found = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     if any(other != found[0] for other in found):
         raise TrainingError(f"the processes see different {what}: are all files the same to all?")
-
-
-def _check(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
-        reason = " ".join(str(error).split()).partition(". ")[0][:200]
-        if reason.startswith("Expected one of"):  # and then some twenty that nobody has
-            reason = "torch knows no such device; take cpu, or cuda"
-        raise UsageError(f"device '{device}' cannot be used: {reason}") from error

@@ -5,24 +5,31 @@ from __future__ import annotations
 import itertools
 import logging
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mmsearch.config import available_cores
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError, UsageError
-from mmsearch.training.embedding import embed_pictures, embed_texts
-from mmsearch.training.sets import known_split, merge_copies
+from mmsearch.jobs.runner import Runner
+from mmsearch.media.fit import fit
+from mmsearch.training.runs import State, remembered
+from mmsearch.training.sets import known_split, merge_copies, picture_of
 from mmsearch.training.validation import LEAST
-from mmsearch.types import Notify, OnProgress, Vectors
+from mmsearch.training.views import decoders, stamps
+from mmsearch.types import Notify, OnProgress, Progress, Vectors
 
 log = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
+_TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,92 @@ def embed_set(
     owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
     found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
     return Features(vectors, found, owner, splits_of([i.split for i in usable], seed))
+
+
+def embed_pictures(
+    encoder: Encoder, files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress
+) -> tuple[Vectors, NDArray[np.bool_]]:
+    """The vectors of the pictures that can be used, (m, dim), and which of them can, (n,).
+
+    Both come from `cache` where the same files were embedded before, which is kept portion by
+    portion. Pictures that are damaged or missing are not used.
+
+    Raises:
+        LabelsError: a picture that is there and cannot be read.
+    """
+
+    def embed(part: Sequence[Path], start: int) -> State:
+        pictures = _Pictures(
+            encoder, part, lambda done: on_progress(Progress(job, start + done, len(files)))
+        )
+        Runner(decoders(), available_cores()).run(pictures, len(part))
+        vectors, good = np.concatenate(pictures.vectors), np.array(pictures.good, "u1")
+        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good)}
+
+    def about(part: Sequence[Path], _start: int) -> Any:
+        return [encoder.spec.space, encoder.precision, stamps(part)]
+
+    found = list(remembered(cache, "features", files, about, embed))
+    vectors = [np.empty((0, encoder.spec.dim), np.float32)]
+    vectors += [part["images"].numpy() for part in found]
+    good = [np.empty(0, bool), *(part["good"].numpy().astype(bool) for part in found)]
+    return np.concatenate(vectors), np.concatenate(good)
+
+
+@dataclass
+class _Pictures:
+    """Embeds picture files. A `mmsearch.jobs.runner.Job` whose outcome is kept here."""
+
+    encoder: Encoder
+    files: Sequence[Path]
+    told: Callable[[int], None]
+    size: int = 64
+    vectors: list[Vectors] = field(default_factory=list)
+    good: list[bool] = field(default_factory=list)
+
+    def missing(self) -> Iterator[Path]:
+        return iter(self.files)
+
+    def read(self, item: Path) -> NDArray[np.uint8] | None:
+        how = self.encoder.spec.preprocess
+        image = picture_of(item, max(how.size))
+        return fit(image, how) if image is not None else None
+
+    def compute(self, reads: Sequence[NDArray[np.uint8] | None]) -> tuple[list[bool], Vectors]:
+        usable = [pixels for pixels in reads if pixels is not None]
+        nothing = np.empty((0, self.encoder.spec.dim), np.float32)
+        found = self.encoder.encode("image", np.stack(usable)) if usable else nothing
+        return [pixels is not None for pixels in reads], found
+
+    def commit(self, outcomes: Sequence[tuple[list[bool], Vectors]]) -> None:
+        for good, vectors in outcomes:
+            self.good += good
+            self.vectors.append(vectors)
+        self.told(len(self.good))
+
+
+def embed_texts(
+    encoder: Encoder, texts: Sequence[str], cache: Path, job: str, on_progress: OnProgress
+) -> Vectors:
+    """The vectors of texts, (n, dim), from `cache` where they were embedded before."""
+    each = list(dict.fromkeys(texts))  # captions that are made from names come again and again
+
+    def embed(part: Sequence[str], first: int) -> State:
+        found = []
+        for start in range(0, len(part), _TEXTS):
+            found.append(encoder.encode("text", part[start : start + _TEXTS]))
+            done = first + min(start + _TEXTS, len(part))
+            on_progress(Progress(job, done, len(each)))
+        return {"texts": torch.from_numpy(np.concatenate(found))}
+
+    def about(part: Sequence[str], _start: int) -> Any:
+        return [encoder.spec.space, encoder.precision, part]
+
+    found = [np.empty((0, encoder.spec.dim), np.float32)]
+    found += [part["texts"].numpy() for part in remembered(cache, "captions", each, about, embed)]
+    rows = {text: row for row, text in enumerate(each)}
+    vectors: Vectors = np.concatenate(found)[[rows[text] for text in texts]]
+    return vectors
 
 
 def read_features(text: Path, image: Path, seed: int) -> Features:

@@ -16,10 +16,9 @@ from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_cli
 from mmsearch.encoders.registry import tower_source
 from mmsearch.errors import UsageError
 from mmsearch.store.files import write_durably
-from mmsearch.training.checkpoint import State, load_weights, save_weights
 from mmsearch.training.losses import SIGLIP_BIAS, SIGLIP_SCALE
 from mmsearch.training.recipe import ModelTable, Recipe
-from mmsearch.training.runs import Place
+from mmsearch.training.runs import Place, State, load_weights, save_weights
 from mmsearch.training.views import preprocess_of
 from mmsearch.training.words import give_meanings
 

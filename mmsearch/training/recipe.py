@@ -16,6 +16,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+LossKind = Literal["clip", "siglip"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class TeacherTable(_Table):
     model: str
     weight: Positive = 1.0
     scale: Positive = 100.0
+    """1/T of the softmax over the teacher's cosines."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Recipe(_Table):
     """Measured once, at the end, for the model card."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
-    loss: Literal["clip", "siglip"] = "clip"
+    loss: LossKind = "clip"
     ema: Share | None = None
     word_drop: Share = 0.0
     augment: dict[str, Any] = field(default_factory=dict)

@@ -9,11 +9,11 @@ photo, each photo its caption.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +30,10 @@ from mmsearch.networks.matching import CrossAttention, LateInteraction
 from mmsearch.search.rerank import Kind, Mix, Parts, Reranker, nearness, tokens_of
 from mmsearch.search.trained import Network
 from mmsearch.store.patches import pack_patches, unpack_patches
-from mmsearch.training.embedding import embed_texts, portions, remembered
+from mmsearch.training.batches import seed_of
 from mmsearch.training.export import export_network
+from mmsearch.training.features import embed_texts
+from mmsearch.training.runs import remembered
 from mmsearch.training.views import decoders, open_picture, stamps
 from mmsearch.types import OnProgress, Progress, Vectors, no_progress
 
@@ -123,11 +125,6 @@ def embed_photos(
     return Photos(patches, unit.astype(np.float32), tokens, vectors, owner)
 
 
-def _seed_of(*key: int) -> int:
-    """A seed that torch takes, another for every key."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def _vectors(packed: Sequence[bytes], dim: int) -> Vectors:
     """The vectors of packed patches, which stand before these."""
     return np.stack([np.frombuffer(one, "<f2", dim) for one in packed]).astype(np.float32)
@@ -166,7 +163,7 @@ def _embed_view(
             for first in range(0, len(part), _PICTURES):
                 images = list(pool.map(opened, part[first : first + _PICTURES]))
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(_seed_of(seed, number, start + first))
+                    torch.manual_seed(seed_of(seed, number, start + first))
                     views = [augment(image) for image in images if image is not None]
                 packed: list[bytes] = []
                 if views:
@@ -183,16 +180,15 @@ def _embed_view(
         good = torch.tensor([bool(one) for one in found])
         return {"patches": torch.from_numpy(np.stack(rows)), "good": good.to(torch.uint8)}
 
-    kept: list[bytes] = []
-    for portion in portions(len(files)):
-        part = files[portion]
-        about = [_VIEWS_VERSION, patch_encoder.spec.space, patch_encoder.preprocess.size, seed,
-                 number, portion.start, stamps(part)]  # fmt: skip
-        made = remembered(cache, "patches", about, functools.partial(embed, part, portion.start))
-        good = made["good"].numpy()
-        kept += [row.tobytes() if good[place] else b""
-                 for place, row in enumerate(made["patches"].numpy())]  # fmt: skip
-    return kept
+    def about(part: Sequence[Path], start: int) -> Any:
+        how = [_VIEWS_VERSION, patch_encoder.spec.space, patch_encoder.preprocess.size]
+        return [*how, seed, number, start, stamps(part)]
+
+    return [
+        row.tobytes() if good else b""
+        for made in remembered(cache, "patches", files, about, embed)
+        for row, good in zip(made["patches"].numpy(), made["good"].tolist(), strict=True)
+    ]
 
 
 def fit_network(

@@ -49,9 +49,13 @@ def check_schedule(network: nn.Module, schedule: Schedule, world: int) -> None:
 
 
 def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
-    """What learns, by rate and decay: matrices decay; biases, norms and embeddings do not."""
+    """What learns, by rate and decay: matrices decay; biases, norms and embeddings do not.
+
+    What does not learn is frozen.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
+        parameter.requires_grad = not is_below(name, schedule.freeze)
         if not parameter.requires_grad:
             continue
         longest = max((n for n in schedule.rates if is_below(name, (n,))), key=len, default=None)

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from mmsearch.config import available_cores
 from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
-from mmsearch.errors import LabelsError, UsageError
+from mmsearch.errors import DecodeError, LabelsError, UsageError
 from mmsearch.media.fingerprint import content_hash
-from mmsearch.training.embedding import unusable
 from mmsearch.training.recipe import DataTable, HeldOutTable
-from mmsearch.types import Notify, OnProgress
+from mmsearch.training.runs import State, remembered
+from mmsearch.training.views import decode_picture, decoders, stamps
+from mmsearch.types import Notify, OnProgress, Progress
 
 _KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 _RANK = {"train": 0, "val": 1, "test": 2}
@@ -28,7 +31,6 @@ class LabelledFiles:
     """A labelled set whose files were found."""
 
     name: str
-    table: DataTable | HeldOutTable
     files: list[Path]
     images: list[LabelledImage]
     tokens: list[torch.Tensor]
@@ -66,7 +68,11 @@ def read_set(
         wanted = table.split
     else:
         wanted = ", ".join(table.splits)
-        chosen = [image for image in labelled.images if _is_wanted(table, image.split)]
+        splits = [name.lower() for name in table.splits]
+        chosen = [
+            image for image in labelled.images
+            if (image.split in splits if splits else known_split(image.split) == "train")
+        ]  # fmt: skip
     chosen = [image for image in chosen if image.captions]
     if not chosen:
         raise UsageError(f"{labels}: no captioned picture in the split '{wanted}'")
@@ -86,13 +92,43 @@ def read_set(
         notify(f"{name}: damaged pictures are left out ({len(bad)}): "
                f"{first}")  # fmt: skip
     tokens = [tokenize(image.captions) for image in chosen]
-    found = LabelledFiles(name, table, files, chosen, tokens)
+    found = LabelledFiles(name, files, chosen, tokens)
     return found.only([row for row in range(len(files)) if row not in bad])
 
 
-def _is_wanted(table: DataTable, split: str) -> bool:
-    wanted = [name.lower() for name in table.splits]
-    return split in wanted if table.splits else known_split(split) == "train"
+def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress) -> set[int]:
+    """The places of the pictures that are damaged; `cache` remembers what was looked at.
+
+    Raises:
+        LabelsError: a picture that cannot be read.
+    """
+    good: list[bool] = []
+    with decoders().threads(available_cores()) as pool:
+
+        def look(part: Sequence[Path], _start: int) -> State:
+            found = pool.map(lambda file: picture_of(file, 1) is not None, part)
+            return {"good": torch.tensor(list(found), dtype=torch.uint8)}
+
+        for looked in remembered(cache, "looked", files, lambda part, _: stamps(part), look):
+            good += looked["good"].tolist()
+            on_progress(Progress(job, len(good), len(files)))
+    return {place for place, is_good in enumerate(good) if not is_good}
+
+
+def picture_of(file: Path, side: int) -> Image.Image | None:
+    """A labelled picture, at least twice `side` where it is that large; None: not to be used.
+
+    Raises:
+        LabelsError: it is there and cannot be read.
+    """
+    try:
+        return decode_picture(file, side)
+    except (DecodeError, FileNotFoundError):
+        return None
+    except OSError as error:  # permissions, a network disk: the file may be fine
+        raise LabelsError(
+            f"{file}: cannot be read: {error.strerror}; correct that, or leave it out of the labels"
+        ) from error
 
 
 def known_split(split: str) -> str:
@@ -117,13 +153,12 @@ def merge_copies(
         notify(f"{len(images) - len(together)} pictures are listed twice or copies of others: "
                "their captions are taken for those of one picture (the first: "
                f"{some[1].file})")  # fmt: skip
-    return [_joined(copies) for copies in together.values()]
-
-
-def _joined(copies: Sequence[LabelledImage]) -> LabelledImage:
-    captions = dict.fromkeys(text for image in copies for text in image.captions)
-    held = max((image.split for image in copies), key=lambda split: _RANK[known_split(split)])
-    return replace(copies[0], captions=tuple(captions), split=held)
+    found = []
+    for copies in together.values():
+        captions = dict.fromkeys(text for image in copies for text in image.captions)
+        held = max((image.split for image in copies), key=lambda split: _RANK[known_split(split)])
+        found.append(replace(copies[0], captions=tuple(captions), split=held))
+    return found
 
 
 def keep_apart(

@@ -6,33 +6,41 @@ import ctypes
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmsearch.errors import Interrupted, TrainingError
-from mmsearch.training.batches import Example, Examples, Plan, Source, load_batches
-from mmsearch.training.checkpoint import State, load_checkpoint, save_checkpoint, save_weights
-from mmsearch.training.distributed import from_first
-from mmsearch.training.gradients import cached_backward
-from mmsearch.training.history import Entry, History
-from mmsearch.training.losses import ContrastiveLoss, Embeddings, clamp_scale
+from mmsearch.training.batches import Example, Examples, Plan, Source, load_batches, seed_of
+from mmsearch.training.distributed import barrier, from_first
+from mmsearch.training.losses import (
+    ContrastiveLoss,
+    Embeddings,
+    cached_backward,
+    clamp_scale,
+)
 from mmsearch.training.recipe import Schedule
+from mmsearch.training.report import Entry, write_log
+from mmsearch.training.runs import (
+    CHECKPOINT,
+    State,
+    check_run,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from mmsearch.training.schedule import check_schedule, is_below, parameter_groups
-from mmsearch.training.validation import Validation, recall_line, validate
+from mmsearch.training.validation import recall_line, validate
 from mmsearch.types import OnProgress, Progress, no_progress
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"
 
 _DIVERGED = 1.0  # nats above what the beginning and what guessing cost
 _RISING = 0.5  # nats above its lowest: such weights do not replace the last good ones
@@ -77,7 +85,7 @@ class Trainer:
         self,
         network: nn.Module,
         sources: Sequence[Source],
-        validation: Validation,
+        validation: Source,
         schedule: Schedule,
         setting: Setting,
         loss: ContrastiveLoss,
@@ -116,7 +124,6 @@ class Trainer:
         self.total = max(1, round(schedule.epochs * self._plan.steps_per_epoch))
         self._every = max(1, round(schedule.validate_every * self._plan.steps_per_epoch))
         self._drop_inputs()
-        self._freeze()
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self.network, schedule), betas=schedule.betas
         )
@@ -133,7 +140,7 @@ class Trainer:
         self._sum = self._counted = 0.0
         self.seconds = 0.0
         self._best: Outcome | None = None
-        self.history = History(history)
+        self.history = list(history)
         self._drawn = -math.inf
 
     # -- the loop --------------------------------------------------------------------------
@@ -146,21 +153,32 @@ class Trainer:
                 what guessing costs, or two above the lowest that it has been at lately.
             Interrupted: by Ctrl-C; the same run resumes from the last checkpoint.
         """
-        self._share_network()
+        if self.setting.world > 1:
+            # The first process's weights and its statistics, which batches decide.
+            for value in self.network.state_dict().values():
+                dist.broadcast(value, 0)
         resumed = self._resume()
         try:
-            with _enough_memory(self.schedule):
-                self._loop(resumed)
+            self._loop(resumed)
         except KeyboardInterrupt:
             # What a step has half done is not saved: it would not be what an undisturbed run has.
             raise Interrupted(
                 f"interrupted at step {self.step} of {self.total}: the same command, without "
                 f"--restart, resumes from step {self._saved_step}"
             ) from None
+        except (RuntimeError, MemoryError) as error:
+            full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not full and "allocate memory" not in str(error):
+                raise
+            through = self.schedule.chunk or self.schedule.batch
+            raise TrainingError(
+                f"stage '{self.schedule.name}': the memory is full, with {through} pairs at once "
+                "in a step; a smaller chunk (gradient caching) learns the same from less"
+            ) from error
         finally:
             with suppress(OSError, TrainingError):  # what stopped the run is what must be told
                 self._show(last=True)
-        best: Outcome | None = self._of_first(self._best)
+        best: Outcome | None = from_first(self._best, self._device)
         assert best is not None
         if not best.step:
             self._notify("nothing that was trained does better on the validation pictures than "
@@ -199,7 +217,7 @@ class Trainer:
     def _learn(self, batch: Example) -> None:
         self._mode()
         # What drops out depends on the step alone, not on what ran before it.
-        torch.manual_seed(_mixed(self.setting.seed, self.step, self.setting.rank))
+        torch.manual_seed(seed_of(self.setting.seed, self.step, self.setting.rank))
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._backward(Example(*(part.to(self._device) for part in batch)))
         loss = self._shared_gradients(loss)
@@ -215,23 +233,17 @@ class Trainer:
 
     def _backward(self, batch: Example) -> float:
         """Puts the gradients of the batch's loss into the parameters; returns the loss."""
-        taught = (
-            Embeddings(batch.teacher_image, batch.teacher_text)
-            if batch.teacher_image.numel()
-            else None
-        )
+        taught = Embeddings(batch.teacher_image, batch.teacher_text)
+
+        def loss_of(own: Embeddings) -> torch.Tensor:
+            return self._loss(own, self.network, taught if taught.image.numel() else None)
+
         chunk = self.schedule.chunk
-        if chunk is None or chunk >= len(batch.image):
-            loss = self._loss(self._embed(batch.image, batch.text), self.network, taught)
-            loss.backward()
-            return loss.item()
-        return cached_backward(
-            self._embed,
-            lambda own: self._loss(own, self.network, taught),
-            batch.image,
-            batch.text,
-            chunk,
-        )
+        if chunk is not None and chunk < len(batch.image):
+            return cached_backward(self._embed, loss_of, batch.image, batch.text, chunk)
+        loss = loss_of(self._embed(batch.image, batch.text))
+        loss.backward()
+        return loss.item()
 
     def _embed(self, image: torch.Tensor, text: torch.Tensor) -> Embeddings:
         if image.ndim == 4 and self._device.type == "cuda":
@@ -239,13 +251,11 @@ class Trainer:
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self.setting.precision == "bf16"
         ):
-            pair = (
-                self.network.encode_image(image, normalize=True),
-                self.network.encode_text(text, normalize=True),
-            )
+            images = self.network.encode_image(image, normalize=True)
+            texts = self.network.encode_text(text, normalize=True)
         # The softmax over the batch needs more than bf16's 8 bits.
         kind = self.network.logit_scale.dtype
-        return Embeddings(pair[0].to(kind), pair[1].to(kind))
+        return Embeddings(images.to(kind), texts.to(kind))
 
     def _shared_gradients(self, loss: float) -> float:
         """The mean of gradients and loss over all processes."""
@@ -298,10 +308,6 @@ class Trainer:
     def _learning(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _freeze(self) -> None:
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad = not is_below(name, self.schedule.freeze)
-
     def _mode(self) -> None:
         self.network.train()
         for name, module in self.network.named_modules():
@@ -328,25 +334,13 @@ class Trainer:
     def _shown(self) -> Any:
         return self._average.module if self._average is not None else self.network
 
-    def _of_first(self, value: Any) -> Any:
-        """What the first process has: the others wait for it."""
-        if self.setting.world == 1:
-            return value
-        return from_first(value, self._device)
-
-    def _share_network(self) -> None:
-        """Gives every process the first one's weights, and its statistics, which batches decide."""
-        if self.setting.world > 1:
-            for value in self.network.state_dict().values():
-                dist.broadcast(value, 0)
-
     def _validate(self) -> None:
         """Measures where the run stands: in the first process, which alone keeps the best."""
         recall = None
         if not self.setting.rank:
             with suppress(ArithmeticError):
                 recall = validate(self._shown, self._validation, self._device, self.setting.workers)
-        recall = self._of_first(recall)
+        recall = from_first(recall, self._device)
         if recall is None:
             raise self._stopped(
                 "a validation vector is not a finite number", "a lower rate, or fp32"
@@ -356,11 +350,11 @@ class Trainer:
         score = sum(recall.values()) / len(recall)
         epoch = self.step / self._plan.steps_per_epoch
         mean = self._sum / self._counted if self._counted else math.nan
-        self.history.add(
-            stage=self.schedule.name, step=self.step, epoch=epoch, loss=mean,
-            scale=self.network.logit_scale.exp().item(),
-            rate=float(self._rates.get_last_lr()[0]), seconds=self.seconds, **recall,
-        )  # fmt: skip
+        self.history.append({
+            "stage": self.schedule.name, "step": self.step, "epoch": epoch, "loss": mean,
+            "scale": self.network.logit_scale.exp().item(),
+            "rate": float(self._rates.get_last_lr()[0]), "seconds": self.seconds, **recall,
+        })  # fmt: skip
         self._sum = self._counted = 0.0
         learned = f"loss {mean:.3f}, " if math.isfinite(mean) else ""
         self._notify(
@@ -388,7 +382,7 @@ class Trainer:
             "counted": self._counted,
             "seconds": self.seconds,
             "best": vars(self._best) if self._best is not None else None,
-            "history": self.history.entries,
+            "history": self.history,
         }
         began = time.monotonic()
         save_checkpoint(self._folder / CHECKPOINT, state)
@@ -401,7 +395,7 @@ class Trainer:
         if self.setting.rank:
             return
         plot = last or time.monotonic() - self._drawn > _DRAW_SECONDS
-        self.history.write(self._folder, plot=plot)
+        write_log(self._folder, self.history, plot=plot)
         if plot:
             self._drawn = time.monotonic()
         if self._best is not None:
@@ -411,11 +405,10 @@ class Trainer:
         """Takes up this stage's checkpoint; whether there was one."""
         check_run(self._folder, {self._run, *self._before})
         state = load_checkpoint(self._folder / CHECKPOINT)
-        if self.setting.world > 1:
-            dist.barrier()  # the first process replaces it soon
+        barrier()  # the first process replaces it soon
         if state is None or state["run"] != self._run:
             return False  # an earlier stage's: what came of it is here already
-        self.history = History(state["history"])
+        self.history = state["history"]
         self.step = self._saved_step = int(state["step"])
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -428,40 +421,6 @@ class Trainer:
         self.seconds = float(state["seconds"])
         self._notify(f"going on at step {self.step} of {self.total}")
         return True
-
-
-def check_run(folder: Path, runs: Collection[str]) -> None:
-    """Makes sure that a checkpoint in a folder, where there is one, belongs to one of these runs.
-
-    Raises:
-        TrainingError: it does not, or is damaged.
-    """
-    state = load_checkpoint(folder / CHECKPOINT, mapped=True)
-    if state is not None and state.get("run") not in runs:
-        raise TrainingError(
-            f"{folder}: stage '{state.get('stage')}' was begun there with other settings or data; "
-            f"delete {CHECKPOINT} in it to train what has changed again, --restart begins "
-            "again, another --out keeps both"
-        )
-
-
-@contextmanager
-def _enough_memory(schedule: Schedule) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not full and "allocate memory" not in str(error):
-            raise
-        through = schedule.chunk or schedule.batch
-        raise TrainingError(
-            f"stage '{schedule.name}': the memory is full, with {through} pairs at once in a step; "
-            "a smaller chunk (gradient caching) learns the same from less"
-        ) from error
-
-
-def _mixed(*key: int) -> int:
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _keep_freed_memory() -> None:

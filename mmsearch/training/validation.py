@@ -2,71 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from mmsearch.evaluation.ranking import CUTOFFS, rank_of_best, recalls
-from mmsearch.training.batches import ImageInputs, load_images
-from mmsearch.training.losses import Embeddings
+from mmsearch.training.batches import Source, load_images
 
 #: Pictures that a split needs: the recalls of fewer measure nothing.
 LEAST = 10
 _QUERIES = 512
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The pairs that decide which weights are kept; never trained on."""
-
-    images: ImageInputs
-    texts: Sequence[torch.Tensor]
-
-    @property
-    def owner(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.texts)), [len(texts) for texts in self.texts])
-
-
-def embed_all(
-    network: Any,
-    images: ImageInputs,
-    texts: Sequence[torch.Tensor],
-    device: torch.device,
-    workers: int = 0,
-    block: int = 128,
-) -> Embeddings:
-    """Unit vectors of all pictures (n, dim) and of all captions (c, dim), on the CPU."""
-    network.eval()
-    with torch.inference_mode():
-        found = [
-            network.encode_image(batch.to(device), normalize=True).float().cpu()
-            for batch in load_images(images, block, workers)
-        ]
-        text = [
-            network.encode_text(part.to(device), normalize=True).float().cpu()
-            for part in torch.cat(list(texts)).split(4 * block)
-        ]
-    return Embeddings(torch.cat(found), torch.cat(text))
-
-
 def validate(
-    network: Any, validation: Validation, device: torch.device, workers: int = 0
+    network: Any, held_out: Source, device: torch.device | str, workers: int = 0, block: int = 128
 ) -> dict[str, float]:
     """Recall@1/5/10 both ways, in percent, by names such as "t2i_R@1".
 
     Args:
         workers: processes that load pictures; 0 is this one.
+        block: how many pictures go through the network at once.
 
     Raises:
         ArithmeticError: the network gives vectors that are no numbers.
     """
-    found = embed_all(network, validation.images, validation.texts, device, workers)
-    if not (found.image.isfinite().all() and found.text.isfinite().all()):
+    network.eval()
+    with torch.inference_mode():
+        images = torch.cat([
+            network.encode_image(batch.to(device), normalize=True).float().cpu()
+            for batch in load_images(held_out.images, block, workers)
+        ])  # fmt: skip
+        texts = torch.cat([
+            network.encode_text(part.to(device), normalize=True).float().cpu()
+            for part in torch.cat(list(held_out.texts)).split(4 * block)
+        ])  # fmt: skip
+    if not (images.isfinite().all() and texts.isfinite().all()):
         raise ArithmeticError("vectors that are not finite")
-    return recall_of(found.image.numpy(), found.text.numpy(), validation.owner)
+    owner = np.repeat(np.arange(len(held_out.texts)), [len(own) for own in held_out.texts])
+    return recall_of(images.numpy(), texts.numpy(), owner)
 
 
 def recall_of(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[str, float]:

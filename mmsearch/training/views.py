@@ -17,9 +17,10 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, RandomHorizontalFlip
 
-from mmsearch.errors import DecodeError, LabelsError, UsageError
+from mmsearch.errors import DecodeError, LabelsError, UsageError, in_a_line
 from mmsearch.jobs.runner import parts
 from mmsearch.media.sandbox import Decoders
-from mmsearch.training.checkpoint import replaced
+from mmsearch.training.batches import seed_of
+from mmsearch.training.runs import replaced
 from mmsearch.types import OnProgress, Progress
 
 log = logging.getLogger(__name__)
@@ -46,15 +48,15 @@ _PORTION = 512  # pictures
 _SAME = 1e-3  # fp16 keeps about as much
 
 
+@dataclass(frozen=True)
 class Transform:
     """From a picture to what an image tower takes; its name tells it from every other."""
 
-    def __init__(self, name: str, steps: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.name = name
-        self._steps = steps
+    name: str
+    steps: Callable[[Image.Image], torch.Tensor]
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self._steps(image)
+        return self.steps(image)
 
 
 def preprocess_of(network: nn.Module) -> PreprocessCfg:
@@ -89,8 +91,7 @@ def training_transform(how: PreprocessCfg, augment: dict[str, Any], *, flip: boo
             with _seeded(0):
                 steps(Image.new("RGB", (64, 48)))  # or it would fail at the first picture
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"augment: open_clip does not take it: {reason}") from error
+        raise UsageError(f"augment: open_clip does not take it: {in_a_line(error)}") from error
     if ignored:
         raise UsageError(f"augment: {', '.join(sorted(ignored))} need use_timm = true")
     if flip:
@@ -98,19 +99,19 @@ def training_transform(how: PreprocessCfg, augment: dict[str, Any], *, flip: boo
     return Transform(f"{how} {sorted(augment.items())} {flip}", steps)
 
 
+@dataclass(frozen=True)
 class Pictures:
     """Image files through a transform, decoded when they are asked for."""
 
-    def __init__(self, files: Sequence[Path], transform: Transform, side: int) -> None:
-        self.files = files
-        self.transform = transform
-        self._side = side
+    files: Sequence[Path]
+    transform: Transform
+    side: int
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, place: int, seed: int) -> torch.Tensor:
-        image = open_picture(self.files[place], self._side)
+        image = open_picture(self.files[place], self.side)
         with _seeded(seed):
             return self.transform(image)
 
@@ -201,9 +202,7 @@ class CachedViews:
 
 
 class _Reached(Exception):
-    def __init__(self, value: torch.Tensor) -> None:
-        super().__init__()
-        self.value = value
+    """Carries the output that was waited for."""
 
 
 class Prefix(nn.Module):
@@ -222,13 +221,14 @@ class Prefix(nn.Module):
         try:
             self.network.encode_image(image)
         except _Reached as reached:
-            return reached.value
+            found: torch.Tensor = reached.args[0]
+            return found
         finally:
             handle.remove()
         raise AssertionError("a module of the tower was not used")
 
 
-def split_network(network: nn.Module, modules: Sequence[str]) -> tuple[Prefix, nn.Module]:
+def split_network(network: Any, modules: Sequence[str]) -> tuple[Prefix, nn.Module]:
     """Parts an image tower into its first modules and a network that goes on from their output.
 
     The second part is a copy in which those modules do nothing; its `encode_image` takes what
@@ -245,8 +245,7 @@ def split_network(network: nn.Module, modules: Sequence[str]) -> tuple[Prefix, n
             raise UsageError(
                 f"cache: the model has no module '{name}'; as deep are {', '.join(known[:12])}"
             ) from error
-    network = network.eval()
-    prefix = Prefix(network, modules)
+    prefix = Prefix(network.eval(), modules)
     rest = copy.deepcopy(network)
     for name in modules:
         parent, _, child = name.rpartition(".")
@@ -254,12 +253,10 @@ def split_network(network: nn.Module, modules: Sequence[str]) -> tuple[Prefix, n
     size = preprocess_of(network).size
     height, width = (size, size) if isinstance(size, int) else size
     probe = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    whole: Any = network
-    tail: Any = rest
     with torch.no_grad():
         try:
             same = torch.allclose(
-                whole.encode_image(probe), tail.encode_image(prefix(probe)), atol=1e-4, rtol=1e-3
+                network.encode_image(probe), rest.encode_image(prefix(probe)), atol=1e-4, rtol=1e-3
             )
         except (RuntimeError, AssertionError, ValueError, IndexError, TypeError):
             same = False
@@ -298,17 +295,20 @@ def compute_views(
     key = _key(prefix, pictures, views, seed)
     run = functools.cache(lambda: _runtime(prefix, pictures.load(0, seed)))
 
-    def load(job: tuple[int, int]) -> torch.Tensor:
-        place, view = job
-        mixed = int(np.random.SeedSequence([seed, place, view]).generate_state(1, np.uint64)[0])
-        return pictures.load(place, mixed >> 2)
+    def load(some: list[tuple[int, int]]) -> torch.Tensor:
+        return torch.stack([pictures.load(i, seed_of(seed, i, view) >> 1) for i, view in some])
 
     def compute(places: range) -> np.ndarray:
         found = []
-        for block in _ahead(itertools.product(places, range(views)), load):
-            found.append(run()(block).astype(np.float16))
-            done = views * places.start + sum(map(len, found))
-            on_progress(Progress(f"views of {name}", done, views * len(pictures)))
+        # One thread: transforms draw from a generator that threads would share.
+        with ThreadPoolExecutor(1) as pool:
+            jobs = parts(itertools.product(places, range(views)), _BLOCK)
+            blocks = (pool.submit(load, some) for some in jobs)
+            # In pairs: the next block is loaded while one is used.
+            for block, _ in itertools.pairwise(itertools.chain(blocks, [Future[torch.Tensor]()])):
+                found.append(run()(block.result()).astype(np.float16))
+                done = views * places.start + sum(map(len, found))
+                on_progress(Progress(f"views of {name}", done, views * len(pictures)))
         rows = np.concatenate(found)
         return rows.reshape(len(places), views, *rows.shape[1:])
 
@@ -337,22 +337,6 @@ def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
     return found.hexdigest()[:16]
 
 
-def _ahead(
-    jobs: Iterable[tuple[int, int]], load: Callable[[tuple[int, int]], torch.Tensor]
-) -> Iterator[torch.Tensor]:
-    """The jobs' pictures block by block; the next block is loaded while one is used."""
-    # One thread: transforms draw from a generator that threads would share.
-    with ThreadPoolExecutor(1) as pool:
-        waiting: Future[torch.Tensor] | None = None
-        for block in parts(jobs, _BLOCK):
-            coming = pool.submit(lambda some: torch.stack(list(map(load, some))), block)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
-
-
 def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
     """The prefix as a function: through OpenVINO on the CPU where that agrees, else torch."""
     device = next(prefix.parameters()).device
@@ -364,29 +348,19 @@ def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], 
 
     if device.type != "cpu":
         return by_torch
-    by_openvino = _converted(prefix, example)
-    if by_openvino is not None:
-        probe = example[None]
-        want, got = by_torch(probe), by_openvino(probe)
-        if np.abs(want - got).max() <= _SAME * max(1.0, float(np.abs(want).max())):
-            return by_openvino
-    log.info("the first layers run in torch, which is slower here")
-    return by_torch
-
-
-def _converted(
-    prefix: Prefix, example: torch.Tensor
-) -> Callable[[torch.Tensor], np.ndarray] | None:
     from mmsearch.encoders.openvino import compile_graph, convert_graph
 
+    probe = torch.stack([example, example])
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
-            graph = convert_graph(
-                prefix, example_input=torch.stack([example, example]), input=[-1, *example.shape]
-            )
+            graph = convert_graph(prefix, example_input=probe, input=[-1, *example.shape])
         compiled = compile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
         log.info("not convertible: %s", error)
-        return None
-    return lambda batch: np.array(compiled(batch.numpy())[0])
+    else:
+        want, got = by_torch(probe[:1]), compiled(probe[:1].numpy())[0]
+        if np.abs(want - got).max() <= _SAME * max(1.0, float(np.abs(want).max())):
+            return lambda batch: np.array(compiled(batch.numpy())[0])
+    log.info("the first layers run in torch, which is slower here")
+    return by_torch

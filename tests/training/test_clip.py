@@ -26,13 +26,12 @@ from mmsearch.cli.app import app
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import TrainingError, UsageError
-from mmsearch.training import card, history
-from mmsearch.training.checkpoint import load_checkpoint
+from mmsearch.training import report
 from mmsearch.training.clip import train_clip
 from mmsearch.training.distributed import processes
 from mmsearch.training.network import start_network
 from mmsearch.training.recipe import ModelTable, read_recipe
-from mmsearch.training.runs import Place, run_folder
+from mmsearch.training.runs import Place, load_checkpoint, run_folder
 from mmsearch.training.schedule import check_schedule
 from mmsearch.training.trainer import Trainer
 from mmsearch.training.views import plain_transform, preprocess_of
@@ -405,8 +404,7 @@ def test_a_disk_that_fills_says_what_to_do(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(history, "write_durably", full)
-    monkeypatch.setattr(card, "write_durably", full)
+    monkeypatch.setattr(report, "write_durably", full)
     told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
     assert "No space left on device; once there is room, the same command resumes" in told
 

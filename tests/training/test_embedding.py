@@ -10,8 +10,9 @@ from fakes import FakeEncoder
 from PIL import Image
 
 from mmsearch.errors import LabelsError
-from mmsearch.training import embedding
-from mmsearch.training.embedding import embed_pictures, embed_texts, unusable
+from mmsearch.training import runs
+from mmsearch.training.features import embed_pictures, embed_texts
+from mmsearch.training.sets import unusable
 
 
 class Listening(FakeEncoder):
@@ -78,7 +79,7 @@ def pictures(folder, count):
 
 
 def test_embedding_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "_PORTION", 3)
+    monkeypatch.setattr(runs, "_PORTION", 3)
     files = pictures(tmp_path, 8)
     with pytest.raises(KeyboardInterrupt):
         embed_pictures(Stopping("x"), files, tmp_path / "cache", "job", quiet)

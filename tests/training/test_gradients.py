@@ -9,8 +9,7 @@ import torch
 from toys import paired_vectors
 
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
-from mmsearch.training.gradients import cached_backward
-from mmsearch.training.losses import ContrastiveLoss, Embeddings
+from mmsearch.training.losses import ContrastiveLoss, Embeddings, cached_backward
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 8])

@@ -14,7 +14,8 @@ from torch import nn
 from toys import paired_vectors
 
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
-from mmsearch.training.losses import ContrastiveLoss, Embeddings, Teacher, clamp_scale
+from mmsearch.training.losses import ContrastiveLoss, Embeddings, clamp_scale
+from mmsearch.training.recipe import TeacherTable
 
 
 def unit(rows, dim, seed):
@@ -45,7 +46,7 @@ def test_the_losses_are_those_of_open_clip(rows, dim, scale, seed):
     contrast, follow = DistillClipLoss()(
         image, text, logit, taught.image, taught.text, torch.tensor(50.0)
     )
-    found = ContrastiveLoss("clip", Teacher(0.5, 50.0))(own, net, taught)
+    found = ContrastiveLoss("clip", TeacherTable("", 0.5, 50.0))(own, net, taught)
     assert found.item() == pytest.approx((contrast + 0.5 * follow).item())
 
 

@@ -18,9 +18,9 @@ from torch import nn
 from toys import heads_trainer
 
 from mmsearch.errors import Interrupted, TrainingError, UsageError
-from mmsearch.training.checkpoint import load_checkpoint
 from mmsearch.training.losses import Embeddings
 from mmsearch.training.recipe import Schedule
+from mmsearch.training.runs import load_checkpoint
 from mmsearch.training.schedule import parameter_groups
 from mmsearch.training.trainer import Setting
 
@@ -37,7 +37,7 @@ def equal(one, other):
 def test_it_learns_to_pair(tmp_path):
     trainer = heads_trainer(tmp_path)
     outcome = trainer.fit()
-    before = trainer.history.entries[0]
+    before = trainer.history[0]
     assert before["t2i_R@10"] < 50
     assert outcome.recall["t2i_R@10"] > 80
     assert outcome.score == pytest.approx(sum(outcome.recall.values()) / 6)
@@ -69,7 +69,7 @@ def test_the_best_weights_are_returned_not_the_last(tmp_path):
     outcome = trainer.fit()
     scores = [
         sum(entry[f"{way}_R@{k}"] for way in ("t2i", "i2t") for k in (1, 5, 10)) / 6
-        for entry in trainer.history.entries
+        for entry in trainer.history
     ]
     assert outcome.score == pytest.approx(max(scores))
     assert scores[-1] < max(scores)
@@ -168,7 +168,7 @@ def test_ctrl_c_at_any_point_changes_nothing(tmp_path, place):
     undisturbed = heads_trainer(tmp_path / "b", setting=setting)
     resumed = heads_trainer(tmp_path / "a", setting=setting)
     assert equal(resumed.fit().state, undisturbed.fit().state)
-    epochs = [[entry["epoch"] for entry in t.history.entries] for t in (resumed, undisturbed)]
+    epochs = [[entry["epoch"] for entry in t.history] for t in (resumed, undisturbed)]
     assert epochs[0] == epochs[1]
     last, first = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in "ab")
     assert equal(last["network"], first["network"])
@@ -414,10 +414,10 @@ def test_a_disk_that_fills_keeps_the_last_checkpoint(tmp_path):
 def test_an_earlier_stage_s_checkpoint_and_log_are_gone_on_from(tmp_path):
     first = heads_trainer(tmp_path, run="one", schedule=Schedule(name="a", epochs=1, batch=16))
     first.fit()
-    second = heads_trainer(tmp_path, run="two", before=["one"], history=first.history.entries,
+    second = heads_trainer(tmp_path, run="two", before=["one"], history=first.history,
                            schedule=Schedule(name="b", epochs=1, batch=16))  # fmt: skip
     second.fit()
-    assert [entry["stage"] for entry in second.history.entries] == ["a", "a", "b", "b"]
+    assert [entry["stage"] for entry in second.history] == ["a", "a", "b", "b"]
 
 
 def test_nothing_left_to_learn_is_an_error(tmp_path):

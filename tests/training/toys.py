@@ -13,7 +13,6 @@ from mmsearch.training.batches import Source
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.recipe import Schedule
 from mmsearch.training.trainer import Setting, Trainer
-from mmsearch.training.validation import Validation
 
 ARCHITECTURE = {
     "model_cfg": {
@@ -72,7 +71,7 @@ def heads_trainer(
     return Trainer(
         network,
         [Source("toy", Rows(image), texts)],
-        Validation(Rows(image[:32]), texts[:32]),
+        Source("held out", Rows(image[:32]), texts[:32]),
         schedule or Schedule(epochs=6, batch=16, rate=3e-2, warmup=2),
         setting or Setting(ema=0.9),
         ContrastiveLoss(),
