@@ -23,6 +23,7 @@ from mmsearch.search.compose import Composer, weighted_sum
 from mmsearch.search.trained import Network
 from mmsearch.training.export import export_network
 from mmsearch.training.features import Features
+from mmsearch.training.schedule import cosine_steps
 from mmsearch.types import Ids, OnProgress, Progress, Vectors, no_progress
 
 #: Drawn triplets to train on, and of scenes that are held out.
@@ -257,16 +258,12 @@ def fit_network(
     network = EarlyFusion(dim, _HIDDEN, _DROPOUT)
     log_scale = nn.Parameter(torch.tensor(math.log(_SCALE)))
     optimizer = torch.optim.AdamW([*network.parameters(), log_scale], lr=_RATE, weight_decay=_DECAY)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / _STEPS)) / 2,
-    )
     batches = [_batches(part, rng) for part in parts]
     sizes = np.array([len(part.kinds) for part in parts])
     share = sizes / sizes.sum()
     share[0] = max(0.5, share[0])
     share[1:] *= (1 - share[0]) / max(share[1:].sum(), 1e-12)
-    for step in range(_STEPS):
+    for _ in cosine_steps(optimizer, _STEPS, _WARMUP, on_progress):
         part, rows = next(batches[rng.choice(len(parts), p=share)])
         reference, change, target = (
             torch.from_numpy(vectors[rows])
@@ -281,11 +278,8 @@ def fit_network(
         cosines = network(reference, change) @ torch.cat([target, reference]).T
         logits = (cosines * log_scale.exp()).masked_fill(alike, -torch.inf)
         loss = nn.functional.cross_entropy(logits, torch.arange(len(rows)))
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        rate.step()
-        on_progress(Progress("learning", step + 1, _STEPS))
     return network.eval()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
 from mmsearch.encoders.registry import tower_source
-from mmsearch.errors import UsageError
+from mmsearch.errors import UsageError, in_a_line
 from mmsearch.store.files import write_durably
 from mmsearch.training.losses import SIGLIP_BIAS, SIGLIP_SCALE
 from mmsearch.training.recipe import ModelTable, Recipe
@@ -30,7 +30,7 @@ def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
         UsageError: no such architecture, or weights that do not fit.
         ModelNotFound: the model to start from is not at hand.
     """
-    bias = {"init_logit_scale": _log(SIGLIP_SCALE), "init_logit_bias": SIGLIP_BIAS}
+    bias = {"init_logit_scale": math.log(SIGLIP_SCALE), "init_logit_bias": SIGLIP_BIAS}
     if table.weights is not None:
         source = place.model(table.weights)
         if tower_source(source) != source:
@@ -41,18 +41,18 @@ def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
         if loss == "siglip" and getattr(network, "logit_bias", None) is None:
             raise UsageError("model.weights: the loss 'siglip' needs a model with a logit bias")
     else:
-        assert table.config is not None
         try:
             with quiet_open_clip():  # it warns of the weights that are not asked for
                 network = open_clip.create_model(
-                    _config_name(table.config),
+                    _architecture(table),
                     load_weights=False,
                     precision="fp32",
                     **(bias if loss == "siglip" else {}),
                 )
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UsageError(f"model.config: '{table.config}' cannot be made: {reason}") from error
+            raise UsageError(
+                f"model.config: '{table.config}' cannot be made: {in_a_line(error, 300)}"
+            ) from error
     for name, file in table.parts.items():
         _load_part(network, name, place.data / file)
     if table.words is not None:
@@ -60,12 +60,10 @@ def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
     return network
 
 
-def _log(value: float) -> float:
-    return float(torch.tensor(value).log())
-
-
-def _config_name(name: str) -> str:
-    return f"local-dir:{name}" if Path(name).is_dir() else name
+def _architecture(table: ModelTable) -> str:
+    """The architecture that is not trained yet, as open_clip takes it."""
+    assert table.config is not None
+    return f"local-dir:{table.config}" if Path(table.config).is_dir() else table.config
 
 
 def _load_part(network: nn.Module, name: str, file: Path) -> None:
@@ -74,14 +72,13 @@ def _load_part(network: nn.Module, name: str, file: Path) -> None:
     except AttributeError as error:
         raise UsageError(f"model.parts: the model has no module '{name}'") from error
     try:
-        if file.suffix == ".safetensors":
-            state = load_weights(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        is_safe = file.suffix == ".safetensors"
+        state = load_weights(file) if is_safe else torch.load(file, "cpu", weights_only=True)
         missing, unexpected = part.load_state_dict(state, strict=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{file}: weights that do not fit '{name}': {reason}") from error
+        raise UsageError(
+            f"{file}: weights that do not fit '{name}': {in_a_line(error, 300)}"
+        ) from error
     # Folded batch norms lack the counter that only training would use.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
@@ -94,52 +91,31 @@ def merge_state(network: nn.Module, state: State) -> None:
     network.load_state_dict({**network.state_dict(), **state})
 
 
-class ModelTokenizer:
-    """The model's own tokenizer, as open_clip picks it: texts to token ids (n, length)."""
-
-    def __init__(self, found: Any, length: int) -> None:
-        self._tokenizer, self._length = found, length
-
-    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        ids: torch.Tensor = self._tokenizer(list(texts), context_length=self._length)
-        return ids
-
-    def save(self, folder: Path) -> None:
-        """Puts it beside a model, where open_clip looks for it, if it is not open_clip's own."""
-        if isinstance(self._tokenizer, open_clip.tokenizer.HFTokenizer):
-            self._tokenizer.save_pretrained(str(folder))
-
-
-def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> ModelTokenizer:
-    """The tokenizer that captions go through.
+def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> Any:
+    """The model's own tokenizer, as open_clip picks it: texts to token ids (n, length).
 
     Raises:
         UsageError: it cannot be loaded, or the recipe does something that it cannot.
     """
-    table = recipe.model
-    if table.weights is not None:
-        name = place.model(table.weights).open_clip_name
-    else:
-        assert table.config is not None
-        name = _config_name(table.config)
+    weights = recipe.model.weights
+    name = place.model(weights).open_clip_name if weights else _architecture(recipe.model)
+    length = int(getattr(network, "context_length", 77))
     try:
-        tokenizer: Any = open_clip.get_tokenizer(name)
+        tokenizer = open_clip.get_tokenizer(name, context_length=length)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the tokenizer of '{Path(name).name}' cannot be loaded: {reason}; models with one of "
-            "their own need the hf extra: pip install 'mmsearch[hf]'"
+            f"the tokenizer of '{Path(name).name}' cannot be loaded: {in_a_line(error)}; models "
+            "with one of their own need the hf extra: pip install 'mmsearch[hf]'"
         ) from error
     if recipe.word_drop and not isinstance(tokenizer, open_clip.SimpleTokenizer):
         raise UsageError("word_drop: only for models with CLIP's byte-pair tokenizer")
-    return ModelTokenizer(tokenizer, int(getattr(network, "context_length", 77)))
+    return tokenizer
 
 
-def save_model(
-    network: nn.Module, table: ModelTable, tokenizer: ModelTokenizer, place: Place
-) -> None:
+def save_model(network: nn.Module, table: ModelTable, tokenizer: Any, place: Place) -> None:
     """Writes an open_clip `local-dir:` folder; its config, without which it is none, last."""
-    tokenizer.save(place.folder)
+    if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):  # not open_clip's own
+        tokenizer.save_pretrained(str(place.folder))
     state = {
         name: value.half() if table.half and value.is_floating_point() else value
         for name, value in network.state_dict().items()
@@ -148,8 +124,7 @@ def save_model(
     if table.weights is not None:
         config = model_config(place.model(table.weights))
     else:
-        assert table.config is not None
-        config = dict(open_clip.get_model_config(_config_name(table.config)))
+        config = dict(open_clip.get_model_config(_architecture(table)))
     for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
         if key in config[part]:  # or open_clip would fetch weights only to replace them
             config[part] = {**config[part], key: False}

@@ -9,7 +9,6 @@ photo, each photo its caption.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from mmsearch.training.batches import seed_of
 from mmsearch.training.export import export_network
 from mmsearch.training.features import embed_texts
 from mmsearch.training.runs import remembered
+from mmsearch.training.schedule import cosine_steps
 from mmsearch.training.views import decoders, open_picture, stamps
 from mmsearch.types import OnProgress, Progress, Vectors, no_progress
 
@@ -212,27 +212,19 @@ def fit_network(
         network.parameters(), lr=recipe.rate, weight_decay=_DECAY, betas=(0.9, 0.98)
     )
     per_epoch = max(1, len(photos.vectors) // recipe.batch)
-    steps = recipe.epochs * per_epoch
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2,
-    )
     batches = _batches(photos, recipe, rng)
-    for step in range(steps):
+    for step in cosine_steps(optimizer, recipe.epochs * per_epoch, _WARMUP, on_progress):
         scores = _scores(network, photos, next(batches), rng)
         target = torch.arange(len(scores))
         loss = nn.functional.cross_entropy(scores, target)
         loss = (loss + nn.functional.cross_entropy(scores.T, target)) / 2
-        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        rate.step()
         with torch.no_grad():
             share = 1 - (_AVERAGE if step > _WARMUP else 0.9)
             for mean, new in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(new, share)
-        on_progress(Progress("learning", step + 1, steps))
     return average.eval()
 
 

@@ -1,15 +1,18 @@
-"""What of a network learns in a stage, and how fast."""
+"""What of a network learns, and how fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.training.recipe import Schedule
+from mmsearch.types import OnProgress, Progress
 
 
 def check_schedule(network: nn.Module, schedule: Schedule, world: int) -> None:
@@ -70,3 +73,21 @@ def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, A
 
 def is_below(name: str, tops: Sequence[str]) -> bool:
     return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
+def cosine_steps(
+    optimizer: torch.optim.Optimizer, count: int, warmup: int, on_progress: OnProgress
+) -> Iterator[int]:
+    """The steps of a training without stages; the caller does them, from clean gradients.
+
+    The rate rises for `warmup` steps and falls as a cosine.
+    """
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / count)) / 2,
+    )
+    for step in range(count):
+        optimizer.zero_grad()
+        yield step
+        rate.step()
+        on_progress(Progress("learning", step + 1, count))

@@ -23,7 +23,7 @@ from mmsearch.types import Notify, OnProgress, Progress
 _KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 _RANK = {"train": 0, "val": 1, "test": 2}
 
-Tokenize = Callable[[Sequence[str]], torch.Tensor]
+Tokenize = Callable[[list[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_set(
         first = ", ".join(chosen[row].file for row in sorted(bad)[:5])
         notify(f"{name}: damaged pictures are left out ({len(bad)}): "
                f"{first}")  # fmt: skip
-    tokens = [tokenize(image.captions) for image in chosen]
+    tokens = [tokenize(list(image.captions)) for image in chosen]
     found = LabelledFiles(name, files, chosen, tokens)
     return found.only([row for row in range(len(files)) if row not in bad])
 

@@ -84,26 +84,16 @@ def _starting_table(folder: Path, width: int) -> torch.Tensor:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
         raise UsageError(f"{folder}: no static word vectors there: {error}") from error
-    found = _fitted(torch.from_numpy(_token_meanings(pieces, tokenizer)), width)
-    return found / found.std() * _SPREAD
-
-
-def _token_meanings(pieces: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """The mean of the vectors of a token's word pieces; noise where it has none."""
+    # The mean of the vectors of a token's word pieces; noise where it has none.
     clip = open_clip.SimpleTokenizer()
     rng = np.random.default_rng(0)
-    found = rng.normal(0, pieces.std(), (len(clip.decoder), pieces.shape[1])).astype(np.float32)
+    means = rng.normal(0, pieces.std(), (len(clip.decoder), pieces.shape[1])).astype(np.float32)
     for token in clip.decoder:
         ids = tokenizer.encode(clip.decode([token]).strip(), add_special_tokens=False).ids
         if ids:
-            found[token] = pieces[ids].mean(axis=0)
-    return found
-
-
-def _fitted(table: torch.Tensor, width: int) -> torch.Tensor:
-    """At most `width` columns: the directions in which the words differ most."""
-    if table.shape[1] <= width:
-        return table
-    _, _, axes = torch.linalg.svd(table - table.mean(0), full_matrices=False)
-    found: torch.Tensor = table @ axes[:width].T
-    return found
+            means[token] = pieces[ids].mean(axis=0)
+    found = torch.from_numpy(means)
+    if found.shape[1] > width:  # the directions in which the words differ most
+        _, _, axes = torch.linalg.svd(found - found.mean(0), full_matrices=False)
+        found = found @ axes[:width].T
+    return found / found.std() * _SPREAD
