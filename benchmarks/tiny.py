@@ -30,9 +30,14 @@ from mmsearch.datasets import karpathy, scene_art, scenes
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache
 from mmsearch.encoders.openvino import openvino_core
-from mmsearch.evaluation.ranking import rank_of_best, recall_at
+from mmsearch.evaluation.ranking import (
+    both_ranks,
+    both_recalls,
+    rank_of_best,
+    recall_at,
+    recall_line,
+)
 from mmsearch.media.fit import fit
-from mmsearch.training.validation import recall_line, recall_of
 from mmsearch.training.views import open_picture
 
 #: Scenes that nobody learned from: below the training's seeds, above the demo's and the tests'.
@@ -178,7 +183,7 @@ def flickr(measured, data):
     images = measured.images([of_file(folder / image.file) for image in chosen], "flickr8k")
     texts = measured.texts([text for image in chosen for text in image.captions])
     owner = np.repeat(np.arange(len(chosen)), [len(image.captions) for image in chosen])
-    found = recall_of(images, texts, owner)
+    found = both_recalls(both_ranks(images, texts, owner))
     print(f"  Flickr8k test, R@1/5/10: {recall_line(found)}")
     return found
 

@@ -224,11 +224,11 @@ def clip(
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
     from mmsearch.encoders.registry import model_folder, name_of
+    from mmsearch.evaluation.ranking import recall_line
     from mmsearch.training.clip import train_clip
     from mmsearch.training.distributed import processes
     from mmsearch.training.recipe import read_recipe
     from mmsearch.training.runs import Place
-    from mmsearch.training.validation import recall_line
 
     found = read_recipe(recipe)
     settings = load_settings(device=device)

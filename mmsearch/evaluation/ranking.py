@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsearch.types import Vectors
+
 #: Scores closer than this are a tie, and a tie is counted against us.
 TIE = 1e-6
 CUTOFFS = (1, 5, 10)
+#: Pictures that a split needs: the recalls of fewer measure nothing.
+LEAST = 10
+_QUERIES = 512
 
 Ranks = NDArray[np.int64]
 """The rank of each query's best true item, from 1."""
@@ -44,6 +49,41 @@ def recall_at(ranks: Ranks, k: int) -> float:
 def recalls(ranks: Ranks) -> dict[str, float]:
     """Recall@1/5/10 in percent, by names such as "R@1"."""
     return {f"R@{k}": recall_at(ranks, k) for k in CUTOFFS}
+
+
+def both_ranks(images: Vectors, texts: Vectors, owner: NDArray[np.int64]) -> dict[str, Ranks]:
+    """The rank of each query's best true item, both ways; text j belongs to image `owner[j]`."""
+    row = np.arange(len(images))
+    return {"t2i": _ranks(texts, owner, images, row), "i2t": _ranks(images, row, texts, owner)}
+
+
+def _ranks(
+    queries: Vectors, of: NDArray[np.int64], items: Vectors, belong: NDArray[np.int64]
+) -> Ranks:
+    """Block by block: all scores at once would fill the memory of large sets."""
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        block = slice(start, start + _QUERIES)
+        true = of[block, None] == belong[None, :]
+        found.append(rank_of_best(queries[block] @ items.T, true))
+    return np.concatenate(found)
+
+
+def both_recalls(ranks: dict[str, Ranks]) -> dict[str, float]:
+    """Recall@1/5/10 of the ranks of both ways, in percent, by names such as "t2i_R@1"."""
+    return {
+        f"{way}_{name}": value
+        for way, found in ranks.items()
+        for name, value in recalls(found).items()
+    }
+
+
+def recall_line(recall: dict[str, float]) -> str:
+    """Six recalls for people."""
+    return ", ".join(
+        f"{way} " + "/".join(f"{recall[f'{way}_R@{k}']:.1f}" for k in CUTOFFS)
+        for way in ("t2i", "i2t")
+    )
 
 
 def mean_reciprocal_rank(ranks: Ranks) -> float:

@@ -28,7 +28,7 @@ _VERSION = "2"
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network as OpenVINO keeps it (`mmsearch.training.export` makes it)."""
+    """A trained network as OpenVINO keeps it (`mmsearch.training.trained` makes it)."""
 
     graph: bytes
     weights: bytes

@@ -17,7 +17,14 @@ import torch
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
 from mmsearch.errors import ModelNotFound, TrainingError, in_a_line
-from mmsearch.evaluation.ranking import CUTOFFS, Difference, gain_line, recall_gain
+from mmsearch.evaluation.ranking import (
+    CUTOFFS,
+    Difference,
+    both_ranks,
+    both_recalls,
+    gain_line,
+    recall_gain,
+)
 from mmsearch.networks.aligned import AlignedHeads, HeadKind, HeadsConfig
 from mmsearch.store.files import write_durably
 from mmsearch.training.batches import Source
@@ -27,9 +34,8 @@ from mmsearch.training.recipe import Schedule
 from mmsearch.training.report import write_card
 from mmsearch.training.runs import RUN, load_weights, run_folder, save_weights
 from mmsearch.training.trainer import Setting, Trainer
-from mmsearch.training.validation import both_recalls, ranks_of
 from mmsearch.training.views import CachedViews
-from mmsearch.types import Notify, OnProgress, Vectors, no_progress
+from mmsearch.types import Notify, OnProgress, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -118,22 +124,16 @@ def train_heads(
     return heads.eval()
 
 
-def project(heads: AlignedHeads, features: Features) -> tuple[Vectors, Vectors]:
-    """Images and texts in the shared space, unit vectors."""
-    with torch.inference_mode():
-        images = heads.encode_image(torch.from_numpy(features.images), normalize=True)
-        texts = heads.encode_text(torch.from_numpy(features.texts), normalize=True)
-    return images.numpy(), texts.numpy()
-
-
 def compare(heads: AlignedHeads, held_out: Features) -> AlignReport:
     """Held-out recalls with and without the heads."""
-    images, texts = project(heads, held_out)
-    new = ranks_of(images, texts, held_out.owner)
+    with torch.inference_mode():
+        images = heads.encode_image(torch.from_numpy(held_out.images), normalize=True)
+        texts = heads.encode_text(torch.from_numpy(held_out.texts), normalize=True)
+    new = both_ranks(images.numpy(), texts.numpy(), held_out.owner)
     after = both_recalls(new)
     if held_out.images.shape[1] != held_out.texts.shape[1]:
         return AlignReport(None, None, after, None, None, {})
-    old = ranks_of(held_out.images, held_out.texts, held_out.owner)
+    old = both_ranks(held_out.images, held_out.texts, held_out.owner)
     clusters = {"t2i": held_out.owner, "i2t": np.arange(len(held_out.images))}
     both = {way: (new[way], old[way], clusters[way]) for way in new}
     gains = {f"{way}_R@{k}": recall_gain(both[way], cutoffs=[k]) for way in both for k in CUTOFFS}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import nn
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import LICENCES, cached_files, name_of
 from mmsearch.errors import LabelsError, UsageError
+from mmsearch.evaluation.ranking import LEAST, recall_line
 from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.training.distributed import barrier, from_first, require_same
 from mmsearch.training.features import embed_pictures, embed_texts
@@ -29,15 +30,12 @@ from mmsearch.training.runs import (
     Place,
     check_room,
     check_run,
-    load_weights,
+    load_remarked,
     run_folder,
     save_weights,
-    weights_remarks,
 )
-from mmsearch.training.schedule import check_schedule
 from mmsearch.training.sets import LabelledFiles, keep_apart, read_set
-from mmsearch.training.trainer import Outcome, Setting, Trainer
-from mmsearch.training.validation import LEAST, recall_line, validate
+from mmsearch.training.trainer import Outcome, Setting, Trainer, check_schedule, validate
 from mmsearch.training.views import (
     Pictures,
     Prefix,
@@ -297,12 +295,13 @@ class _Run:
 
 def _earlier(path: Path, name: str) -> tuple[Outcome, list[Entry]] | None:
     """What a stage came to before the run was stopped, and the log until then."""
-    remarks = weights_remarks(path)
-    if remarks is None or remarks.get("run") != name:
-        return None
-    recall = json.loads(remarks["recall"])
-    outcome = Outcome(int(remarks["step"]), load_weights(path), float(remarks["score"]), recall)
-    return outcome, json.loads(remarks["history"])
+    with suppress(FileNotFoundError):
+        state, remarks = load_remarked(path)
+        if remarks.get("run") == name:
+            recall = json.loads(remarks["recall"])
+            outcome = Outcome(int(remarks["step"]), state, float(remarks["score"]), recall)
+            return outcome, json.loads(remarks["history"])
+    return None
 
 
 def _write_card(run: _Run, report: ClipReport, *, has_learned: bool) -> None:

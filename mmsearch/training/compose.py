@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from mmsearch.media.fit import fit
 from mmsearch.networks.early_fusion import EarlyFusion
 from mmsearch.search.compose import Composer, weighted_sum
 from mmsearch.search.trained import Network
-from mmsearch.training.export import export_network
 from mmsearch.training.features import Features
-from mmsearch.training.schedule import cosine_steps
+from mmsearch.training.trained import cosine_steps, export_network
 from mmsearch.types import Ids, OnProgress, Progress, Vectors, no_progress
 
 #: Drawn triplets to train on, and of scenes that are held out.
@@ -144,14 +144,17 @@ def drawn_triplets(
         held_out: of targets that are held out; else neither target nor reference is.
     """
     chosen = list(changes(count, held_out=held_out))
-    ids: dict[Scene, int] = {}
-
-    def id_of(scene: Scene) -> int:
-        return ids.setdefault(scenes.meaning(scene), len(ids))
-
     pictures = [one.reference for one in chosen] + [one.target for one in chosen]
+    numbers: dict[Scene, int] = {}
+    ids = np.array([numbers.setdefault(scenes.meaning(one), len(numbers)) for one in pictures])
     job = "drawing what is held out" if held_out else "drawing"
-    vectors = _draw(encoder, pictures, lambda n: on_progress(Progress(job, n, len(pictures))))
+    found = []
+    for start in range(0, len(pictures), _PICTURES):
+        block = pictures[start : start + _PICTURES]
+        pixels = np.stack([fit(scene_art.render(one), encoder.spec.preprocess) for one in block])
+        found.append(encoder.encode("image", pixels))
+        on_progress(Progress(job, start + len(block), len(pictures)))
+    vectors = np.concatenate(found)
     words = [
         encoder.encode("text", [one.words for one in chosen[start : start + _BLOCK]])
         for start in range(0, count, _BLOCK)
@@ -160,32 +163,21 @@ def drawn_triplets(
         vectors[:count],
         np.concatenate(words),
         vectors[count:],
-        np.array([id_of(one.reference) for one in chosen]),
-        np.array([id_of(one.target) for one in chosen]),
+        ids[:count],
+        ids[count:],
         tuple(one.kind for one in chosen),
     )
 
 
 def changes(count: int, *, held_out: bool) -> Iterator[Triplet]:
     """So many changes, the same each time: to held-out scenes, or with none of them."""
-    seed = _HELD_OUT_SEED if held_out else 0
-    while count:
-        found = scene_changes.triplet(seed)
-        seed += 1
-        target = scene_changes.is_held_out(found.target)
-        if target if held_out else not (target or scene_changes.is_held_out(found.reference)):
-            yield found
-            count -= 1
+    made = map(scene_changes.triplet, itertools.count(_HELD_OUT_SEED if held_out else 0))
 
+    def fits(one: Triplet) -> bool:
+        target = scene_changes.is_held_out(one.target)
+        return target if held_out else not (target or scene_changes.is_held_out(one.reference))
 
-def _draw(encoder: Encoder, pictures: Sequence[Scene], told: Callable[[int], None]) -> Vectors:
-    how, found = encoder.spec.preprocess, []
-    for start in range(0, len(pictures), _PICTURES):
-        block = pictures[start : start + _PICTURES]
-        pixels = np.stack([fit(scene_art.render(scene), how) for scene in block])
-        found.append(encoder.encode("image", pixels))
-        told(start + len(block))
-    return np.concatenate(found)
+    return itertools.islice(filter(fits, made), count)
 
 
 def photo_triplets(photos: Features) -> Triplets:

@@ -18,11 +18,11 @@ from mmsearch.config import available_cores
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import LabelsError, UsageError
+from mmsearch.evaluation.ranking import LEAST
 from mmsearch.jobs.runner import Runner
 from mmsearch.media.fit import fit
 from mmsearch.training.runs import State, remembered
 from mmsearch.training.sets import known_split, merge_copies, picture_of
-from mmsearch.training.validation import LEAST
 from mmsearch.training.views import decoders, stamps
 from mmsearch.types import Notify, OnProgress, Progress, Vectors
 

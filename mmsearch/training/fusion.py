@@ -10,11 +10,10 @@ import torch
 
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluation.comparison import HeldOut, rank_in
-from mmsearch.evaluation.ranking import Difference, recall_gain, recalls
+from mmsearch.evaluation.ranking import LEAST, Difference, recall_gain, recalls
 from mmsearch.networks.late_fusion import LateFusion
 from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import BARE, SOURCES, Weights, calibrated, fuse
-from mmsearch.training.validation import LEAST
 
 _BARE = 0.5  # the share of items that lose their captions when a query is seen again
 _STEPS = 200

@@ -30,10 +30,9 @@ from mmsearch.search.rerank import Kind, Mix, Parts, Reranker, nearness, tokens_
 from mmsearch.search.trained import Network
 from mmsearch.store.patches import pack_patches, unpack_patches
 from mmsearch.training.batches import seed_of
-from mmsearch.training.export import export_network
 from mmsearch.training.features import embed_texts
 from mmsearch.training.runs import remembered
-from mmsearch.training.schedule import cosine_steps
+from mmsearch.training.trained import cosine_steps, export_network
 from mmsearch.training.views import decoders, open_picture, stamps
 from mmsearch.types import OnProgress, Progress, Vectors, no_progress
 
@@ -114,20 +113,17 @@ def embed_photos(
     texts = [text for place in good for text in captions[place]]
     owner = np.repeat(np.arange(len(good)), [len(captions[place]) for place in good])
     dim = encoder.spec.dim
-    mean = np.mean([_vectors(view, dim) for view in patches], axis=0)
+    # The vectors of packed patches stand before these.
+    vectors = [[np.frombuffer(one, "<f2", dim) for one in view] for view in patches]
+    mean = np.mean(np.array(vectors, np.float32), axis=0)
     tokens: list[NDArray[np.float16]] = []
     for start in range(0, len(texts), _TEXTS):
         found = tokens_of(patch_encoder.tokens(texts[start : start + _TEXTS]))
         tokens += [rows.astype(np.float16) for rows in found]
         on_progress(Progress("reading captions", start + len(found), len(texts)))
-    vectors = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
+    captioned = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
     unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    return Photos(patches, unit.astype(np.float32), tokens, vectors, owner)
-
-
-def _vectors(packed: Sequence[bytes], dim: int) -> Vectors:
-    """The vectors of packed patches, which stand before these."""
-    return np.stack([np.frombuffer(one, "<f2", dim) for one in packed]).astype(np.float32)
+    return Photos(patches, unit.astype(np.float32), tokens, captioned, owner)
 
 
 def _embed_view(

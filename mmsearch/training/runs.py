@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from mmsearch.encoders.registry import ModelSource, full_name, parse_model
 from mmsearch.errors import TrainingError, UsageError
@@ -209,29 +209,22 @@ def load_weights(path: Path) -> State:
         FileNotFoundError: there is none.
         TrainingError: it is damaged.
     """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _damaged(path) from error
+    return load_remarked(path)[0]
 
 
-def weights_remarks(path: Path) -> dict[str, str] | None:
-    """What was remarked on the weights in a file, or None where there is no such file.
+def load_remarked(path: Path) -> tuple[State, dict[str, str]]:
+    """The weights in a file, and what was remarked on them.
 
     Raises:
+        FileNotFoundError: there is none.
         TrainingError: it is damaged.
     """
-    if not path.is_file():
-        return None
     try:
         with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            return state, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> TrainingError:
-    return TrainingError(f"{path}: damaged; delete it, and it is made again")
+        raise TrainingError(f"{path}: damaged; delete it, and it is made again") from error
 
 
 @contextmanager

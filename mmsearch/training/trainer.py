@@ -9,16 +9,27 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mmsearch.errors import Interrupted, TrainingError
-from mmsearch.training.batches import Example, Examples, Plan, Source, load_batches, seed_of
+from mmsearch.errors import Interrupted, TrainingError, UsageError
+from mmsearch.evaluation.ranking import both_ranks, both_recalls, recall_line
+from mmsearch.training.batches import (
+    Example,
+    Examples,
+    Plan,
+    Source,
+    load_batches,
+    load_images,
+    seed_of,
+)
 from mmsearch.training.distributed import barrier, from_first
 from mmsearch.training.losses import (
     ContrastiveLoss,
@@ -36,8 +47,6 @@ from mmsearch.training.runs import (
     save_checkpoint,
     save_weights,
 )
-from mmsearch.training.schedule import check_schedule, is_below, parameter_groups
-from mmsearch.training.validation import recall_line, validate
 from mmsearch.types import OnProgress, Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -128,11 +137,13 @@ class Trainer:
             parameter_groups(self.network, schedule), betas=schedule.betas
         )
         self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate_at)
-        self._average = (
-            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(setting.ema))
-            if setting.ema
-            else None
-        )
+        self._learning = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._average: AveragedModel | None = None
+        self._shown = self.network  # what is validated, and kept
+        if setting.ema:
+            how = get_ema_multi_avg_fn(setting.ema)
+            self._average = AveragedModel(self.network, multi_avg_fn=how)
+            self._shown = self._average.module
         self.step = 0
         self._saved_step = 0
         self._save_after = 0.0
@@ -221,7 +232,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._backward(Example(*(part.to(self._device) for part in batch)))
         loss = self._shared_gradients(loss)
-        norm = nn.utils.clip_grad_norm_(self._learning(), self.schedule.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._learning, self.schedule.clip_norm)
         self._check(loss, float(norm))
         self._optimizer.step()
         self._rates.step()
@@ -262,10 +273,10 @@ class Trainer:
         world = self.setting.world
         if world == 1:
             return loss
-        learning = self._learning()
-        used = torch.tensor([float(p.grad is not None) for p in learning], device=self._device)
-        dist.all_reduce(used)
-        for parameter, users in zip(learning, used.tolist(), strict=True):
+        used = [float(parameter.grad is not None) for parameter in self._learning]
+        users_of = torch.tensor(used, device=self._device)
+        dist.all_reduce(users_of)
+        for parameter, users in zip(self._learning, users_of.tolist(), strict=True):
             if not users:
                 continue  # as in a single process: what no batch used does not decay either
             if parameter.grad is None:  # every process must take part in every exchange
@@ -298,15 +309,7 @@ class Trainer:
             f"{self._folder}; try {remedy}"
         )
 
-    @property
-    def _is_rising(self) -> bool:
-        """Whether the loss climbs, so that these weights may be the way to a divergence."""
-        return bool(self._losses) and self._losses[1] > self._losses[2] + _RISING
-
     # -- what learns, and how fast -----------------------------------------------------------
-
-    def _learning(self) -> list[nn.Parameter]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _mode(self) -> None:
         self.network.train()
@@ -329,10 +332,6 @@ class Trainer:
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total)))
 
     # -- validation and state ----------------------------------------------------------------
-
-    @property
-    def _shown(self) -> Any:
-        return self._average.module if self._average is not None else self.network
 
     def _validate(self) -> None:
         """Measures where the run stands: in the first process, which alone keeps the best."""
@@ -367,7 +366,9 @@ class Trainer:
             self._best = Outcome(self.step, state, score, recall)
 
     def _save(self) -> None:
-        if self.setting.rank or self._is_rising:
+        _, mean, lowest = self._losses or [0.0, 0.0, 0.0]
+        # Where the loss climbs, these weights may be the way to a divergence.
+        if self.setting.rank or mean > lowest + _RISING:
             return
         state: dict[str, Any] = {
             "run": self._run,
@@ -421,6 +422,94 @@ class Trainer:
         self.seconds = float(state["seconds"])
         self._notify(f"going on at step {self.step} of {self.total}")
         return True
+
+
+def check_schedule(network: nn.Module, schedule: Schedule, world: int) -> None:
+    """Makes sure that a stage fits a network and the number of processes.
+
+    Raises:
+        UsageError: it does not.
+        TrainingError: it leaves nothing to learn.
+    """
+    if schedule.batch % world:
+        raise UsageError(
+            f"stage '{schedule.name}': a batch of {schedule.batch} cannot be split evenly "
+            f"between {world} processes"
+        )
+    modules = {name: module for name, module in network.named_modules() if name}
+    parameters = [name for name, _ in network.named_parameters()]
+    named = {
+        "freeze": (schedule.freeze, {*modules, *parameters}),
+        "rates": (schedule.rates, {*modules, *parameters}),
+        "keep_eval": (schedule.keep_eval, {*modules}),
+        "input_dropout": (
+            schedule.input_dropout,
+            {name for name, module in modules.items() if not isinstance(module, nn.Embedding)},
+        ),
+    }  # fmt: skip
+    for field, (names, known) in named.items():
+        for name in names:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                raise UsageError(
+                    f"stage '{schedule.name}': {field}: the model has no module '{name}'"
+                    + (" that takes it" if name in modules or name in parameters else "")
+                    + (f"; '{near[0]}' perhaps" if near else "")
+                )
+    if all(is_below(name, schedule.freeze) for name in parameters):
+        raise TrainingError(f"stage '{schedule.name}' freezes everything: nothing is left to learn")
+
+
+def parameter_groups(network: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """What learns, by rate and decay: matrices decay; biases, norms and embeddings do not.
+
+    What does not learn is frozen.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad = not is_below(name, schedule.freeze)
+        if not parameter.requires_grad:
+            continue
+        longest = max((n for n in schedule.rates if is_below(name, (n,))), key=len, default=None)
+        rate = schedule.rates[longest] if longest is not None else schedule.rate
+        decays = parameter.ndim > 1 and "embedding" not in name
+        groups.setdefault((rate, schedule.decay if decays else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def is_below(name: str, tops: Sequence[str]) -> bool:
+    return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
+def validate(
+    network: Any, held_out: Source, device: torch.device | str, workers: int = 0, block: int = 128
+) -> dict[str, float]:
+    """Recall@1/5/10 both ways, in percent, by names such as "t2i_R@1".
+
+    Args:
+        workers: processes that load pictures; 0 is this one.
+        block: how many pictures go through the network at once.
+
+    Raises:
+        ArithmeticError: the network gives vectors that are no numbers.
+    """
+    network.eval()
+    with torch.inference_mode():
+        images = torch.cat([
+            network.encode_image(batch.to(device), normalize=True).float().cpu()
+            for batch in load_images(held_out.images, block, workers)
+        ])  # fmt: skip
+        texts = torch.cat([
+            network.encode_text(part.to(device), normalize=True).float().cpu()
+            for part in torch.cat(list(held_out.texts)).split(4 * block)
+        ])  # fmt: skip
+    if not (images.isfinite().all() and texts.isfinite().all()):
+        raise ArithmeticError("vectors that are not finite")
+    owner = np.repeat(np.arange(len(held_out.texts)), [len(own) for own in held_out.texts])
+    return both_recalls(both_ranks(images.numpy(), texts.numpy(), owner))
 
 
 def _keep_freed_memory() -> None:

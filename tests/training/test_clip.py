@@ -32,8 +32,7 @@ from mmsearch.training.distributed import processes
 from mmsearch.training.network import start_network
 from mmsearch.training.recipe import ModelTable, read_recipe
 from mmsearch.training.runs import Place, load_checkpoint, run_folder
-from mmsearch.training.schedule import check_schedule
-from mmsearch.training.trainer import Trainer
+from mmsearch.training.trainer import Trainer, check_schedule
 from mmsearch.training.views import plain_transform, preprocess_of
 from mmsearch.training.words import carry_meanings
 

@@ -21,8 +21,7 @@ from mmsearch.errors import Interrupted, TrainingError, UsageError
 from mmsearch.training.losses import Embeddings
 from mmsearch.training.recipe import Schedule
 from mmsearch.training.runs import load_checkpoint
-from mmsearch.training.schedule import parameter_groups
-from mmsearch.training.trainer import Setting
+from mmsearch.training.trainer import Setting, parameter_groups
 
 pytestmark = pytest.mark.slow
 

@@ -1,10 +1,14 @@
-"""Trained networks as OpenVINO runs them: torch's import would cost a search two seconds."""
+"""Networks that searches use: how they learn, and as OpenVINO runs them.
+
+torch's import would cost a search two seconds.
+"""
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +18,27 @@ from torch import nn
 from mmsearch.encoders.openvino import Graph, convert_graph, ov
 from mmsearch.errors import TrainingError
 from mmsearch.search.trained import Network
+from mmsearch.types import OnProgress, Progress
 
 _AGREEMENT = 1e-3  # of outputs that are about 1, or some tens
+
+
+def cosine_steps(
+    optimizer: torch.optim.Optimizer, count: int, warmup: int, on_progress: OnProgress
+) -> Iterator[int]:
+    """The steps of a training without stages; the caller does them, from clean gradients.
+
+    The rate rises for `warmup` steps and falls as a cosine.
+    """
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / count)) / 2,
+    )
+    for step in range(count):
+        optimizer.zero_grad()
+        yield step
+        rate.step()
+        on_progress(Progress("learning", step + 1, count))
 
 
 def export_network(
