@@ -28,7 +28,7 @@ from mmsearch.evaluation.ranking import CUTOFFS, gain_line, rank_of_best, recall
 from mmsearch.search.compose import Composer, weighted_sum, write_composer
 from mmsearch.search.page import Section, Tile, render_page
 from mmsearch.training import compose
-from mmsearch.training.features import embed_set
+from mmsearch.training.sets import embed_set
 
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 

@@ -304,7 +304,7 @@ def pages(model, data, folder):
     """The pages of `bench`, queries with what they found, the best and the worst: of Flickr8k's
     test split, and of a gallery of drawn scenes."""
     from mmsearch.engine import Engine
-    from mmsearch.evaluation.report import to_html
+    from mmsearch.evaluation.retrieval import to_html
 
     gallery = folder / "gallery"
     gallery.mkdir(parents=True, exist_ok=True)

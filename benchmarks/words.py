@@ -1,7 +1,7 @@
 """What moving unseen words with their like gives: `python benchmarks/words.py --data DIR`.
 
 Takes a model that `recipes/tiny.toml` trained, where its words' start is known, and moves the
-tokens that no caption held (`mmsearch.training.words.carry_meanings`). First well-known words are
+tokens that no caption held (`mmsearch.training.network.carry_meanings`). First well-known words are
 taken for unknown ones: how near do they come to where learning had put them? Then the probe of
 benchmarks/tiny.py, before and after, for words that really are unknown.
 """
@@ -25,7 +25,7 @@ from mmsearch.config import load_settings
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.evaluation.ranking import rank_of_best, recall_at
-from mmsearch.training.words import carry_meanings, give_meanings
+from mmsearch.training.network import carry_meanings, give_meanings
 
 WELL_KNOWN = 60
 TAKEN_OUT = 300

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmsearch import Engine, Query, Term
-from mmsearch.evaluation.report import export_vectors, to_json
+from mmsearch.evaluation.retrieval import export_vectors, to_json
 
 pytestmark = pytest.mark.slow
 

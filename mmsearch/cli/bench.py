@@ -25,7 +25,7 @@ from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine
-    from mmsearch.evaluation.report import BenchReport
+    from mmsearch.evaluation.retrieval import BenchReport
 
 
 def bench(
@@ -101,7 +101,7 @@ def bench(
 
     The model is that of the index, where there is one, unless --model names another.
     """
-    from mmsearch.evaluation import report as out
+    from mmsearch.evaluation import retrieval as out
 
     if dataset is None and (images or split or limit or model):
         raise UsageError("--images, --split, --limit and --model go with a DATASET")
@@ -137,7 +137,7 @@ def bench(
 def _write(
     report: BenchReport, export: Path | None, run_out: Path | None, html: Path | None
 ) -> None:
-    from mmsearch.evaluation import report as out
+    from mmsearch.evaluation import retrieval as out
 
     try:
         if export is not None:

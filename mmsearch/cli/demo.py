@@ -133,7 +133,7 @@ def _print(title: str, hits: list[Hit]) -> None:
 
 
 def _finish(engine: Engine, sections: list[Section], page: Path, *, measured: bool) -> None:
-    from mmsearch.evaluation import report as out
+    from mmsearch.evaluation import retrieval as out
     from mmsearch.search.page import render_page
 
     tables, intro = [], "Queries beside what the bundled model finds for them."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mmsearch.config import Settings
     from mmsearch.encoders.base import Encoder
     from mmsearch.training.align import AlignReport
-    from mmsearch.training.features import Features
+    from mmsearch.training.sets import Features
 
 
 class Head(StrEnum):
@@ -134,8 +134,8 @@ def align(
     from mmsearch.config import load_settings
     from mmsearch.encoders.registry import model_folder, name_of
     from mmsearch.training import align as job
-    from mmsearch.training.features import read_features
     from mmsearch.training.runs import check_room
+    from mmsearch.training.sets import read_features
 
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home_folder())
@@ -165,7 +165,7 @@ def _embedded(
     from mmsearch.datasets.formats import find_images, read_labelled
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
-    from mmsearch.training.features import embed_set
+    from mmsearch.training.sets import embed_set
 
     labelled = read_labelled(dataset)
     if told := labelled.told():

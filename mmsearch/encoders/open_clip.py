@@ -89,7 +89,7 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
         )
     path = Path(source.location) / HEADS
     try:
-        heads = AlignedHeads(HeadsConfig.from_json(aligned.heads))
+        heads = AlignedHeads(HeadsConfig(**aligned.heads))
         heads.load_state_dict(load_file(path))
     except Exception as error:
         raise ModelNotFound(f"{path}: heads that cannot be loaded: {error}") from error

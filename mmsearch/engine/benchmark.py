@@ -17,8 +17,7 @@ from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
 from mmsearch.evaluation.comparison import FusionReport
-from mmsearch.evaluation.report import BenchReport
-from mmsearch.evaluation.retrieval import Corpus, evaluate
+from mmsearch.evaluation.retrieval import BenchReport, Corpus, evaluate
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files

@@ -38,7 +38,7 @@ from mmsearch.types import (
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
     from mmsearch.evaluation.comparison import FusionReport
-    from mmsearch.evaluation.report import BenchReport
+    from mmsearch.evaluation.retrieval import BenchReport
     from mmsearch.search.rerank import Kind
     from mmsearch.search.searcher import Searcher, Trained
     from mmsearch.training.compose import TrainedComposer

@@ -66,7 +66,7 @@ def train_compose(
 ) -> tuple[TrainedComposer, bool]:
     """`Engine.train_compose`."""
     from mmsearch.training.compose import train_composer
-    from mmsearch.training.features import embed_set
+    from mmsearch.training.sets import embed_set
 
     own = opened.space
     with _keeping(opened, own):  # what cannot be kept is not trained first
@@ -93,8 +93,7 @@ def train_rerank(
 ) -> tuple[TrainedReranker, bool]:
     """`Engine.train_rerank`."""
     from mmsearch.training import rerank as training
-    from mmsearch.training.features import embed_texts, splits_of
-    from mmsearch.training.sets import merge_copies
+    from mmsearch.training.sets import embed_texts, merge_copies, splits_of
 
     own = opened.space
     with _keeping(opened, own):  # what cannot be kept is not trained first

@@ -22,7 +22,7 @@ from mmsearch.evaluation.ranking import (
     recall_at,
     recall_gain,
 )
-from mmsearch.evaluation.report import interval_figures, recall_cells, recall_figures, text_of
+from mmsearch.evaluation.retrieval import interval_figures, recall_cells, recall_figures, text_of
 from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import Scores
 from mmsearch.search.page import Table
@@ -200,13 +200,14 @@ def table_of(report: FusionReport) -> Table:
         if row.bare is not None:
             line.append(" / ".join(f"{row.bare[k]:.1f}" for k in CUTOFFS))
         if len(report.rows) > 1:
-            line += ["", ""] if row.gains is None else [_gain(row.gains[1]), verdict(row.gains[1])]
+            gain = row.gains[1] if row.gains is not None else None
+            line += (
+                [f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]", verdict(gain)]
+                if gain is not None
+                else ["", ""]
+            )
         rows.append(line)
     return Table(head, rows, DEFINITION + (BARE if has_bare else ""))
-
-
-def _gain(gain: Difference) -> str:
-    return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 
 def verdict(gain: Difference) -> str:

@@ -1,12 +1,17 @@
-"""Measures retrieval both ways on an index whose images have captions."""
+"""Retrieval both ways on an index whose images have captions, and what came of it.
+
+As a table, as JSON, as a page and as files for other tools.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +27,18 @@ from mmsearch.evaluation.ranking import (
     rank_of_best,
     recall_at,
 )
+from mmsearch.search.page import Section, Table, Tile, render_page
 from mmsearch.store.store import Contents
 from mmsearch.types import Ids, Modality, OnProgress, Progress, Vectors, no_progress
 
+ONE_ANSWER = "  equal captions as one"
+NAMES = {"t2i": "text -> image", "i2t": "image -> text"}
+DEFINITION = (
+    "Recall@K is the share of queries with a true answer among the first K (Success@k, hit rate). "
+    "All in percent; ranking is exact; ties count against the true answer. Index loss: points of "
+    "Recall that the index's own search loses against that. In brackets: 95% bootstrap interval "
+    "over images."
+)
 #: How far down a search is followed: the TREC runs are as long.
 DEPTH = 100
 _BLOCK = 256  # queries compared with everything at once
@@ -212,3 +226,217 @@ def _direction(
     return Direction(
         name, metrics, merged, loss, ranks, tuple(top_rows), tuple(top_scores), queries
     )
+
+
+# -- what is told of it ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What `mmsearch bench` measured, and on what."""
+
+    dataset: str
+    split: str
+    model: str
+    precision: str
+    corpus: Corpus
+    result: RetrievalResult
+    missing: tuple[str, ...] = ()
+    """Files of the labelled set that could not be indexed; their captions ask nothing."""
+
+    @property
+    def directions(self) -> tuple[Direction, Direction]:
+        return self.result.t2i, self.result.i2t
+
+
+def to_json(report: BenchReport) -> dict[str, Any]:
+    """The figures for machines: recall in percent."""
+    document: dict[str, Any] = {
+        "dataset": report.dataset,
+        "split": report.split,
+        "model": report.model,
+        "precision": report.precision,
+        "images": len(report.corpus.images),
+        "captions": len(report.corpus.captions),
+        "repeated_captions": report.corpus.repeated,
+        "missing": len(report.missing),
+    }
+    for direction in report.directions:
+        figures = document[direction.name] = {
+            **recall_figures(direction.metrics.recall),
+            **interval_figures(direction.metrics),
+            **_rank_figures(direction.metrics),
+            "queries": direction.metrics.queries,
+            "index_loss": recall_figures(direction.loss),
+        }
+        if (merged := direction.one_answer) is not None:
+            figures["equal_captions_one_answer"] = {
+                **recall_figures(merged.recall),
+                **_rank_figures(merged),
+            }
+    return document
+
+
+def recall_figures(recall: dict[int, float]) -> dict[str, float]:
+    """Recall@K, or what is in its unit, by names such as "R@1"."""
+    return {f"R@{k}": round(recall[k], 4) for k in CUTOFFS}
+
+
+def interval_figures(metrics: Metrics) -> dict[str, list[float]]:
+    """The ends of the interval of each Recall@K."""
+    return {f"R@{k}_interval": [round(end, 2) for end in metrics.intervals[k]] for k in CUTOFFS}
+
+
+def _rank_figures(metrics: Metrics) -> dict[str, float]:
+    return {"median_rank": metrics.median_rank, "MRR": round(metrics.mrr, 6)}
+
+
+def table_of(report: BenchReport) -> Table:
+    """The figures for people."""
+    recall = (f"R@{k}" for k in CUTOFFS)
+    head = ["direction", *recall, "median rank", "MRR", "queries", "index loss"]
+    rows = []
+    for direction in report.directions:
+        worst = f"{max(direction.loss.values()):.2f}"
+        rows.append([NAMES[direction.name], *_cells(direction.metrics), worst])
+        if direction.one_answer is not None:
+            rows.append([ONE_ANSWER, *_cells(direction.one_answer), ""])
+    note = DEFINITION
+    if report.corpus.repeated:
+        note += (
+            f" {report.corpus.repeated} of {len(report.corpus.texts)} captions are also those of "
+            "another image, which counts as a wrong answer above, as in the CLIP papers; below it, "
+            "equal captions are one answer."
+        )
+    return Table(head, rows, note)
+
+
+def _cells(metrics: Metrics) -> list[str]:
+    ranks = [f"{metrics.median_rank:g}", f"{metrics.mrr:.3f}"]
+    return [*recall_cells(metrics), *ranks, str(metrics.queries)]
+
+
+def recall_cells(metrics: Metrics) -> list[str]:
+    """Each Recall@K with its interval."""
+    return [
+        f"{metrics.recall[k]:.1f} [{low:.1f}, {high:.1f}]"
+        for k, (low, high) in metrics.intervals.items()
+    ]
+
+
+def summary_of(report: BenchReport) -> str:
+    """What was measured, in a line."""
+    split = f" ({report.split})" if report.split else ""
+    return (
+        f"{report.dataset}{split}: {len(report.corpus.images)} images, "
+        f"{len(report.corpus.captions)} captions, model {report.model} ({report.precision})"
+    )
+
+
+def to_text(report: BenchReport) -> str:
+    """Summary and table as plain text."""
+    return text_of(summary_of(report), table_of(report))
+
+
+def text_of(summary: str, table: Table) -> str:
+    """A line, a table with names to the left and figures to the right, and its note."""
+    lines = [list(table.head), *map(list, table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    text = [summary]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    return "\n".join([*text, table.note])
+
+
+def to_html(report: BenchReport, paths: dict[int, Path], examples: int = 8) -> str:
+    """The table, and text queries with what they found: the best and the worst ones.
+
+    Args:
+        paths: where each image lies, by its row.
+    """
+    direction, corpus = report.result.t2i, report.corpus
+    order = np.argsort(direction.ranks, kind="stable")
+    good = order[: np.count_nonzero(direction.ranks == 1)]
+    good = good[:: max(1, len(good) // examples)][:examples]
+    sections = []
+    for title, chosen in (("found first", good), ("missed by most", order[::-1][:examples])):
+        for query in chosen:
+            own = int(corpus.owner[query])
+            rows = [int(row) for row in direction.top_rows[query][:5]]
+            tiles = [
+                Tile(paths[row], f"{place + 1}. {score:.3f}", paths[row].name, row == own)
+                for place, (row, score) in enumerate(
+                    zip(rows, direction.top_scores[query], strict=False)
+                )
+            ]
+            if own not in rows:
+                rank = int(direction.ranks[query])
+                tiles.append(Tile(paths[own], f"{rank}.", f"the true one: {paths[own].name}", True))
+            note = f"{title}: rank {int(direction.ranks[query])} of {len(corpus.images)}"
+            sections.append(Section(corpus.texts[query], tiles, note))
+    return render_page(
+        f"Retrieval on {report.dataset}",
+        sections,
+        intro=summary_of(report),
+        tables=[table_of(report)],
+    )
+
+
+def export_vectors(report: BenchReport, folder: Path) -> None:
+    """The very vectors that were compared, for anybody to check the figures with.
+
+    `image.npy` and `text.npy` are float32, of shape (n, dim); line i of `images.jsonl` and of
+    `captions.jsonl` describes row i.
+    """
+    corpus = report.corpus
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "image.npy", corpus.images)
+    np.save(folder / "text.npy", corpus.captions)
+    images = (
+        {"row": row, "id": int(number), "path": name}
+        for row, (number, name) in enumerate(zip(corpus.image_ids, corpus.image_names, strict=True))
+    )
+    captions = (
+        {"row": row, "id": int(number), "image_row": int(owner),
+         "image_id": int(corpus.image_ids[owner]), "caption": text}
+        for row, (number, owner, text) in enumerate(
+            zip(corpus.caption_ids, corpus.owner, corpus.texts, strict=True)
+        )
+    )  # fmt: skip
+    for name, rows in (("images", images), ("captions", captions)):
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_runs(report: BenchReport, folder: Path) -> None:
+    """TREC runs and qrels of both directions, for ranx, ir_measures or trec_eval.
+
+    Images are called `i7` and captions `c9`, by their ids. Scores strictly decrease in our
+    order, so that no tool breaks a tie another way.
+    """
+    corpus = report.corpus
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [f"i{number}" for number in corpus.image_ids]
+    captions = [f"c{number}" for number in corpus.caption_ids]
+    for direction in report.directions:
+        is_t2i = direction.name == "t2i"
+        asking, found = (captions, images) if is_t2i else (images, captions)
+        true: dict[int, list[int]] = {}
+        for caption, image in enumerate(corpus.owner.tolist()):
+            query, item = (caption, image) if is_t2i else (image, caption)
+            true.setdefault(query, []).append(item)
+        with (
+            (folder / f"{direction.name}.run").open("w", encoding="utf-8") as run,
+            (folder / f"{direction.name}.qrels").open("w", encoding="utf-8") as qrels,
+        ):
+            for query, rows, scores in zip(
+                direction.queries.tolist(), direction.top_rows, direction.top_scores, strict=True
+            ):
+                name = asking[query]
+                qrels.writelines(f"{name} 0 {found[row]} 1\n" for row in true[query])
+                # In float32, as trec_eval keeps them: smaller steps would be ties again over there.
+                last = np.float32(np.inf)
+                for place, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
+                    last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
+                    run.write(f"{name} Q0 {found[row]} {place} {last:.9g} mmsearch\n")

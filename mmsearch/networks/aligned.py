@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,13 +21,6 @@ class HeadsConfig:
     dim: int
     kind: HeadKind = "linear"
     dropout: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> HeadsConfig:
-        return cls(**stored)
 
 
 class ProjectionHead(nn.Module):

@@ -21,7 +21,7 @@ _LEAST = 1e-6
 
 
 class Composer:
-    """A trained `mmsearch.networks.early_fusion`."""
+    """A trained `mmsearch.networks.fusion.EarlyFusion`."""
 
     def __init__(self, network: Network, dim: int, *, is_for_photos: bool = False) -> None:
         """Takes an exported network over vectors that are `dim` wide.

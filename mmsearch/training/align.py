@@ -28,11 +28,10 @@ from mmsearch.evaluation.ranking import (
 from mmsearch.networks.aligned import AlignedHeads, HeadKind, HeadsConfig
 from mmsearch.store.files import write_durably
 from mmsearch.training.batches import Source
-from mmsearch.training.features import Features, read_array, unit
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.recipe import Schedule
-from mmsearch.training.report import write_card
-from mmsearch.training.runs import RUN, load_weights, run_folder, save_weights
+from mmsearch.training.runs import RUN, load_weights, run_folder, save_weights, write_card
+from mmsearch.training.sets import Features, read_array, unit
 from mmsearch.training.trainer import Setting, Trainer
 from mmsearch.training.views import CachedViews
 from mmsearch.types import Notify, OnProgress, no_progress
@@ -193,7 +192,7 @@ def align(
             "version": 1,
             "base": base.spec.model if base is not None else None,
             "space": base.spec.space if base is not None else None,
-            "heads": heads.config.to_json(),
+            "heads": dataclasses.asdict(heads.config),
         }
         # Last: by it the folder is a model.
         write_durably(folder / ALIGNED, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -244,7 +243,7 @@ def load_heads(folder: Path) -> AlignedHeads:
     if aligned is None:
         raise ModelNotFound(f"{folder}: no {ALIGNED} there, so it holds no heads")
     try:
-        heads = AlignedHeads(HeadsConfig.from_json(aligned.heads))
+        heads = AlignedHeads(HeadsConfig(**aligned.heads))
         heads.load_state_dict(load_weights(folder / HEADS))
     except (OSError, TrainingError, RuntimeError, TypeError, ValueError) as error:
         raise ModelNotFound(

@@ -92,12 +92,8 @@ class Plan:
         # A pass is over whole batches, so that no picture stands twice in one: its second
         # caption would be a false negative.
         self._batches = [size // rows for size, rows in zip(self._sizes, self.rows, strict=True)]
+        self.steps_per_epoch = self._batches[0]  # a pass over the first source
         self._order = functools.lru_cache(maxsize=2 * len(sources))(self._shuffled)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """The batches in a pass over the first source."""
-        return self._batches[0]
 
     def batch(self, step: int) -> list[Row]:
         """The pairs of one global batch."""
@@ -105,16 +101,12 @@ class Plan:
         for source, rows in enumerate(self.rows):
             turn, start = divmod(step, self._batches[source])
             places = self._order(source, turn)[start * rows : (start + 1) * rows]
-            seeds = _rng(self._seed, 1, source, step).integers(2**62, size=rows)
+            seeds = np.random.default_rng([self._seed, 1, source, step]).integers(2**62, size=rows)
             found += [Row(source, int(p), int(s)) for p, s in zip(places, seeds, strict=True)]
         return found
 
     def _shuffled(self, source: int, turn: int) -> np.ndarray:
-        return _rng(self._seed, 0, source, turn).permutation(self._sizes[source])
-
-
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.default_rng(key)
+        return np.random.default_rng([self._seed, 0, source, turn]).permutation(self._sizes[source])
 
 
 def seed_of(*key: int) -> int:
@@ -131,7 +123,7 @@ class Examples:
 
     def __getitem__(self, row: Row) -> Example:
         source = self._sources[row.source]
-        rng = _rng(row.seed)
+        rng = np.random.default_rng([row.seed])
         texts = source.texts[row.place]
         which = int(rng.integers(len(texts)))
         text = texts[which]

@@ -21,20 +21,25 @@ from mmsearch.errors import LabelsError, UsageError
 from mmsearch.evaluation.ranking import LEAST, recall_line
 from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.training.distributed import barrier, from_first, require_same
-from mmsearch.training.features import embed_pictures, embed_texts
 from mmsearch.training.losses import ContrastiveLoss
-from mmsearch.training.network import merge_state, save_model, start_network, tokenizer_of
+from mmsearch.training.network import (
+    carry_meanings,
+    save_model,
+    start_network,
+    tokenizer_of,
+)
 from mmsearch.training.recipe import DataTable, HeldOutTable, Recipe, Stage
-from mmsearch.training.report import Entry, write_card
 from mmsearch.training.runs import (
+    Entry,
     Place,
     check_room,
     check_run,
     load_remarked,
     run_folder,
     save_weights,
+    write_card,
 )
-from mmsearch.training.sets import LabelledFiles, keep_apart, read_set
+from mmsearch.training.sets import LabelledFiles, embed_pictures, embed_texts, keep_apart, read_set
 from mmsearch.training.trainer import Outcome, Setting, Trainer, check_schedule, validate
 from mmsearch.training.views import (
     Pictures,
@@ -46,7 +51,6 @@ from mmsearch.training.views import (
     split_network,
     training_transform,
 )
-from mmsearch.training.words import carry_meanings
 from mmsearch.types import Notify, OnProgress
 
 log = logging.getLogger(__name__)
@@ -205,7 +209,8 @@ class _Run:
                 stage, names[number], names[:number], history, taught
             )
             has_learned = has_learned or outcome.step > 0
-            merge_state(self.network, outcome.state)
+            # What the stage did not hold stays.
+            self.network.load_state_dict({**self.network.state_dict(), **outcome.state})
             if self.place.rank == 0:
                 save_weights(trained, self.network.state_dict(), {
                     "run": names[number], "step": str(outcome.step), "score": str(outcome.score),

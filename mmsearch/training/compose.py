@@ -19,10 +19,10 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.errors import UsageError
 from mmsearch.evaluation.ranking import Difference, rank_of_best, recall_gain, recalls
 from mmsearch.media.fit import fit
-from mmsearch.networks.early_fusion import EarlyFusion
+from mmsearch.networks.fusion import EarlyFusion
 from mmsearch.search.compose import Composer, weighted_sum
 from mmsearch.search.trained import Network
-from mmsearch.training.features import Features
+from mmsearch.training.sets import Features
 from mmsearch.training.trained import cosine_steps, export_network
 from mmsearch.types import Ids, OnProgress, Progress, Vectors, no_progress
 

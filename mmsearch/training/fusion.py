@@ -11,7 +11,7 @@ import torch
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluation.comparison import HeldOut, rank_in
 from mmsearch.evaluation.ranking import LEAST, Difference, recall_gain, recalls
-from mmsearch.networks.late_fusion import LateFusion
+from mmsearch.networks.fusion import LateFusion
 from mmsearch.search.candidates import CandidateScores
 from mmsearch.search.fusion import BARE, SOURCES, Weights, calibrated, fuse
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from mmsearch.config import available_cores
@@ -30,8 +32,8 @@ from mmsearch.search.rerank import Kind, Mix, Parts, Reranker, nearness, tokens_
 from mmsearch.search.trained import Network
 from mmsearch.store.patches import pack_patches, unpack_patches
 from mmsearch.training.batches import seed_of
-from mmsearch.training.features import embed_texts
 from mmsearch.training.runs import remembered
+from mmsearch.training.sets import embed_texts
 from mmsearch.training.trained import cosine_steps, export_network
 from mmsearch.training.views import decoders, open_picture, stamps
 from mmsearch.types import OnProgress, Progress, Vectors, no_progress
@@ -217,10 +219,8 @@ def fit_network(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            share = 1 - (_AVERAGE if step > _WARMUP else 0.9)
-            for mean, new in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(new, share)
+        update = get_ema_multi_avg_fn(_AVERAGE if step > _WARMUP else 0.9)
+        update(list(average.parameters()), list(network.parameters()), 0)
     return average.eval()
 
 
@@ -262,11 +262,9 @@ def _scores(
     first = np.searchsorted(photos.owner, rows)
     last = np.searchsorted(photos.owner, rows, side="right")
     chosen = [photos.tokens[place] for place in rng.integers(first, last).tolist()]
-    longest = max(map(len, chosen))
-    tokens = torch.zeros(len(rows), longest, dim)
-    there = torch.zeros(len(rows), longest, dtype=torch.bool)
+    tokens = pad_sequence([torch.from_numpy(one).float() for one in chosen], batch_first=True)
+    there = torch.zeros(tokens.shape[:2], dtype=torch.bool)
     for place, one in enumerate(chosen):
-        tokens[place, : len(one)] = torch.from_numpy(one.astype(np.float32))
         # Words are left out now and then; the first and the last token are no words.
         kept = rng.random(len(one)) >= _WORD_DROP
         kept[0] = kept[-1] = True

@@ -5,8 +5,11 @@ Files are replaced as a whole, so that a kill at any point costs nothing.
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
+import itertools
 import json
 import os
 import shutil
@@ -24,11 +27,17 @@ from safetensors.torch import save_file
 
 from mmsearch.encoders.registry import ModelSource, full_name, parse_model
 from mmsearch.errors import TrainingError, UsageError
+from mmsearch.evaluation.ranking import CUTOFFS
 from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
 
 State = dict[str, torch.Tensor]
 T = TypeVar("T")
 
+Entry = dict[str, float | str]
+"""What was measured at a validation, by field."""
+
+_RECALLS = tuple(f"{way}_R@{k}" for way in ("t2i", "i2t") for k in CUTOFFS)
+FIELDS = ("stage", "step", "epoch", "loss", "scale", "rate", "seconds", *_RECALLS)
 #: The state, the log and the plot of a run, below the model's folder.
 RUN = "training"
 CHECKPOINT = "checkpoint.pt"
@@ -132,15 +141,11 @@ def run_folder(folder: Path, *, restart: bool, uses: Iterable[Path] = ()) -> Ite
 
 
 def _forget(folder: Path) -> None:
-    for name in _RESULTS:
-        (folder / name).unlink(missing_ok=True)
-    for path in (folder / RUN).iterdir():
-        if path.name in (_MARK, "lock"):
-            continue
+    for path in (*(folder / name for name in _RESULTS), *(folder / RUN).iterdir()):
         if path.is_dir():
             shutil.rmtree(path)
-        else:
-            path.unlink()
+        elif path.name not in (_MARK, "lock"):
+            path.unlink(missing_ok=True)
 
 
 def check_run(folder: Path, runs: Collection[str]) -> None:
@@ -156,16 +161,6 @@ def check_run(folder: Path, runs: Collection[str]) -> None:
             f"delete {CHECKPOINT} in it to train what has changed again, --restart begins "
             "again, another --out keeps both"
         )
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replaces the checkpoint; after a crash it is the old one or the new one.
-
-    Raises:
-        TrainingError: it cannot be written; the old one is kept.
-    """
-    with replaced(path) as draft:
-        torch.save(state, draft)
 
 
 def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any] | None:
@@ -272,3 +267,100 @@ def remembered(
                 found = make(part, start)
                 save_weights(kept, found)
         yield found
+
+
+# -- for people: a log, a plot, a card --------------------------------------------------------
+
+
+def write_log(folder: Path, entries: Sequence[Entry], *, plot: bool = True) -> None:
+    """Writes `log.csv` and, unless told otherwise, `plot.png`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in entry.items()}
+        for entry in entries
+    )
+    write_durably(folder / "log.csv", text.getvalue().encode())
+    if entries and plot:
+        write_durably(folder / "plot.png", _plot(entries))
+
+
+def _plot(entries: Sequence[Entry]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    losses, recalls = figure.subplots(1, 2)
+    places = list(range(1, len(entries) + 1))
+    shown: Any = [entry.get("loss", float("nan")) for entry in entries]
+    losses.plot(places, shown, marker=".")
+    losses.set(title="loss in training", xlabel="validation", ylabel="contrastive loss")
+    for direction, style in (("t2i", "-"), ("i2t", "--")):
+        for k, colour in ((1, "C3"), (5, "C1"), (10, "C0")):
+            values: Any = [entry[f"{direction}_R@{k}"] for entry in entries]
+            recalls.plot(places, values, style, color=colour, label=f"{direction} R@{k}")
+    recalls.set(title="validation", xlabel="validation", ylabel="Recall@K, %", ylim=(0, None))
+    recalls.legend(ncols=2, fontsize="small")
+    for place, (before, after) in enumerate(itertools.pairwise(entries)):
+        if before["stage"] != after["stage"]:
+            for axes in (losses, recalls):
+                axes.axvline(place + 1.5, color="grey", linewidth=0.8)
+    for axes in (losses, recalls):
+        axes.grid(alpha=0.3)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    return image.getvalue()
+
+
+def write_card(
+    folder: Path,
+    what: str,
+    *,
+    base: str,
+    data: Sequence[str],
+    figures: Sequence[tuple[str, dict[str, float]]],
+    licence: str,
+    made_by: str,
+    use: str,
+    notes: Sequence[str],
+) -> None:
+    """Writes `README.md` into a model's folder: what the next person must know of it.
+
+    Args:
+        data: a line for each set, with its split.
+        figures: what was measured on, and the six recalls.
+        made_by: the command.
+    """
+    lines = [
+        f"# {folder.name}",
+        "",
+        what,
+        "",
+        f"- **Started from**: {base}",
+        f"- **Made by**: `{made_by}`; its log and plot are in `training`",
+        f"- **Terms**: {licence}",
+        "",
+        "## Trained on",
+        "",
+        *(f"- {line}" for line in data),
+        "",
+        "## Measured",
+        "",
+        f"| on | {' | '.join(name.replace('_', ' ') for name in _RECALLS)} |",
+        f"|---|{'---|' * 6}",
+        *(
+            f"| {name} | {' | '.join(f'{recall[field]:.1f}' for field in _RECALLS)} |"
+            for name, recall in figures
+        ),
+        "",
+        "Recall@K in percent: the share of queries with a true answer among the first K, among the",
+        "pictures and captions of that split. t2i: a caption asks for its picture; i2t: a picture",
+        "asks for one of its captions.",
+        "",
+        "## Use",
+        "",
+        f"    {use}",
+        "",
+        *notes,
+    ]
+    write_durably(folder / "README.md", ("\n".join(lines).rstrip() + "\n").encode())

@@ -1,29 +1,43 @@
-"""The labelled sets of a recipe, with their files found and looked through."""
+"""Labelled sets: their files found and looked through, and a frozen model's vectors of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import logging
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from mmsearch.config import available_cores
 from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
+from mmsearch.encoders.base import Encoder
 from mmsearch.errors import DecodeError, LabelsError, UsageError
+from mmsearch.evaluation.ranking import LEAST
+from mmsearch.jobs.runner import Runner
 from mmsearch.media.fingerprint import content_hash
+from mmsearch.media.fit import fit
 from mmsearch.training.recipe import DataTable, HeldOutTable
 from mmsearch.training.runs import State, remembered
 from mmsearch.training.views import decode_picture, decoders, stamps
-from mmsearch.types import Notify, OnProgress, Progress
+from mmsearch.types import Notify, OnProgress, Progress, Vectors
 
+log = logging.getLogger(__name__)
+
+_HELD_OUT = 0.1
+_TEXTS = 256
 _KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 _RANK = {"train": 0, "val": 1, "test": 2}
-
-Tokenize = Callable[[list[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class LabelledFiles:
 
 def read_set(
     table: DataTable | HeldOutTable,
-    tokenize: Tokenize,
+    tokenize: Callable[[list[str]], torch.Tensor],
     data: Path,
     cache: Path,
     on_progress: OnProgress,
@@ -198,15 +212,239 @@ def keep_apart(
 def first_copies(files: Sequence[Path]) -> list[int]:
     """For each file the place of the first with the same content: its own where there is none."""
     found = list(range(len(files)))
-    of_size: dict[int, list[int]] = {}
+    first: dict[bytes, int] = {}
+    sizes = Counter(os.path.getsize(file) for file in files if os.path.isfile(file))
     for place, file in enumerate(files):
         with suppress(OSError):
-            of_size.setdefault(file.stat().st_size, []).append(place)
-    for places in of_size.values():
-        if len(places) == 1:  # nothing can be the same: need not be read
-            continue
-        first: dict[bytes, int] = {}
-        for place in places:
-            with suppress(OSError):
-                found[place] = first.setdefault(content_hash(files[place].read_bytes()), place)
+            if sizes[file.stat().st_size] > 1:  # else nothing is the same: need not be read
+                found[place] = first.setdefault(content_hash(file.read_bytes()), place)
     return found
+
+
+# -- a frozen model's vectors ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors of images (n, a) and of texts (c, b), each of length 1; widths may differ."""
+
+    images: Vectors
+    texts: Vectors
+    owner: np.ndarray
+    """For each text, the row of its image, (c,), ascending."""
+    splits: tuple[str, ...]
+    """The split of each image: "train", "val" or "test"."""
+
+    def of(self, split: str) -> Features:
+        """The images of one split with their texts."""
+        rows = np.array([place for place, name in enumerate(self.splits) if name == split], int)
+        place_of = np.full(len(self.images), -1)
+        place_of[rows] = np.arange(len(rows))
+        kept = place_of[self.owner] >= 0
+        return Features(
+            self.images[rows], self.texts[kept], place_of[self.owner[kept]], (split,) * len(rows)
+        )
+
+    def texts_by_image(self) -> list[torch.Tensor]:
+        """For each image its texts, (texts, b)."""
+        counts = np.bincount(self.owner, minlength=len(self.images))
+        return list(torch.from_numpy(self.texts).split(counts.tolist()))
+
+
+def embed_set(
+    encoder: Encoder,
+    folder: Path,
+    images: Sequence[LabelledImage],
+    cache: Path,
+    seed: int,
+    on_progress: OnProgress = lambda progress: None,
+    notify: Notify = log.info,
+) -> Features:
+    """The frozen model's vectors of a labelled set, from `cache` where they were kept.
+
+    Copies of a picture are one picture with all of their captions; pictures that cannot be
+    used are left out; `notify` is told of both.
+    """
+    images = merge_copies(folder, [image for image in images if image.captions], notify)
+    files = [folder / image.file for image in images]
+    vectors, good = embed_pictures(encoder, files, cache, "embedding pictures", on_progress)
+    usable = [image for image, fine in zip(images, good, strict=True) if fine]
+    bad = [image.file for image, fine in zip(images, good, strict=True) if not fine]
+    if bad:
+        notify(f"{len(bad)} pictures could not be used: {', '.join(bad[:5])}")
+    if not usable:
+        raise LabelsError(f"{folder}: none of the set's {len(images)} captioned pictures is usable")
+    texts = [text for image in usable for text in image.captions]
+    owner = np.repeat(np.arange(len(usable)), [len(image.captions) for image in usable])
+    found = embed_texts(encoder, texts, cache, "embedding captions", on_progress)
+    return Features(vectors, found, owner, splits_of([i.split for i in usable], seed))
+
+
+def embed_pictures(
+    encoder: Encoder, files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress
+) -> tuple[Vectors, NDArray[np.bool_]]:
+    """The vectors of the pictures that can be used, (m, dim), and which of them can, (n,).
+
+    Both come from `cache` where the same files were embedded before, which is kept portion by
+    portion. Pictures that are damaged or missing are not used.
+
+    Raises:
+        LabelsError: a picture that is there and cannot be read.
+    """
+
+    def embed(part: Sequence[Path], start: int) -> State:
+        pictures = _Pictures(
+            encoder, part, lambda done: on_progress(Progress(job, start + done, len(files)))
+        )
+        Runner(decoders(), available_cores()).run(pictures, len(part))
+        vectors, good = np.concatenate(pictures.vectors), np.array(pictures.good, "u1")
+        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good)}
+
+    def about(part: Sequence[Path], _start: int) -> Any:
+        return [encoder.spec.space, encoder.precision, stamps(part)]
+
+    found = list(remembered(cache, "features", files, about, embed))
+    vectors = [np.empty((0, encoder.spec.dim), np.float32)]
+    vectors += [part["images"].numpy() for part in found]
+    good = [np.empty(0, bool), *(part["good"].numpy().astype(bool) for part in found)]
+    return np.concatenate(vectors), np.concatenate(good)
+
+
+@dataclass
+class _Pictures:
+    """Embeds picture files. A `mmsearch.jobs.runner.Job` whose outcome is kept here."""
+
+    encoder: Encoder
+    files: Sequence[Path]
+    told: Callable[[int], None]
+    size: int = 64
+    vectors: list[Vectors] = field(default_factory=list)
+    good: list[bool] = field(default_factory=list)
+
+    def missing(self) -> Iterator[Path]:
+        return iter(self.files)
+
+    def read(self, item: Path) -> NDArray[np.uint8] | None:
+        how = self.encoder.spec.preprocess
+        image = picture_of(item, max(how.size))
+        return fit(image, how) if image is not None else None
+
+    def compute(self, reads: Sequence[NDArray[np.uint8] | None]) -> tuple[list[bool], Vectors]:
+        usable = [pixels for pixels in reads if pixels is not None]
+        nothing = np.empty((0, self.encoder.spec.dim), np.float32)
+        found = self.encoder.encode("image", np.stack(usable)) if usable else nothing
+        return [pixels is not None for pixels in reads], found
+
+    def commit(self, outcomes: Sequence[tuple[list[bool], Vectors]]) -> None:
+        for good, vectors in outcomes:
+            self.good += good
+            self.vectors.append(vectors)
+        self.told(len(self.good))
+
+
+def embed_texts(
+    encoder: Encoder, texts: Sequence[str], cache: Path, job: str, on_progress: OnProgress
+) -> Vectors:
+    """The vectors of texts, (n, dim), from `cache` where they were embedded before."""
+    each = list(dict.fromkeys(texts))  # captions that are made from names come again and again
+
+    def embed(part: Sequence[str], first: int) -> State:
+        found = []
+        for start in range(0, len(part), _TEXTS):
+            found.append(encoder.encode("text", part[start : start + _TEXTS]))
+            done = first + min(start + _TEXTS, len(part))
+            on_progress(Progress(job, done, len(each)))
+        return {"texts": torch.from_numpy(np.concatenate(found))}
+
+    def about(part: Sequence[str], _start: int) -> Any:
+        return [encoder.spec.space, encoder.precision, part]
+
+    found = [np.empty((0, encoder.spec.dim), np.float32)]
+    found += [part["texts"].numpy() for part in remembered(cache, "captions", each, about, embed)]
+    rows = {text: row for row, text in enumerate(each)}
+    vectors: Vectors = np.concatenate(found)[[rows[text] for text in texts]]
+    return vectors
+
+
+def read_features(text: Path, image: Path, seed: int) -> Features:
+    """Two files of vectors that come from elsewhere: row i of one belongs to row i of the other.
+
+    Image rows that are equal are one image with several texts, so that no image is both
+    trained on and measured on.
+
+    Raises:
+        UsageError: not two arrays (n, a) and (n, b) of finite numbers.
+    """
+    texts, images = read_array(text), read_array(image)
+    if len(texts) != len(images):
+        raise UsageError(
+            f"{text} has {len(texts)} rows and {image} {len(images)}: row i of one must belong to "
+            "row i of the other"
+        )
+    _, first, which = np.unique(images, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(which.reshape(-1), kind="stable")
+    owner = which.reshape(-1)[order]
+    splits = splits_of([""] * len(first), seed)
+    return Features(unit(images[first]), unit(texts[order]), owner, splits)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array of finite float32, (rows, width), of which no row is zero.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not an array that NumPy can load: {error}") from error
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "fiu":
+        raise UsageError(f"{path}: not an array of numbers with two dimensions (rows, width)")
+    found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise UsageError(f"{path}: holds values that are no finite numbers")
+    zeros = np.flatnonzero(~found.any(axis=1))
+    if len(zeros):
+        raise UsageError(
+            f"{path}: {len(zeros)} rows hold only zeros, which point nowhere (the first is row "
+            f"{zeros[0]}); leave them out of both files"
+        )
+    return found
+
+
+def unit(vectors: np.ndarray) -> Vectors:
+    """Each row made 1 long, float32."""
+    # Squares of very small and of very large numbers do not fit into float32.
+    rows = vectors.astype(np.float64)
+    found: Vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def splits_of(names: Sequence[str], seed: int) -> tuple[str, ...]:
+    """The set's own splits; a tenth of its other pictures for each of val and test that it lacks.
+
+    What the set holds out is never trained on: its figures would be worth nothing any more.
+    """
+    found = [known_split(name) for name in names]
+    learnable = [place for place, split in enumerate(found) if split == "train"]
+    order = iter(np.random.default_rng(seed).permutation(learnable))
+    size = int(_HELD_OUT * len(learnable))
+    for split in ("val", "test"):
+        own = found.count(split)
+        for place in itertools.islice(order, 0 if own else size):
+            found[place] = split
+        if found.count(split) < LEAST:
+            held = f"the set's own split has {own}" if own else "a tenth is held out for it"
+            raise UsageError(
+                f"{len(found)} captioned pictures are too few for '{split}' ({held}): fewer than "
+                f"{LEAST} pictures measure nothing (a set without splits needs {10 * LEAST})"
+            )
+    if found.count("train") < LEAST:
+        raise UsageError(
+            f"of {len(found)} captioned pictures {found.count('train')} are left to train on, "
+            f"the others are held out; at least {LEAST} are needed"
+        )
+    return tuple(found)

@@ -38,14 +38,15 @@ from mmsearch.training.losses import (
     clamp_scale,
 )
 from mmsearch.training.recipe import Schedule
-from mmsearch.training.report import Entry, write_log
 from mmsearch.training.runs import (
     CHECKPOINT,
+    Entry,
     State,
     check_run,
     load_checkpoint,
-    save_checkpoint,
+    replaced,
     save_weights,
+    write_log,
 )
 from mmsearch.types import OnProgress, Progress, no_progress
 
@@ -386,7 +387,8 @@ class Trainer:
             "history": self.history,
         }
         began = time.monotonic()
-        save_checkpoint(self._folder / CHECKPOINT, state)
+        with replaced(self._folder / CHECKPOINT) as draft:
+            torch.save(state, draft)
         self._saved_step = self.step
         took = time.monotonic() - began
         self._save_after = began + max(self.setting.checkpoint_seconds, took / _SAVE_SHARE)

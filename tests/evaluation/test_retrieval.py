@@ -13,15 +13,16 @@ from fakes import unit_vectors
 from ir_measures import Success
 
 from mmsearch.errors import UsageError
-from mmsearch.evaluation.report import (
+from mmsearch.evaluation.retrieval import (
     BenchReport,
+    Corpus,
+    evaluate,
     export_vectors,
     to_html,
     to_json,
     to_text,
     write_runs,
 )
-from mmsearch.evaluation.retrieval import Corpus, evaluate
 
 
 def corpus(images=40, per_image=3, seed=0, spread=0.8):

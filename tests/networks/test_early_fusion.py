@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from mmsearch.networks.early_fusion import EarlyFusion
+from mmsearch.networks.fusion import EarlyFusion
 
 
 def by_hand(network, image, text):

@@ -9,7 +9,7 @@ from fakes import DECODERS, DIM, FakeEncoder, unit_vectors
 from safetensors.torch import save_file
 
 from mmsearch.errors import TrainingError, UsageError
-from mmsearch.networks.early_fusion import EarlyFusion
+from mmsearch.networks.fusion import EarlyFusion
 from mmsearch.search.compose import FILE_NAME, Composer, read_composer, weighted_sum, write_composer
 from mmsearch.search.searcher import Searcher, Trained
 from mmsearch.training.compose import export_composer

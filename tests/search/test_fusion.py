@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsearch.errors import UsageError
-from mmsearch.networks.late_fusion import LateFusion
+from mmsearch.networks.fusion import LateFusion
 from mmsearch.search.candidates import Background, CandidateScores
 from mmsearch.search.fusion import (
     BARE,

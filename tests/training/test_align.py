@@ -23,7 +23,7 @@ from mmsearch.encoders.registry import base_source, full_name, parse_model, towe
 from mmsearch.errors import ModelNotFound, TrainingError, UsageError
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
 from mmsearch.training.align import AlignSettings, align, compare, load_heads
-from mmsearch.training.features import Features, embed_set, read_features
+from mmsearch.training.sets import Features, embed_set, read_features
 
 pytestmark = pytest.mark.slow
 

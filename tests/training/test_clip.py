@@ -26,15 +26,14 @@ from mmsearch.cli.app import app
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.errors import TrainingError, UsageError
-from mmsearch.training import report
+from mmsearch.training import runs
 from mmsearch.training.clip import train_clip
 from mmsearch.training.distributed import processes
-from mmsearch.training.network import start_network
+from mmsearch.training.network import carry_meanings, start_network
 from mmsearch.training.recipe import ModelTable, read_recipe
 from mmsearch.training.runs import Place, load_checkpoint, run_folder
 from mmsearch.training.trainer import Trainer, check_schedule
 from mmsearch.training.views import plain_transform, preprocess_of
-from mmsearch.training.words import carry_meanings
 
 pytestmark = pytest.mark.slow
 
@@ -403,7 +402,7 @@ def test_a_disk_that_fills_says_what_to_do(tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(report, "write_durably", full)
+    monkeypatch.setattr(runs, "write_durably", full)
     told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
     assert "No space left on device; once there is room, the same command resumes" in told
 

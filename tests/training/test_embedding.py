@@ -11,8 +11,7 @@ from PIL import Image
 
 from mmsearch.errors import LabelsError
 from mmsearch.training import runs
-from mmsearch.training.features import embed_pictures, embed_texts
-from mmsearch.training.sets import unusable
+from mmsearch.training.sets import embed_pictures, embed_texts, unusable
 
 
 class Listening(FakeEncoder):

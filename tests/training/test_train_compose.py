@@ -12,7 +12,7 @@ from mmsearch.errors import UsageError
 from mmsearch.search.compose import Composer, weighted_sum
 from mmsearch.training import compose
 from mmsearch.training.compose import Triplets
-from mmsearch.training.features import Features
+from mmsearch.training.sets import Features
 
 pytestmark = pytest.mark.slow
 
