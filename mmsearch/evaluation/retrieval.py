@@ -122,8 +122,7 @@ class Direction:
     """The row of each query among the corpus's captions (t2i) or images (i2t)."""
 
 
-@dataclass(frozen=True)
-class RetrievalResult:
+class RetrievalResult(NamedTuple):
     """Both directions: text to image, image to text."""
 
     t2i: Direction
@@ -244,10 +243,6 @@ class BenchReport:
     missing: tuple[str, ...] = ()
     """Files of the labelled set that could not be indexed; their captions ask nothing."""
 
-    @property
-    def directions(self) -> tuple[Direction, Direction]:
-        return self.result.t2i, self.result.i2t
-
 
 def to_json(report: BenchReport) -> dict[str, Any]:
     """The figures for machines: recall in percent."""
@@ -261,7 +256,7 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         "repeated_captions": report.corpus.repeated,
         "missing": len(report.missing),
     }
-    for direction in report.directions:
+    for direction in report.result:
         figures = document[direction.name] = {
             **recall_figures(direction.metrics.recall),
             **interval_figures(direction.metrics),
@@ -296,7 +291,7 @@ def table_of(report: BenchReport) -> Table:
     recall = (f"R@{k}" for k in CUTOFFS)
     head = ["direction", *recall, "median rank", "MRR", "queries", "index loss"]
     rows = []
-    for direction in report.directions:
+    for direction in report.result:
         worst = f"{max(direction.loss.values()):.2f}"
         rows.append([NAMES[direction.name], *_cells(direction.metrics), worst])
         if direction.one_answer is not None:
@@ -419,7 +414,7 @@ def write_runs(report: BenchReport, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = [f"i{number}" for number in corpus.image_ids]
     captions = [f"c{number}" for number in corpus.caption_ids]
-    for direction in report.directions:
+    for direction in report.result:
         is_t2i = direction.name == "t2i"
         asking, found = (captions, images) if is_t2i else (images, captions)
         true: dict[int, list[int]] = {}

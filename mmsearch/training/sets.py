@@ -77,19 +77,15 @@ def read_set(
     labelled = read_labelled(labels)
     if told := labelled.told():
         notify(told)
-    if isinstance(table, HeldOutTable):
-        chosen = list(labelled.of_split(table.split))
-        wanted = table.split
-    else:
-        wanted = ", ".join(table.splits)
-        splits = [name.lower() for name in table.splits]
-        chosen = [
-            image for image in labelled.images
-            if (image.split in splits if splits else known_split(image.split) == "train")
-        ]  # fmt: skip
-    chosen = [image for image in chosen if image.captions]
+    wanted = table.splits if isinstance(table, DataTable) else (table.split,)
+    splits = [name.lower() for name in wanted]
+    chosen = [
+        image for image in labelled.images
+        if image.captions
+        and (image.split in splits if splits else known_split(image.split) == "train")
+    ]  # fmt: skip
     if not chosen:
-        raise UsageError(f"{labels}: no captioned picture in the split '{wanted}'")
+        raise UsageError(f"{labels}: no captioned picture in the split '{', '.join(wanted)}'")
     images = data / table.images if table.images else find_images(labels, chosen)
     files = [images / image.file for image in chosen]
     missing = next((file for file in files if not file.is_file()), None)

@@ -139,7 +139,7 @@ def test_captions_of_their_own_have_one_figure():
     for one in (held, twice):
         report = report_of(one)
         assert one.repeated == 0
-        assert [direction.one_answer for direction in report.directions] == [None, None]
+        assert [direction.one_answer for direction in report.result] == [None, None]
         assert "equal captions" not in to_text(report)
 
 
@@ -164,7 +164,7 @@ def test_other_tools_find_the_same_figures_in_our_files(held, tmp_path):
     from ranx import Qrels, Run
     from ranx import evaluate as ranx_evaluate
 
-    for direction in report.directions:
+    for direction in report.result:
         qrels, run = (str(tmp_path / f"{direction.name}.{end}") for end in ("qrels", "run"))
         theirs = ir_measures.calc_aggregate(
             [Success @ 1, Success @ 5, Success @ 10],
