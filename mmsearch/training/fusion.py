@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluation.comparison import HeldOut, rank_in
@@ -89,10 +90,9 @@ def train_weights(
 
 def _fit(tables: Sequence[np.ndarray], true: Sequence[int]) -> Weights:
     """The weights with the lowest cross-entropy over tables (sources, items)."""
-    longest = max(table.shape[1] for table in tables)
-    scores = torch.full((len(tables), len(SOURCES), longest), torch.nan, dtype=torch.float64)
-    for place, table in enumerate(tables):
-        scores[place, :, : table.shape[1]] = torch.from_numpy(table)
+    rows = [torch.from_numpy(table.T).double() for table in tables]
+    padded = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+    scores = padded.transpose(1, 2).contiguous()
     target = torch.tensor(true)
     network = LateFusion(len(SOURCES), BARE)
     optimizer = torch.optim.LBFGS(

@@ -198,8 +198,8 @@ def carry_meanings(network: nn.Module, folder: Path, seen: torch.Tensor) -> None
 
 def _token_table(network: nn.Module) -> nn.Embedding:
     table: Any = getattr(network, "token_embedding", None)
-    vocabulary = open_clip.SimpleTokenizer().decoder
-    if not isinstance(table, nn.Embedding) or table.num_embeddings != len(vocabulary):
+    count = open_clip.SimpleTokenizer().vocab_size
+    if not isinstance(table, nn.Embedding) or table.num_embeddings != count:
         raise UsageError("model.words: this text tower does not use CLIP's byte-pair tokens")
     return table
 
