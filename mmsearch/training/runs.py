@@ -134,7 +134,7 @@ def run_folder(folder: Path, *, restart: bool, uses: Iterable[Path] = ()) -> Ite
             raise
         raise TrainingError(
             f"{error.filename or folder}: {error.strerror}; once there is room, the same command "
-            "goes on"
+            "resumes"
         ) from error
     finally:
         lock.release()

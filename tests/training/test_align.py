@@ -204,7 +204,7 @@ def test_too_few_pictures_to_learn_from_are_refused(tmp_path):
     for place in range(23):
         Image.new("RGB", (8, 8), (place, 0, 0)).save(gallery / f"{place}.png")
     names = ["train"] + ["val"] * 11 + ["test"] * 11
-    with pytest.raises(UsageError, match="1 are left to learn from"):
+    with pytest.raises(UsageError, match="1 are left to train on"):
         embed_set(FakeEncoder("x"), gallery, labelled(names), tmp_path / "cache", 0)
 
 

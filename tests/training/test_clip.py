@@ -399,8 +399,12 @@ def test_copies_of_a_picture_are_one_to_learn_from(tmp_path):
 def test_a_disk_that_fills_says_what_to_do(tmp_path, monkeypatch):
     recipe = write_recipe(tmp_path)
 
-    def full(path, content):
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    write = runs.write_durably
+
+    def full(path, content):  # at the log, after the run has begun
+        if path.name == "log.csv":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
 
     monkeypatch.setattr(runs, "write_durably", full)
     told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
