@@ -58,9 +58,7 @@ def _parted(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
             alpha = None
         is_gray = image.mode in ("1", "L", "LA")
         return (image.convert("L") if is_gray else rgba.convert("RGB")), alpha
-    if image.mode == "1":
-        return image.convert("L"), None
-    return image, None
+    return (image.convert("L") if image.mode == "1" else image), None
 
 
 # -- colour profiles -------------------------------------------------------------------------------
@@ -69,14 +67,10 @@ def _parted(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _converted(image: Image.Image, profile: bytes | None, info: dict[Any, Any]) -> Image.Image:
     if image.mode not in ("RGB", "L", "CMYK", "LAB"):
         image = image.convert("RGB")
-    if image.mode == "LAB":
-        transform = _transform(None, "LAB")
-    else:
-        transform = _transform(profile, image.mode) if profile else None
+    known = profile if image.mode != "LAB" else None
+    transform = _transform(known, image.mode) if known or image.mode == "LAB" else None
     if transform is not None:
-        changed: Image.Image | None = ImageCms.applyTransform(image, transform)
-        assert changed is not None, "it is given back where it is not changed in place"
-        return changed
+        return transform.apply(image)
     gamma = info.get("gamma")
     if gamma and not profile and "srgb" not in info:
         image = _with_gamma(image, gamma)
@@ -96,14 +90,10 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
     if mode not in ("RGB", "L"):
         return found
     levels = np.linspace(0, 255, 9).astype(np.uint8)
-    if mode == "RGB":
-        probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(81, 9, 3)
-    else:
-        probe = levels[None]
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(81, 9, 3)
+    probe = cube if mode == "RGB" else levels[None]
     before = Image.fromarray(probe)
-    after = ImageCms.applyTransform(before, found)
-    assert after is not None
-    change = np.asarray(after, int) - np.asarray(before.convert("RGB"), int)
+    change = np.asarray(found.apply(before), int) - np.asarray(before.convert("RGB"), int)
     return found if np.abs(change).max() > _SAME else None
 
 

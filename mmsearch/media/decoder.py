@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,27 @@ def send(
         to.sendall(whole[1:])
     if array:
         to.sendall(array)
+
+
+def receive(of: socket.socket, size: int, deadline: float | None = None) -> bytearray:
+    """The next `size` bytes.
+
+    Args:
+        deadline: of the monotonic clock; None waits for as long as it takes.
+
+    Raises:
+        ConnectionError: the other side is gone.
+        TimeoutError: it is past the deadline.
+    """
+    buffer, done = bytearray(size), 0
+    while done < size:
+        if deadline is not None:
+            of.settimeout(max(0.01, deadline - time.monotonic()))
+        count = of.recv_into(memoryview(buffer)[done:])
+        if not count:
+            raise ConnectionError
+        done += count
+    return buffer
 
 
 def _serve(to: socket.socket, seconds: float, types: MediaTypes) -> None:
@@ -92,26 +114,18 @@ def _next(to: socket.socket) -> tuple[dict[str, Any] | None, int | None]:
     first, descriptors, _, _ = socket.recv_fds(to, 1, 1)
     if not first:
         return None, None
-    header = first + _exactly(to, HEADER.size - 1)
-    words, _ = HEADER.unpack(header)
-    return json.loads(_exactly(to, words)), descriptors[0] if descriptors else None
-
-
-def _exactly(to: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        more = to.recv(size - len(found))
-        if not more:
-            raise ConnectionError
-        found += more
-    return found
+    words, _ = HEADER.unpack(first + receive(to, HEADER.size - 1))
+    return json.loads(receive(to, words)), descriptors[0] if descriptors else None
 
 
 def _send_parts(to: socket.socket, parts: Iterator[Part]) -> None:
     """Sends parts as they come: each segment with the texts and facts before it."""
     waiting: list[dict[str, Any]] = []
-    array, part = b"", next(parts, None)
-    while part is not None:
+    array = b""
+    for part in parts:
+        if array:  # there is more behind it
+            send(to, {"reason": "", "parts": waiting, "is_last": False}, array)
+            waiting, array = [], b""
         if isinstance(part, Segment):
             data = np.ascontiguousarray(part.data)
             array = data.tobytes()
@@ -126,10 +140,6 @@ def _send_parts(to: socket.socket, parts: Iterator[Part]) -> None:
             if isinstance(part, Facts) and part.captured is not None:
                 values["captured"] = part.captured.isoformat()
             waiting.append(values)
-        part = next(parts, None)
-        if array and part is not None:
-            send(to, {"reason": "", "parts": waiting, "is_last": False}, array)
-            waiting, array = [], b""
     send(to, {"reason": "", "parts": waiting, "is_last": True}, array)
 
 

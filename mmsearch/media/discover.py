@@ -71,15 +71,19 @@ def walk(
 
 
 def _single_file(root: bytes, path: bytes) -> Iterator[FoundFile | Unreadable]:
-    full = os.path.join(root, path)
     try:
-        status = os.stat(full)
-        if not stat.S_ISREG(status.st_mode):
-            yield Unreadable(path, "not a regular file", is_folder=False)
-            return
-        yield FoundFile(path, Stamp.of(status), _sidecar_stamp(full))
+        yield _file(root, path, os.stat(os.path.join(root, path)), has_sidecar=True)
     except OSError as error:
         yield Unreadable(path, error.strerror or str(error), is_folder=False)
+
+
+def _file(
+    root: bytes, path: bytes, status: os.stat_result, *, has_sidecar: bool
+) -> FoundFile | Unreadable:
+    if not stat.S_ISREG(status.st_mode):
+        return Unreadable(path, "not a regular file", is_folder=False)
+    sidecar = _sidecar_stamp(os.path.join(root, path)) if has_sidecar else None
+    return FoundFile(path, Stamp.of(status), sidecar)
 
 
 def _sidecar_stamp(full: bytes) -> Stamp | None:
@@ -106,11 +110,10 @@ class _Walker:
         self._linked: deque[bytes] = deque()
 
     def run(self, start: bytes, status: os.stat_result) -> Iterator[FoundFile | Unreadable]:
-        self._seen.add((status.st_dev, status.st_ino))
+        self._is_first_visit(status)
         for other in self._others:
             with contextlib.suppress(OSError):
-                there = os.stat(other)
-                self._seen.add((there.st_dev, there.st_ino))
+                self._is_first_visit(os.stat(other))
         yield from self._folder(start)
         while self._linked:
             path = self._linked.popleft()
@@ -120,10 +123,7 @@ class _Walker:
             except OSError as error:
                 yield Unreadable(path, error.strerror or str(error), is_folder=True)
                 continue
-            if self._is_walked_elsewhere(full):
-                continue
-            if (target.st_dev, target.st_ino) not in self._seen:
-                self._seen.add((target.st_dev, target.st_ino))
+            if not self._is_walked_elsewhere(full) and self._is_first_visit(target):
                 yield from self._folder(path)
 
     def _folder(  # noqa: C901 - the rules of a walk, one after the other
@@ -150,13 +150,16 @@ class _Walker:
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.name not in SKIPPED_FOLDERS and self._first_visit(entry):
+                        if entry.name not in SKIPPED_FOLDERS and self._is_first_visit(
+                            entry.stat(follow_symlinks=False)
+                        ):
                             below.append(path)
                     elif entry.is_symlink() and entry.is_dir():
                         if entry.name not in SKIPPED_FOLDERS:
                             self._linked.append(path)
                     elif self._is_media(entry.name):
-                        yield self._file(entry, path, texts)
+                        has_sidecar = bool(texts) and sidecar_path(entry.name) in texts
+                        yield _file(self._root, path, entry.stat(), has_sidecar=has_sidecar)
                 except OSError as error:
                     # A link that loops or leads nowhere is a failure if it is called a media file.
                     if not entry.is_symlink() or self._is_media(entry.name):
@@ -170,23 +173,11 @@ class _Walker:
         real = os.path.realpath(full) + b"/"
         return any(real.startswith(other.rstrip(b"/") + b"/") for other in self._others)
 
-    def _first_visit(self, entry: os.DirEntry[bytes]) -> bool:
-        status = entry.stat(follow_symlinks=False)
-        key = (status.st_dev, status.st_ino)
-        if key in self._seen:
-            return False
+    def _is_first_visit(self, folder: os.stat_result) -> bool:
+        key = folder.st_dev, folder.st_ino
+        is_new = key not in self._seen
         self._seen.add(key)
-        return True
-
-    def _file(
-        self, entry: os.DirEntry[bytes], path: bytes, texts: set[bytes]
-    ) -> FoundFile | Unreadable:
-        status = entry.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return Unreadable(path, "not a regular file", is_folder=False)
-        has_sidecar = bool(texts) and sidecar_path(entry.name) in texts
-        sidecar = _sidecar_stamp(os.path.join(self._root, path)) if has_sidecar else None
-        return FoundFile(path, Stamp.of(status), sidecar)
+        return is_new
 
     def _excluded(self, name: bytes, path: bytes) -> bool:
         return any(

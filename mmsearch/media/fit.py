@@ -8,12 +8,6 @@ from PIL import Image
 
 from mmsearch.types import Preprocess
 
-_RESAMPLING = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
-
 
 def fit(image: Image.Image, how: Preprocess) -> NDArray[np.uint8]:
     """Scales and crops an RGB picture as the model wants it, shape (height, width, 3).
@@ -21,21 +15,16 @@ def fit(image: Image.Image, how: Preprocess) -> NDArray[np.uint8]:
     Gives the very pixels of open_clip's own transform before it normalises them.
     """
     height, width = how.size
-    sampling = _RESAMPLING[how.interpolation]
     if how.resize_mode == "squash":
-        resized = _resize(image, (width, height), sampling)
-    elif how.resize_mode == "longest":
-        resized = _centre(_resize(image, _scaled(image, how.size, longest=True), sampling), how)
-    elif height == width:
-        image = _without_ends(image)
-        resized = _centre(_resize(image, _shortest(image, height), sampling), how)
+        size = width, height
+    elif how.resize_mode == "longest" or height != width:
+        size = _scaled(image, how)
     else:
-        resized = _centre(_resize(image, _scaled(image, how.size, longest=False), sampling), how)
-    return np.asarray(resized)
-
-
-def _resize(image: Image.Image, size: tuple[int, int], sampling: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, sampling)
+        image = _without_ends(image)
+        size = _shortest(image, height)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling[how.interpolation.upper()])
+    return np.asarray(_centre(image, how))
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
@@ -58,9 +47,9 @@ def _shortest(image: Image.Image, side: int) -> tuple[int, int]:
     return int(side * image.width / image.height), side
 
 
-def _scaled(image: Image.Image, size: tuple[int, int], *, longest: bool) -> tuple[int, int]:
-    ratios = image.height / size[0], image.width / size[1]
-    ratio = max(ratios) if longest else min(ratios)
+def _scaled(image: Image.Image, how: Preprocess) -> tuple[int, int]:
+    ratios = image.height / how.size[0], image.width / how.size[1]
+    ratio = max(ratios) if how.resize_mode == "longest" else min(ratios)
     return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
 
 
@@ -70,9 +59,8 @@ def _centre(image: Image.Image, how: Preprocess) -> Image.Image:
     if image.width < width or image.height < height:
         padded = Image.new("RGB", (max(width, image.width), max(height, image.height)),
                            (how.fill_color,) * 3)  # fmt: skip
-        left = (width - image.width) // 2 if image.width < width else 0
-        top = (height - image.height) // 2 if image.height < height else 0
-        padded.paste(image, (left, top))
+        left, top = (width - image.width) // 2, (height - image.height) // 2
+        padded.paste(image, (max(0, left), max(0, top)))
         image = padded
     left = round((image.width - width) / 2.0)
     top = round((image.height - height) / 2.0)

@@ -132,12 +132,10 @@ def _has_end(content: bytes) -> bool:
         marker = content[found.start() + 1]
         if marker == _END:
             return True
-        place = found.end() if marker == _LONE else _behind_segment(content, found.end())
+        place = found.end()
+        if marker != _LONE:  # a segment, which begins with its length
+            place += int.from_bytes(content[place : place + 2], "big")
     return False
-
-
-def _behind_segment(content: bytes, place: int) -> int:
-    return place + int.from_bytes(content[place : place + 2], "big")
 
 
 def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:

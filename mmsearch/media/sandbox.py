@@ -22,14 +22,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from mmsearch.errors import DecodeError, UnreadableError
-from mmsearch.media.decoder import HEADER, send
+from mmsearch.media.decoder import HEADER, receive, send
 from mmsearch.media.fingerprint import (
     HASH_BYTES,
     LEAST,
@@ -64,33 +64,20 @@ Answer = TypeVar("Answer")
 _NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-class _Stopped(Exception):
-    """The process is gone, and why."""
-
-
+@dataclass(frozen=True)
 class OpenFile:
     """A file that a process holds in its memory."""
 
-    def __init__(
-        self,
-        process: _Process,
-        deadline: float,
-        stamp: Stamp,
-        digest: bytes,
-        reason: str,
-        place: int,
-        kind: str,
-    ) -> None:
-        self._process = process
-        self._deadline = deadline
-        self._place = place
-        self.kind = kind
-        """A word for what it is, by its name."""
-        self.stamp = stamp
-        self.digest = digest
-        """The hash of its content."""
-        self.reason = reason
-        """Why it cannot be read; "" where it can."""
+    _process: _Process
+    _deadline: float
+    stamp: Stamp
+    digest: bytes
+    """The hash of its content."""
+    reason: str
+    """Why it cannot be read; "" where it can."""
+    _place: int
+    kind: str
+    """A word for what it is, by its name."""
 
     def read(self, inputs: Mapping[Modality, InputSpec]) -> Iterator[Part]:
         """What is in the file, one part at a time: it is decoded as they are asked for.
@@ -123,20 +110,17 @@ class OpenFile:
         if self.reason:
             raise DecodeError(self.reason)
         message: dict[str, Any] | None = {"kind": kind, "inputs": inputs}
-        while True:
+        is_last = False
+        while not is_last:
             self._process.is_midway = True
             try:
                 some, is_last = self._process.ask(message, self._deadline, _parts_in)
-            except _Stopped as error:
-                raise DecodeError(str(error)) from error
             except DecodeError:
                 self._process.is_midway = False
                 raise
             self._process.is_midway = not is_last
             message = None
             yield from some
-            if is_last:
-                return
 
 
 class Decoders:
@@ -192,9 +176,8 @@ class Decoders:
     def _read(self, process: _Process, path: bytes) -> OpenFile:
         deadline = time.monotonic() + self._seconds
         place = self.types.place_of(path) or 0
-        stamp, digest, reason = self._content_of(process, path, deadline)
-        kind = self.types.types[place].kind
-        return OpenFile(process, deadline, stamp, digest, reason, place, kind)
+        content = self._content_of(process, path, deadline)
+        return OpenFile(process, deadline, *content, place, self.types.types[place].kind)
 
     def _content_of(
         self, process: _Process, path: bytes, deadline: float
@@ -207,7 +190,7 @@ class Decoders:
             return NEVER, b"", f"cannot be read: {error}"
         try:
             return process.ask({}, deadline, _content_of, descriptor)
-        except _Stopped as error:
+        except DecodeError as error:
             return NEVER, b"", f"cannot be read: {error}"
         finally:
             os.close(descriptor)
@@ -240,17 +223,16 @@ class Decoders:
 
         On an error, Ctrl-C above all, nobody waits for what is being decoded: those processes end.
         """
-        executor = ThreadPoolExecutor(count, thread_name_prefix="mmsearch-worker")
-        try:
-            yield executor
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            was_closed = self._is_closed
-            self.close()
-            executor.shutdown(wait=True)
-            self._is_closed = was_closed
-            raise
-        executor.shutdown(wait=True)
+        with ThreadPoolExecutor(count, thread_name_prefix="mmsearch-worker") as executor:
+            try:
+                yield executor
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                was_closed = self._is_closed
+                self.close()
+                executor.shutdown(wait=True)
+                self._is_closed = was_closed
+                raise
 
     def close(self) -> None:
         """Ends the processes, those too that are at work."""
@@ -260,18 +242,12 @@ class Decoders:
             self._idle.clear()
             for process in self._busy:
                 process.kill()  # whoever waits for it hears that it is gone
-        for process in idle:
-            process.stop()
+        _stop(idle)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -351,10 +327,11 @@ class _Process:
             descriptor: a file that goes with the message.
 
         Raises:
-            _Stopped: the process took too long, or is gone; it is gone in any case.
+            DecodeError: the process has that to say of the file; or it took too long, gave up or
+                is gone, and then it is gone in any case.
         """
         if not self.is_alive:
-            raise _Stopped("its decoder was stopped")
+            raise DecodeError("its decoder was stopped")
         try:
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
             if message is not None:
@@ -362,36 +339,25 @@ class _Process:
             return understand(*self._receive(deadline))
         except TimeoutError:
             self.stop()
-            raise _Stopped(f"takes longer than {self._seconds:.0f} s") from None
+            raise DecodeError(f"takes longer than {self._seconds:.0f} s") from None
         except OSError:
             self.stop()
-            raise _Stopped(self._epitaph()) from None
+            raise DecodeError(self._epitaph()) from None
         except DecodeError:
             raise  # what it has to say of a file
         except _NONSENSE:
             self.stop()  # a file may have taken the process over
-            raise _Stopped("its decoder gave up") from None
+            raise DecodeError("its decoder gave up") from None
         except BaseException:
             self.stop()  # an interrupt in the midst of a reply: nobody reads the rest
             raise
 
     def _receive(self, deadline: float) -> tuple[dict[str, Any], bytearray]:
-        def exactly(size: int) -> bytearray:
-            buffer = bytearray(size)
-            view, done = memoryview(buffer), 0
-            while done < size:
-                self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-                count = self._socket.recv_into(view[done:])
-                if not count:
-                    raise ConnectionError
-                done += count
-            return buffer
-
-        words, array = HEADER.unpack(exactly(HEADER.size))
+        words, array = HEADER.unpack(receive(self._socket, HEADER.size, deadline))
         if words + array > _MAX_REPLY:
             raise ValueError
-        reply: dict[str, Any] = json.loads(exactly(words))
-        return reply, exactly(array)
+        reply: dict[str, Any] = json.loads(receive(self._socket, words, deadline))
+        return reply, receive(self._socket, array, deadline)
 
     def _epitaph(self) -> str:
         code = self._child.returncode
