@@ -107,11 +107,9 @@ class EncoderProvider:
     ) -> None:
         """Takes what to say to a user, and how to ask one; None asks nobody."""
         self._settings = settings
-        self._precision = settings.precision
         self._notify = notify
         self._confirm = confirm
-        self._open: dict[tuple[str, str], Encoder] = {}
-        self._local: dict[str, PatchEncoder] = {}
+        self._open: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()  # around the tables here; never while a model is opened
         self._opening: dict[tuple[str, str], threading.Lock] = {}
 
@@ -131,11 +129,16 @@ class EncoderProvider:
         return parse_model(full_name(name, self._settings.home_folder()))
 
     def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
-        key = (spec.space, device)
+        encoder: Encoder = self._once(
+            (spec.space, device),
+            lambda: self._open_space(spec, device).with_streams(self._settings.streams),
+        )
+        return encoder
+
+    def _once(self, key: tuple[str, str], opened: Callable[[], Any]) -> Any:
         with self._alone(key):
             if key not in self._open:
-                found = self._open_space(spec, device)
-                self._open[key] = found.with_streams(self._settings.streams)
+                self._open[key] = opened()
             return self._open[key]
 
     def _alone(self, key: tuple[str, str]) -> threading.Lock:
@@ -145,7 +148,7 @@ class EncoderProvider:
 
     def checked(self, encoder: Encoder, count: int, sample: Callable[[], Pixels]) -> Encoder:
         found = with_checked_precision(
-            encoder, self.cache, self._precision, count, sample, self._notify
+            encoder, self.cache, self._settings.precision, count, sample, self._notify
         )
         if found is not encoder:
             with self._alone((encoder.spec.space, "cpu")):
@@ -154,10 +157,10 @@ class EncoderProvider:
 
     def patch_encoder_of(self, spec: EncoderSpec) -> PatchEncoder:
         encoder = self.for_space(spec, "cpu")
-        with self._alone((spec.space, "patches")):
-            if spec.space not in self._local:
-                self._local[spec.space] = open_patch_encoder(encoder, self.cache, self._notify)
-            return self._local[spec.space]
+        patches: PatchEncoder = self._once(
+            (spec.space, "patches"), lambda: open_patch_encoder(encoder, self.cache, self._notify)
+        )
+        return patches
 
     def for_new_index(self, model: str, device: str) -> Encoder:
         # "auto" is `base` where it is here or may be fetched, else `tiny`.
@@ -183,7 +186,9 @@ class EncoderProvider:
     def _open_space(self, spec: EncoderSpec, device: str) -> Encoder:
         if device == "cpu":
             name = self.cache.name_of(spec.space, spec.model)
-            encoder = open_space(spec.space, name, self.cache, self._precision, self._notify)
+            encoder = open_space(
+                spec.space, name, self.cache, self._settings.precision, self._notify
+            )
             if encoder is not None:
                 return encoder
         reason = None
@@ -207,5 +212,9 @@ class EncoderProvider:
 
     def _load(self, source: ModelSource, device: str) -> Encoder:
         return open_encoder(
-            source, self.cache, device=device, precision=self._precision, notify=self._notify
+            source,
+            self.cache,
+            device=device,
+            precision=self._settings.precision,
+            notify=self._notify,
         )

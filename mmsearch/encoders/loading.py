@@ -25,6 +25,7 @@ from mmsearch.encoders.registry import (
     parse_model,
     require_weights,
     trained_names,
+    write_json,
 )
 from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, UsageError
 from mmsearch.types import EncoderSpec, Notify, Pixels
@@ -90,20 +91,12 @@ class ModelCache:
         return first
 
     def remember(self, source: ModelSource, space: str, runtime: str) -> None:
-        files = _stamps(source)
+        newest = {"space": space, "runtime": runtime, "files": _stamps(source)}
         with FileLock(self._folder / "lock"):
-            self._remember(source, space, runtime, files)
-
-    def _remember(
-        self, source: ModelSource, space: str, runtime: str, files: list[list[Any]]
-    ) -> None:
-        known = self._read()
-        others = [one for one in known.get(source.name, ()) if one["files"] != files]
-        newest = {"space": space, "runtime": runtime, "files": files}
-        known[source.name] = [newest, *others[:_PLACES]]
-        draft = self._known.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        os.replace(draft, self._known)
+            known = self._read()
+            others = [one for one in known.get(source.name, ()) if one["files"] != newest["files"]]
+            known[source.name] = [newest, *others[:_PLACES]]
+            write_json(self._known, known)
 
     def _read(self) -> dict[str, list[dict[str, Any]]]:
         try:
@@ -113,11 +106,14 @@ class ModelCache:
 
     def specs(self) -> dict[str, EncoderSpec]:
         """The models that were converted here, by name."""
-        from mmsearch.encoders.openvino import is_exported, read_spec
+        from mmsearch.encoders.openvino import is_exported, read_manifest
 
         newest = {name: entries[0]["space"] for name, entries in self._read().items()}
         folders = {name: self.folder_of(space) for name, space in newest.items()}
-        return {name: read_spec(path) for name, path in folders.items() if is_exported(path)}
+        return {
+            name: EncoderSpec.from_json(read_manifest(path)["spec"])
+            for name, path in folders.items() if is_exported(path)
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,11 +168,8 @@ def _is_cached(name: str) -> bool:
 
 
 def _stamps(source: ModelSource) -> list[list[Any]]:
-    found = []
-    for path in cached_files(source) or []:
-        status = path.stat()
-        found.append([str(path), status.st_size, status.st_mtime_ns])
-    return found
+    files = [(path, path.stat()) for path in cached_files(source) or []]
+    return [[str(path), status.st_size, status.st_mtime_ns] for path, status in files]
 
 
 def open_space(
@@ -279,16 +272,17 @@ def open_patch_encoder(
         UsageError: a model whose patches cannot be read.
         ModelNotFound: its weights are needed, and cannot be had or are others by now.
     """
-    from mmsearch.encoders.openvino import OpenVinoEncoder
-    from mmsearch.encoders.patch_encoder import PatchEncoder, has_patch_towers
+    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
+    from mmsearch.encoders.patch_encoder import PATCH_VERSION, PATCHES, PatchEncoder
 
     if not isinstance(encoder, OpenVinoEncoder):
         raise UsageError(
             f"'{encoder.spec.model}' runs with torch here, and patches are read with OpenVINO only"
         )
-    if not has_patch_towers(encoder.folder):
+    patches = encoder.folder / PATCHES
+    if not is_exported(patches, PATCH_VERSION):
         with cache.lock(encoder.spec.space):
-            if not has_patch_towers(encoder.folder):  # another process may have been at it
+            if not is_exported(patches, PATCH_VERSION):  # another process may have been at it
                 notify(f"preparing the patches of '{encoder.spec.model}' for this machine (once)")
                 from mmsearch.encoders.open_clip import load_model
                 from mmsearch.encoders.patch_towers import export_patch_towers

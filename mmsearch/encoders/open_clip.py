@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from mmsearch.encoders.registry import (
     require_weights,
     tower_source,
 )
-from mmsearch.encoders.tokenizer import ClipTokenizer, build_tokenizer
+from mmsearch.encoders.tokenizer import ClipTokenizer, Tokenize, build_tokenizer
 from mmsearch.errors import ModelNotFound
 from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
 from mmsearch.types import IMAGE, TEXT, Batch, EncoderSpec, Modality, Preprocess, Vectors
@@ -216,13 +215,21 @@ class ImageTower(nn.Module):
         super().__init__()
         self.network: Any = model.network
         how = model.spec.preprocess
+        self.size = how.size
         self.register_buffer("mean", torch.tensor(how.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(how.std).view(1, 3, 1, 1))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def inputs(self) -> tuple[torch.Tensor, list[int]]:
+        """An example to trace it with, and the shape of what it takes."""
+        # Two rows: with one, tracing would take the batch for a constant.
+        return torch.zeros(2, *self.size, 3, dtype=torch.uint8), [-1, *self.size, 3]
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         image = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        features = self.network.encode_image((image - self.mean) / self.std)
-        return nn.functional.normalize(features, dim=-1)
+        return (image - self.mean) / self.std
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.network.encode_image(self.normalised(pixels)), dim=-1)
 
 
 class TextTower(nn.Module):
@@ -231,6 +238,11 @@ class TextTower(nn.Module):
     def __init__(self, model: LoadedModel) -> None:
         super().__init__()
         self.network: Any = model.network
+        self.length = model.spec.context_length
+
+    def inputs(self) -> tuple[torch.Tensor, list[int]]:
+        """An example to trace it with, and the shape of what it takes."""
+        return torch.zeros(2, self.length, dtype=torch.int64), [-1, self.length]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(self.network.encode_text(ids), dim=-1)
@@ -246,20 +258,20 @@ class CausalTextTower(TextTower):
     @classmethod
     def fits(cls, model: LoadedModel) -> bool:
         """Whether a model has such a text tower."""
-        return _is_causal(model.network)
+        network = model.network
+        while isinstance(network, AlignedModel):
+            network = network.base
+        return (
+            isinstance(network, open_clip.CLIP)
+            and network.attn_mask is not None
+            and network.text_pool_type in ("argmax", "eos")
+        )
+
+    def inputs(self) -> tuple[torch.Tensor, list[int]]:
+        return super().inputs()[0], [-1, -1]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return _causal_text(self.network, ids)
-
-
-def _is_causal(network: nn.Module) -> bool:
-    if isinstance(network, AlignedModel):
-        return _is_causal(network.base)
-    return (
-        isinstance(network, open_clip.CLIP)
-        and network.attn_mask is not None
-        and network.text_pool_type in ("argmax", "eos")
-    )
 
 
 def _causal_text(network: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -271,38 +283,29 @@ def _causal_text(network: Any, ids: torch.Tensor) -> torch.Tensor:
     rows = network.transformer(rows, attn_mask=network.attn_mask[:length, :length])
     end = getattr(network, "text_eos_id", None)
     found = text_global_pool(network.ln_final(rows), ids, network.text_pool_type, eos_token_id=end)
+    return projected(network, found)
+
+
+def projected(network: Any, features: torch.Tensor) -> torch.Tensor:
+    """What a text tower's transformer makes of texts, or tokens, as unit vectors of the space."""
     projection = network.text_projection
     if projection is not None:
         is_layer = isinstance(projection, nn.Linear)
-        found = projection(found) if is_layer else found @ projection
-    return nn.functional.normalize(found, dim=-1)
+        features = projection(features) if is_layer else features @ projection
+    return nn.functional.normalize(features, dim=-1)
 
 
-class OpenClipTokenizer:
+def own_tokenizer(source: ModelSource, context_length: int) -> Tokenize:
     """The tokenizer that open_clip picks for a model with one of its own (needs `[hf]`)."""
-
-    def __init__(self, source: ModelSource, context_length: int) -> None:
-        try:
-            self._tokenize = open_clip.get_tokenizer(tower_source(source).open_clip_name)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
-            raise ModelNotFound(
-                f"'{source.name}' has a tokenizer of its own, which could not be loaded: "
-                f"{' '.join(str(error).split())[:200]}; install mmsearch with the hf extra: "
-                "pip install 'mmsearch[hf]'"
-            ) from error
-        self._length = context_length
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        ids = self._tokenize(list(texts), context_length=self._length)
-        return np.asarray(ids, dtype=np.int64)
-
-
-def tokenizer_of(spec: EncoderSpec, source: ModelSource) -> ClipTokenizer | OpenClipTokenizer:
-    if spec.tokenizer == "clip":
-        return ClipTokenizer(
-            lambda: build_tokenizer(VOCABULARY), spec.context_length, spec.tokenizer_clean
-        )
-    return OpenClipTokenizer(source, spec.context_length)
+    try:
+        tokenizer = open_clip.get_tokenizer(tower_source(source).open_clip_name)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise ModelNotFound(
+            f"'{source.name}' has a tokenizer of its own, which could not be loaded: "
+            f"{' '.join(str(error).split())[:200]}; install mmsearch with the hf extra: "
+            "pip install 'mmsearch[hf]'"
+        ) from error
+    return lambda texts: np.asarray(tokenizer(list(texts), context_length=context_length), np.int64)
 
 
 class TorchEncoder:
@@ -318,7 +321,12 @@ class TorchEncoder:
         if self._is_card:  # as the pixels lie: nothing has to be turned round for a convolution
             self._images = self._images.to(memory_format=torch.channels_last)
         self._texts = TextTower(model).to(self._device).eval()
-        self._tokenize = tokenizer_of(model.spec, model.source)
+        length, clean = model.spec.context_length, model.spec.tokenizer_clean
+        self._tokenize: Tokenize = (
+            ClipTokenizer(lambda: build_tokenizer(VOCABULARY), length, clean)
+            if model.spec.tokenizer == "clip"
+            else own_tokenizer(model.source, length)
+        )
 
     @property
     def batch(self) -> int:

@@ -24,7 +24,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -42,9 +43,9 @@ from mmsearch.encoders.precision import (
     doubt,
     read_verdicts,
 )
-from mmsearch.encoders.registry import parse_model
+from mmsearch.encoders.registry import parse_model, write_json
 from mmsearch.encoders.telemetry import without_telemetry
-from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, trimmed
+from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, Tokenize, trimmed
 from mmsearch.errors import UnreadableError, UsageError
 from mmsearch.types import TEXT, Batch, EncoderSpec, Modality, Pixels, Vectors
 
@@ -54,7 +55,7 @@ with without_telemetry():
 __all__ = ["Graph", "OpenVinoEncoder", "ov"]
 
 if TYPE_CHECKING:
-    from mmsearch.encoders.open_clip import LoadedModel
+    from mmsearch.encoders.open_clip import ImageTower, LoadedModel, TextTower
 
 # Whoever first asks OpenVINO for an array has it find NumPy, behind a lock of C++ that waits with
 # Python's own lock held: two threads that ask at once wait for each other for ever. Modules are
@@ -141,7 +142,7 @@ class OpenVinoEncoder:
             streams: how many threads encode at once. For one, all cores work at what it gives.
             name: what the model is called; the folder knows its space alone.
         """
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         self.spec = replace(EncoderSpec.from_json(manifest["spec"]), model=name or folder.name)
         agreement, verdicts = manifest["agreement"], read_verdicts(folder)
         about = self.spec.model, agreement, verdicts
@@ -157,7 +158,6 @@ class OpenVinoEncoder:
         self._streams = streams
         self._lock = threading.Lock()
         self._towers: dict[str, SimpleQueue[Any]] = {}
-        self._tokenizer: Callable[[Sequence[str]], NDArray[np.int64]] | None = None
 
     def with_streams(self, count: int) -> OpenVinoEncoder:
         if count == self._streams:
@@ -240,22 +240,17 @@ class OpenVinoEncoder:
                 )
         return compile_graph(self.folder / name, options)
 
-    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """The ids of texts, (n, context_length), zero where nothing is."""
-        with self._lock:
-            if self._tokenizer is None:
-                self._tokenizer = self._load_tokenizer()
-        return self._tokenizer(texts)
-
-    def _load_tokenizer(self) -> Callable[[Sequence[str]], NDArray[np.int64]]:
+    @functools.cached_property
+    def tokenize(self) -> Tokenize:
+        """Texts to ids, (n, context_length), zero where nothing is."""
         if self.spec.tokenizer == "clip":
             few = FewWords(self.folder / "merges.npy")
             whole = functools.partial(_read_tokenizer, self.folder / "tokenizer.json")
             length, clean = self.spec.context_length, self.spec.tokenizer_clean
             return ClipTokenizer(whole, length, clean, few)
-        from mmsearch.encoders.open_clip import OpenClipTokenizer
+        from mmsearch.encoders.open_clip import own_tokenizer
 
-        return OpenClipTokenizer(parse_model(self.spec.model), self.spec.context_length)
+        return own_tokenizer(parse_model(self.spec.model), self.spec.context_length)
 
 
 @contextlib.contextmanager
@@ -276,17 +271,27 @@ def _read_tokenizer(path: Path) -> Any:
     return Tokenizer.from_file(str(path))
 
 
-def convert_graph(*args: Any, **options: Any) -> Any:
-    """`openvino.convert_model`, also where the program did without it so far."""
+def convert_graph(network: Any, example: Any, shapes: Sequence[Any]) -> Any:
+    """A torch network as OpenVINO's, also where the program did without its converter so far.
+
+    Args:
+        example: an input to trace it with, or a tuple of several. Of two rows: with one, tracing
+            would take the batch for a constant.
+        shapes: that of the input, or those of several; -1 for what varies.
+    """
+    import torch
+
     if sys.modules.get("openvino.tools.ovc", "") is None:
         del sys.modules["openvino.tools.ovc"]
     root = logging.getLogger()
     before = root.level, list(root.handlers), list(root.filters)
     try:
-        with without_telemetry():
-            from openvino.tools.ovc import convert_model
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
+            with without_telemetry():
+                from openvino.tools.ovc import convert_model
 
-        return convert_model(*args, **options)
+            return convert_model(network, example_input=example, input=shapes)
     finally:  # its converter takes the root logger for its own
         root.setLevel(before[0])
         root.handlers[:], root.filters[:] = before[1:]
@@ -299,19 +304,48 @@ def capabilities() -> tuple[str, ...]:
         return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-def read_spec(folder: Path) -> EncoderSpec:
-    """What a converted model's manifest says of it."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return EncoderSpec.from_json(manifest["spec"])
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What is known of the towers that were converted into a folder."""
+    return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
-def is_exported(folder: Path) -> bool:
-    """Whether a usable converted model lies there."""
+def is_exported(folder: Path, version: int = EXPORT_VERSION) -> bool:
+    """Whether usable converted towers lie there."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return bool(read_manifest(folder).get("version") == version)
     except (OSError, ValueError):
         return False
-    return bool(manifest.get("version") == EXPORT_VERSION)
+
+
+@contextlib.contextmanager
+def whole_or_not(folder: Path) -> Iterator[Path]:
+    """A draft of a folder, which takes the folder's place at the end, and is gone on an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".draft-", dir=folder.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        draft = Path(scratch) / folder.name
+        draft.mkdir()
+        yield draft
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+
+
+def save_towers(
+    folder: Path, towers: Mapping[str, ImageTower | TextTower], manifest: Mapping[str, Any]
+) -> None:
+    """Converts towers into a folder.
+
+    Raises:
+        ExportError: OpenVINO cannot convert one.
+    """
+    try:
+        for name, tower in towers.items():
+            graph = convert_graph(tower.eval(), *tower.inputs())
+            ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
+    except Exception as error:  # whatever OpenVINO raises for an operation it lacks
+        raise ExportError(" ".join(str(error).split())[:200]) from error
+    write_json(folder / "manifest.json", manifest)
 
 
 def export(model: LoadedModel, folder: Path) -> None:
@@ -320,66 +354,31 @@ def export(model: LoadedModel, folder: Path) -> None:
     Raises:
         ExportError: OpenVINO cannot convert the model, or computes something else than torch.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
-    try:
-        _convert(model, draft)
-        agreement = _agreement(model, draft)
-        if agreement["fp32"] < AGREEMENT["fp32"]:
-            raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")
-        _write_manifest(model, draft, agreement)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-class ExportError(Exception):
-    """The model stays with torch; never leaves this package."""
-
-
-def _write_manifest(model: LoadedModel, folder: Path, agreement: dict[str, float]) -> None:
-    from mmsearch.encoders.open_clip import CausalTextTower
-
-    manifest = {
-        "version": EXPORT_VERSION,
-        "spec": {**model.spec.to_json(), "model": ""},  # names are looked up from the space
-        "cuts_texts": CausalTextTower.fits(model),
-        "agreement": agreement,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _convert(model: LoadedModel, folder: Path) -> None:
-    import warnings
-
-    import torch
-
     from mmsearch.encoders.open_clip import VOCABULARY, CausalTextTower, ImageTower, TextTower
     from mmsearch.encoders.tokenizer import build_tokenizer
 
-    spec = model.spec
-    height, width = spec.preprocess.size
-    # Two rows: with one, tracing would take the batch for a constant.
-    pixels = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    ids = torch.zeros(2, spec.context_length, dtype=torch.int64)
-    cut = CausalTextTower.fits(model)
-    text = (CausalTextTower if cut else TextTower)(model).eval()
-    towers = {
-        "image": (ImageTower(model).eval(), pixels, [-1, height, width, 3]),
-        "text": (text, ids, [-1, -1 if cut else spec.context_length]),
+    cuts_texts = CausalTextTower.fits(model)
+    text = (CausalTextTower if cuts_texts else TextTower)(model)
+    towers: dict[str, ImageTower | TextTower] = {"image": ImageTower(model), "text": text}
+    manifest: dict[str, Any] = {
+        "version": EXPORT_VERSION,
+        "spec": {**model.spec.to_json(), "model": ""},  # names are looked up from the space
+        "cuts_texts": cuts_texts,
+        "agreement": {},
     }
-    for name, (tower, example, shape) in towers.items():
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
-                graph = convert_graph(tower, example_input=example, input=shape)
-            ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
-        except Exception as error:  # whatever OpenVINO raises for an operation it lacks
-            raise ExportError(str(error)) from error
-    if spec.tokenizer == "clip":
-        build_tokenizer(VOCABULARY).save(str(folder / "tokenizer.json"))
-        FewWords.save(folder / "merges.npy", VOCABULARY)
+    with whole_or_not(folder) as draft:
+        save_towers(draft, towers, manifest)
+        if model.spec.tokenizer == "clip":
+            build_tokenizer(VOCABULARY).save(str(draft / "tokenizer.json"))
+            FewWords.save(draft / "merges.npy", VOCABULARY)
+        agreement = _agreement(model, draft)
+        if agreement["fp32"] < AGREEMENT["fp32"]:
+            raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")
+        write_json(draft / "manifest.json", {**manifest, "agreement": agreement})
+
+
+class ExportError(Exception):
+    """Towers cannot be converted; never leaves this package."""
 
 
 def _agreement(model: LoadedModel, folder: Path) -> dict[str, float]:
@@ -391,7 +390,6 @@ def _agreement(model: LoadedModel, folder: Path) -> dict[str, float]:
     expected = truth.encode("image", pixels), truth.encode("text", texts)
     found = {}
     for precision in _HINTS:
-        _write_manifest(model, folder, {})
         encoder = OpenVinoEncoder(folder, precision)
         try:
             got = encoder.encode("image", pixels), encoder.encode("text", texts)

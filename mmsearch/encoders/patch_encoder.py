@@ -8,25 +8,22 @@ they lie in a folder `patches` beside the model's own.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.encoders.openvino import OpenVinoEncoder, compile_graph
+from mmsearch.encoders.openvino import OpenVinoEncoder, compile_graph, read_manifest
 from mmsearch.encoders.tokenizer import lengths_of
 from mmsearch.types import Pixels, Preprocess, Vectors
 
-_VERSION = 1
+#: Bumped when converted patch towers of an older program cannot be used any more.
+PATCH_VERSION = 1
+#: Where the patch towers of a converted model lie, in its folder.
+PATCHES = "patches"
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,11 @@ class PatchEncoder:
     def __init__(self, model: OpenVinoEncoder) -> None:
         """Takes the model whose patch towers were converted by `export_patch_towers`."""
         self._model = model
-        folder = patch_folder(model.folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        self._folder = model.folder / PATCHES
         self.spec = model.spec
-        self.preprocess: Preprocess = dataclasses.replace(
-            model.spec.preprocess, size=tuple(manifest["size"])
-        )
+        size = tuple(read_manifest(self._folder)["size"])
+        self.preprocess: Preprocess = replace(model.spec.preprocess, size=size)
         """How a picture is prepared for it."""
-        self._folder = folder
         self._lock = threading.Lock()
         self._towers: dict[str, Any] = {}
 
@@ -83,50 +77,12 @@ class PatchEncoder:
     def _run(self, tower: str, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
         with self._lock:  # one request a tower; OpenVINO itself uses every core
             if tower not in self._towers:
-                self._towers[tower] = self._compile(tower).create_infer_request()
+                options = {
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_PRECISION_HINT": "f32",
+                    "CACHE_DIR": str(self._folder / "compiled"),
+                }
+                compiled = compile_graph(self._folder / f"{tower}.xml", options)
+                self._towers[tower] = compiled.create_infer_request()
             found = self._towers[tower].infer([batch])
             return [np.array(value, np.float32) for value in found.values()]
-
-    def _compile(self, tower: str) -> Any:
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "CACHE_DIR": str(self._folder / "compiled"),
-        }
-        return compile_graph(self._folder / f"{tower}.xml", options)
-
-
-def patch_folder(model: Path) -> Path:
-    """Where the patch towers of a converted model lie."""
-    return model / "patches"
-
-
-def has_patch_towers(model: Path) -> bool:
-    """Whether the patch towers of a converted model were converted too."""
-    try:
-        manifest = json.loads((patch_folder(model) / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(manifest.get("version") == _VERSION)
-
-
-def write_patch_towers(model: Path, graphs: dict[str, Any], size: tuple[int, int]) -> None:
-    """Keeps converted patch towers beside a converted model, all or nothing."""
-    import openvino as ov
-
-    draft = Path(tempfile.mkdtemp(prefix=".patches-", dir=model))
-    try:
-        for name, graph in graphs.items():
-            ov.save_model(graph, draft / f"{name}.xml", compress_to_fp16=False)
-        manifest = {"version": _VERSION, "size": list(size)}
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(patch_folder(model), ignore_errors=True)
-        os.replace(draft, patch_folder(model))
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def larger_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Nine sevenths of a size, in whole patches of `stride` pixels."""
-    height, width = (max(1, round(side * 9 / 7 / stride)) * stride for side in size)
-    return height, width

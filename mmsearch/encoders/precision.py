@@ -9,12 +9,11 @@ model: `precisions.json`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmsearch.encoders.registry import TINY
+from mmsearch.encoders.registry import TINY, write_json
 
 #: Pictures that precisions are compared on.
 SAMPLE = 256
@@ -66,10 +65,7 @@ def read_verdicts(folder: Path) -> dict[str, Verdict]:
 
 
 def write_verdicts(folder: Path, verdicts: Verdicts) -> None:
-    text = json.dumps({name: asdict(one) for name, one in verdicts.items()}, indent=1)
-    draft = folder / f"{FILE_NAME}.{os.getpid()}"
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, folder / FILE_NAME)
+    write_json(folder / FILE_NAME, {name: asdict(one) for name, one in verdicts.items()})
 
 
 def choose_precision(
@@ -90,8 +86,7 @@ def choose_precision(
     if asked != "auto":
         return asked
     if model in MEASURED:
-        fast = [name for name in MEASURED[model] if name.upper() in capabilities]
-        return fast[0] if fast else "fp32"
+        return next((name for name in MEASURED[model] if name.upper() in capabilities), "fp32")
     if verdicts:
         there = {"fp32", "int8", *(name.lower() for name in capabilities)}
         good = [

@@ -140,7 +140,7 @@ def cached_files(source: ModelSource) -> list[Path] | None:
         ModelNotFound: a folder or a file that was named does not exist.
     """
     if source.kind == "local-dir":
-        return _local_files(Path(source.location))
+        return _local_files(source)
     if source.kind == "file":
         path = Path(source.location)
         if not path.is_file():
@@ -221,9 +221,9 @@ def base_source(source: ModelSource) -> ModelSource:
     return parse_model(aligned.base)
 
 
-def _local_files(folder: Path) -> list[Path] | None:
+def _local_files(source: ModelSource) -> list[Path] | None:
+    folder = Path(source.location)
     if (folder / ALIGNED).is_file():
-        source = ModelSource(f"local-dir:{folder}", "local-dir", "", str(folder))
         base = cached_files(base_source(source))
         return [folder / ALIGNED, folder / HEADS, *base] if base is not None else None
     config = folder / "open_clip_config.json"
@@ -257,7 +257,12 @@ def _tag_files(source: ModelSource) -> list[Path] | None:
 
     known = open_clip.get_pretrained_cfg(source.architecture, source.location)
     if not known:
-        raise ModelNotFound(_no_such_tag(source))
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(source.architecture))
+        raise ModelNotFound(
+            f"{source.architecture} has no weights '{source.location}'; it has {tags}"
+            if tags
+            else f"open_clip knows no pretrained architecture '{source.architecture}'"
+        )
     repository, _, name = known.get("hf_hub", "").rpartition("/")
     if repository:
         safe = name.rsplit(".", 1)[0] + ".safetensors"
@@ -269,13 +274,11 @@ def _tag_files(source: ModelSource) -> list[Path] | None:
     return [beside] if url and not repository and beside.is_file() else None
 
 
-def _no_such_tag(source: ModelSource) -> str:
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(source.architecture)
-    if tags:
-        return f"{source.architecture} has no weights '{source.location}'; it has {', '.join(tags)}"
-    return f"open_clip knows no pretrained architecture '{source.architecture}'"
+def write_json(path: Path, document: Any) -> None:
+    """Writes a file that others see as it was, or whole."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    os.replace(draft, path)
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:

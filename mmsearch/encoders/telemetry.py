@@ -17,12 +17,10 @@ def without_telemetry() -> Iterator[None]:
     """Around an import: finding no `openvino_telemetry`, they fall back to stubs of their own."""
     modules: dict[str, Any] = sys.modules
     with _lock:
-        before = modules.get(_NAME, _lock)
+        before = {_NAME: modules[_NAME]} if _NAME in modules else {}
         modules[_NAME] = None  # Python's own way to say that there is no such module
         try:
             yield
         finally:
-            if before is _lock:
-                del modules[_NAME]
-            else:
-                modules[_NAME] = before
+            del modules[_NAME]
+            modules.update(before)

@@ -30,7 +30,13 @@ _WORDS = regex.compile(
     regex.IGNORECASE,
 )
 _PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes, of Latin-1
+#: The bytes in the order of their ids, printable ones first (GPT-2's table).
+_BYTES = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
 _PRINTABLE_ASCII = frozenset(map(chr, range(32, 127)))
+
+
+Tokenize = Callable[[Sequence[str]], NDArray[np.int64]]
+"""Texts to ids, (n, context_length), zero where nothing is."""
 
 
 class ClipTokenizer:
@@ -82,7 +88,7 @@ class FewWords:
         table = np.load(path, mmap_mode="r")
         self._pairs, self._merged = table[0], table[1]
         self._special = {START: _START_ID, END: _END_ID}
-        self._bytes = _byte_ids()
+        self._bytes = {byte: place for place, byte in enumerate(_BYTES)}
 
     @staticmethod
     def save(path: Path, vocabulary: Path) -> None:
@@ -153,24 +159,10 @@ def _merges(vocabulary: Path) -> list[tuple[str, str]]:
 
 def _tokens(merges: list[tuple[str, str]]) -> list[str]:
     # The first 512 ids are the bytes in the order of CLIP's table, which is not the sorted one.
-    alphabet = list(_byte_characters())
+    others = range(256, 512 - len(_PRINTABLE))
+    alphabet = [chr(place) for place in (*_PRINTABLE, *others)]  # a character for each byte
     tokens = alphabet + [letter + "</w>" for letter in alphabet]
     return [*tokens, *(left + right for left, right in merges), START, END]
-
-
-def _byte_order() -> list[int]:
-    """The bytes in the order of their ids, printable ones first (GPT-2's table)."""
-    return [*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE)]
-
-
-def _byte_ids() -> dict[int, int]:
-    return {byte: place for place, byte in enumerate(_byte_order())}
-
-
-def _byte_characters() -> list[str]:
-    """A printable character for each byte, in the order of their ids."""
-    others = range(256, 512 - len(_PRINTABLE))
-    return [chr(place) for place in (*_PRINTABLE, *others)]
 
 
 def _basic(text: str) -> str:
@@ -187,10 +179,6 @@ def _whitespace(text: str) -> str:
     return " ".join(_basic(text).split())
 
 
-def _lower(text: str) -> str:
-    return _whitespace(text).lower()
-
-
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -200,7 +188,7 @@ def _canonicalize(text: str) -> str:
 
 
 _CLEANERS: dict[str, Callable[[str], str]] = {
-    "lower": _lower,
+    "lower": lambda text: _whitespace(text).lower(),
     "whitespace": _whitespace,
     "canonicalize": _canonicalize,
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,9 +59,7 @@ def export_network(
             if not torch.isfinite(value).all():
                 raise TrainingError("the trained network holds values that are no numbers")
         expected = network(*examples)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
-        converted = convert_graph(network, example_input=tuple(examples), input=list(shapes))
+    converted = convert_graph(network, tuple(examples), list(shapes))
     with tempfile.TemporaryDirectory(prefix="mmsearch-export-") as scratch:
         path = Path(scratch) / "network.xml"
         ov.save_model(converted, path, compress_to_fp16=True)

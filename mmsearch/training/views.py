@@ -352,9 +352,7 @@ def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], 
 
     probe = torch.stack([example, example])
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer's remarks on Python control flow
-            graph = convert_graph(prefix, example_input=probe, input=[-1, *example.shape])
+        graph = convert_graph(prefix, probe, [-1, *example.shape])
         compiled = compile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
         log.info("not convertible: %s", error)
