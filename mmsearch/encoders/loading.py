@@ -182,11 +182,15 @@ def open_space(
     Args:
         name: what the model is called here: a conversion serves all names of its space.
     """
-    from mmsearch.encoders.openvino import OpenVinoEncoder, is_exported
+    from mmsearch.encoders.openvino import is_exported
 
     folder = cache.folder_of(space)
-    if not is_exported(folder):
-        return None
+    return _open_converted(folder, name, precision, notify) if is_exported(folder) else None
+
+
+def _open_converted(folder: Path, name: str, precision: str, notify: Notify) -> Encoder:
+    from mmsearch.encoders.openvino import OpenVinoEncoder
+
     encoder = OpenVinoEncoder(folder, precision, name=name)
     if encoder.doubt is not None:
         notify(encoder.doubt)
@@ -258,9 +262,7 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
             cache.remember(source, model.spec.space, "torch")
             return TorchEncoder(model)
         cache.remember(source, model.spec.space, "openvino")
-    encoder = open_space(model.spec.space, source.name, cache, precision, notify)
-    assert encoder is not None, "it was just converted"
-    return encoder
+    return _open_converted(folder, source.name, precision, notify)
 
 
 def open_patch_encoder(
@@ -333,9 +335,7 @@ def with_checked_precision(
     with cache.lock(encoder.spec.space):
         if is_due():  # else another process has been at it
             check_precisions(folder, sample(), notify)
-    found = open_space(encoder.spec.space, model, cache, asked, notify)
-    assert found is not None, "its folder was just used"
-    return found
+    return _open_converted(folder, model, asked, notify)
 
 
 def pick_device(asked: str) -> str:

@@ -325,7 +325,7 @@ def whole_or_not(folder: Path) -> Iterator[Path]:
         prefix=".draft-", dir=folder.parent, ignore_cleanup_errors=True
     ) as scratch:
         draft = Path(scratch) / folder.name
-        draft.mkdir()
+        draft.mkdir(0o700)
         yield draft
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)

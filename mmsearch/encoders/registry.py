@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -287,26 +288,17 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     open_clip's loader alone would try for most of a minute. Looking a name up can hang past
     any time-out of its own, so the attempt runs in a thread that is left behind.
     """
-    import urllib.error
-    import urllib.request
-
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     answered = threading.Event()
 
     def ask() -> None:
-        # The endpoint is the hub library's own setting, not a user's text.
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310
-        try:
-            urllib.request.urlopen(request, timeout=seconds).close()  # noqa: S310
-        except urllib.error.HTTPError as error:
-            if error.code >= 500 or error.code in (403, 407):
-                return  # a proxy's refusal, or a hub that is down
-        except (OSError, ValueError):
-            return
-        answered.set()
+        with contextlib.suppress(Exception):  # whatever the hub library's client raises
+            status = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
+            if status < 500 and status not in (403, 407):  # a hub that is down, a proxy's refusal
+                answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
