@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +20,9 @@ from mmsearch.evaluation.retrieval import BenchReport, Corpus, evaluate
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
-from mmsearch.search.fusion import NOT_TRAINED, read_weights
+from mmsearch.search.fusion import NOT_TRAINED
 from mmsearch.search.rerank import NOT_TRAINED as NOTHING_TO_RERANK_WITH
-from mmsearch.search.rerank import read_reranker
-from mmsearch.search.searcher import Trained
-from mmsearch.store.store import Store
+from mmsearch.search.searcher import Trained, trained_for
 from mmsearch.store.writer import Writer
 from mmsearch.types import FUSIONS, Fusion, Notify, OnProgress, PathLike, expanded
 
@@ -81,34 +78,30 @@ class Trial:
 
 def bench(opened: OpenIndex, labels: Labels, on_progress: OnProgress) -> BenchReport:
     """`Engine.bench`."""
-    if labels.dataset is None:
-        return _measure(Trial(opened, _name_of(opened), ""), on_progress)
-    with indexed(opened, labels, on_progress, _own_model(opened)) as trial:
-        return _measure(trial, on_progress)
+    measured = (
+        nullcontext(Trial(opened, _name_of(opened), ""))
+        if labels.dataset is None
+        else indexed(opened, labels, on_progress, _own_model(opened))
+    )
+    with measured as trial:
+        corpus, space = Corpus.of(trial.opened.store.contents()), trial.opened.space
+        with trial.opened.searcher() as searcher:
+            result = evaluate(
+                corpus,
+                lambda queries, to, k: [
+                    np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
+                ],
+                on_progress,
+            )
+    return BenchReport(
+        trial.name, trial.split, space.spec.model, space.precision, corpus, result, trial.missing
+    )
 
 
 def _own_model(opened: OpenIndex) -> str | None:
     """The model of an engine's index, where there is one and no other was asked for."""
-    space = opened.store.active_space() if opened.exists() else None
-    if space is None or opened.names_model():
-        return None
-    return opened.space.spec.model
-
-
-def _measure(trial: Trial, on_progress: OnProgress) -> BenchReport:
-    corpus = Corpus.of(trial.opened.store.contents())
-    with trial.opened.searcher() as searcher:
-        result = evaluate(
-            corpus,
-            lambda queries, to, k: [
-                np.array(answer.ids, dtype=np.int64) for answer in searcher.rank(queries, to, k)
-            ],
-            on_progress,
-        )
-    space = trial.opened.space
-    return BenchReport(
-        trial.name, trial.split, space.spec.model, space.precision, corpus, result, trial.missing
-    )
+    space = opened.active_space()
+    return None if space is None or opened.names_model() else space.spec.model
 
 
 def compare_fusions(
@@ -128,16 +121,10 @@ def compare_fusions(
         )
     if hold_out < 0 or rerank < 0 or not 0 <= captioned <= 1:
         raise UsageError("hold_out and rerank are whole numbers from 0, captioned is from 0 to 1")
-    own = opened.store.active_space() if opened.exists() else None
+    own = opened.active_space()
     if own is not None and not opened.may_use(own.spec):
         own = None  # what was trained for the index's model is of no use for the one asked for
-    trained, model = Trained(), _own_model(opened)
-    if own is not None and ("trained" in fusions or rerank):
-        space = own.spec.space
-        trained = Trained(
-            weights=lambda: read_weights(opened.folder, space),
-            reranker=lambda: read_reranker(opened.folder, space),
-        )
+    trained = trained_for(opened.folder, own.spec) if own is not None else Trained()
     if "trained" in fusions and trained.weights() is None:
         raise UsageError(NOT_TRAINED)
     if rerank and (useless := {"caption", "words"} & set(fusions)):
@@ -145,9 +132,10 @@ def compare_fusions(
     if rerank and own is not None and trained.reranker() is None:
         raise UsageError(NOTHING_TO_RERANK_WITH)
     settings = [(how, depth) for how in fusions for depth in dict.fromkeys((0, rerank))]
-    with scratch_index(opened, labels, on_progress, model, patches=rerank > 0) as trial:
-        status = trial.opened.store.status()
-        if own is not None and status.space != own.spec.space:
+    with scratch_index(
+        opened, labels, on_progress, _own_model(opened), patches=rerank > 0
+    ) as trial:
+        if own is not None and trial.opened.store.status().space != own.spec.space:
             raise UsageError(
                 "what was trained is for the model as it was when the index was made; its weights "
                 "have changed since"
@@ -175,16 +163,12 @@ def scratch_index(
         with indexed(opened, labels, on_progress, model, patches=patches) as trial:
             yield trial
         return
-    with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as folder:
-        index = Path(folder) / "index"
-        copy = Store.create(index)
-        opened.store.copy_catalog(copy)
-        copy.close()
-        with opened.beside(index) as other:
-            if patches:  # once, and not for every query
-                with other.store.writer() as writer:
-                    add_missing_patches(other, writer, on_progress)
-            yield Trial(other, _name_of(opened), "")
+    with opened.scratch() as other:
+        opened.store.copy_catalog(other.make())
+        if patches:  # once, and not for every query
+            with other.store.writer() as writer:
+                add_missing_patches(other, writer, on_progress)
+        yield Trial(other, _name_of(opened), "")
 
 
 @contextmanager
@@ -200,10 +184,7 @@ def indexed(
     labelled = labels.read(opened.notify)
     split, chosen = labelled.choose(labels.split, labels.limit)
     folder = labels.folder_of(chosen)
-    with (
-        tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch,
-        opened.beside(Path(scratch) / "index", model) as other,
-    ):
+    with opened.scratch(model) as other:
         some = LabelledSet(labelled.name, tuple(chosen))
         missing = index_listed(
             other, folder, some, on_progress, patches=patches, among=labelled.images
@@ -227,8 +208,7 @@ def index_listed(
 ) -> tuple[str, ...]:
     """Indexes just the images of a set with their captions; returns those that failed."""
     encoder = opened.encoder_to_add()
-    Store.create(opened.folder).close()
-    with opened.store.writer() as writer:
+    with opened.make().writer() as writer:
         plan = plan_of_files(writer, os.fsencode(folder), labelled, among)
         run = Pipeline(opened.store, writer, encoder, opened.runner(), on_progress=on_progress)
         run.run(plan)

@@ -538,7 +538,7 @@ class Engine:
 
     def models(self) -> list[ModelRow]:
         """The models that come by name and those used on this machine before."""
-        active = self.store.active_space() if self.opened.exists() else None
+        active = self.opened.active_space()
         return list_models(
             ModelCache(self.settings.cache_folder()),
             active.spec if active else None,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsearch.encoders.loading import pick_device
 from mmsearch.encoders.precision import SAMPLE
 from mmsearch.errors import Interrupted, UsageError
 from mmsearch.ingest.plan import Plan, check_paths, make_plan, scopes_of
+from mmsearch.ingest.tally import Tally
 from mmsearch.jobs.runner import Runner
+from mmsearch.media.fingerprint import Stamp
 from mmsearch.store.rows import SpaceRow
 from mmsearch.store.writer import Writer
 from mmsearch.types import IMAGE, IngestReport, OnProgress, Pixels
@@ -42,16 +43,16 @@ class Request:
 def index(opened: OpenIndex, request: Request) -> IngestReport:
     """Brings an index in step with the disk; the arguments and errors are `Engine.index`'s."""
     started = time.perf_counter()
-    existing = opened.store if opened.exists() else None
-    absolute = [os.fsencode(os.path.abspath(path)) for path in request.paths]
-    check_paths(existing, absolute, opened.media_types)
     run = _Run(opened, request, opened.runner())
-    # A model that cannot be had is told of before the work. That of an index is opened only
-    # when there is work: a rescan that finds nothing new is over before it would be there.
-    is_new = existing is None or existing.active_space() is None
-    if is_new or opened.names_model() or request.patches:
-        run.open_encoder()
-    loaded = time.perf_counter()
+    with run.tally.timed("load"):
+        existing = opened.store if opened.exists() else None
+        absolute = [os.fsencode(os.path.abspath(path)) for path in request.paths]
+        check_paths(existing, absolute, opened.media_types)
+        # A model that cannot be had is told of before the work. That of an index is opened only
+        # when there is work: a rescan that finds nothing new is over before it would be there.
+        is_new = existing is None or existing.active_space() is None
+        if is_new or opened.names_model() or request.patches:
+            run.open_encoder()
     try:
         with opened.make().writer() as writer:
             report = run.go(writer)
@@ -59,86 +60,105 @@ def index(opened: OpenIndex, request: Request) -> IngestReport:
         raise Interrupted(
             "interrupted: everything committed so far is kept; run the same command again to resume"
         ) from None
-    opened.choose_encoder_again()  # its precision may be another now
-    stages = {**report.stages, "load": report.stages.get("load", 0.0) + loaded - started}
-    return dataclasses.replace(
+    opened.search_encoder = None  # its precision may be another now
+    return replace(
         report,
         seconds=time.perf_counter() - started,
-        stages=stages,
+        stages=dict(run.tally.stages),
         captions_remarks=request.labelled[0].remarks if request.labelled else (),
     )
 
 
 def dry_run(opened: OpenIndex, request: Request) -> IngestReport:
-    """What `index` would do."""
-    from mmsearch.ingest.dry_run import dry_run as count_only
+    """What `index` would do, planned on a copy of the catalog: the index itself stays untouched.
 
-    existing = opened.store if opened.exists() else None
-    space = existing.active_space() if existing else None
+    No file is opened, also not with `reread`: a new file with the size and time of one that is gone
+    counts as moved, a damaged one as added.
+    """
+    started = time.perf_counter()
+    space = opened.active_space()
     if space is not None and not opened.may_use(space.spec):
         opened.notify(
             f"the index is in '{space.spec.model}': all of it would be embedded with "
             f"'{opened.asked_model}' too, which would then take its place"
         )
-    return count_only(
-        existing, request.paths, request.exclude, request.prune, request.labelled,
-        request.reread, opened.media_types,
+    with opened.scratch() as other:
+        if opened.exists():
+            opened.store.copy_catalog(other.make())
+        with other.make().writer() as writer:
+            plan = _plan(other, request, writer)
+    new = [candidate for candidate in plan.read if candidate.old is None]
+    # Read again on demand: whether their content differs is not known before.
+    again = [one for one in plan.read if one.old is not None and plan.is_same(one)]
+    gone = Counter(Stamp(row.size, row.mtime_ns) for row in plan.gone.values())
+    moved = (gone & Counter(candidate.file.stamp for candidate in new)).total()
+    return plan.report(
+        added=len(new) - moved,
+        moved=moved,
+        updated=len(plan.read) - len(new) - len(again),
+        unchanged=len(plan.same) + len(again),
+        removed=len(plan.gone) - moved if plan.prune else 0,
+        failed=len(plan.unreadable),
+        seconds=time.perf_counter() - started,
+        dry_run=True,
+    )
+
+
+def _plan(opened: OpenIndex, request: Request, writer: Writer) -> Plan:
+    types, store = opened.media_types, opened.store
+    scopes = scopes_of(store, writer, request.paths, request.exclude, types)
+    return make_plan(
+        store, scopes, prune=request.prune, labelled=request.labelled, reread=request.reread,
+        types=types,
     )  # fmt: skip
 
 
+@dataclass
 class _Run:
-    def __init__(self, opened: OpenIndex, request: Request, runner: Runner) -> None:
-        self._opened = opened
-        self._provider = opened.provider
-        self._request = request
-        self._runner = runner
-        self._encoder: Encoder | None = None
-        self._other: Encoder | None = None
-        """The model that the index is to migrate to, if it is another than it has."""
+    opened: OpenIndex
+    request: Request
+    runner: Runner
+    encoder: Encoder | None = None
+    other: Encoder | None = None
+    """The model that the index is to migrate to, if it is another than it has."""
+    tally: Tally = field(default_factory=Tally)
 
     def open_encoder(self) -> Encoder:
-        """The index's own model; that of a new index is the one that was asked for."""
-        if self._encoder is None:
-            encoder, is_other = self._opened.encoder_to_index()
-            if self._request.patches:  # a model that has none
-                self._provider.patch_encoder_of(encoder.spec)
-            if is_other:
-                self._other = encoder
-                return encoder
-            self._encoder = encoder
-        return self._encoder
+        """The index's own model, or the other that was asked for."""
+        encoder, is_other = self.opened.encoder_to_index()
+        if self.request.patches:  # a model that has none
+            self.opened.provider.patch_encoder_of(encoder.spec)
+        if is_other:
+            self.other = encoder
+        else:
+            self.encoder = encoder
+        return encoder
 
     def go(self, writer: Writer) -> IngestReport:
-        store, request = self._opened.store, self._request
-        begun = time.perf_counter()
-        scopes = scopes_of(store, writer, request.paths, request.exclude, self._opened.media_types)
-        plan = make_plan(store, scopes, prune=request.prune, labelled=request.labelled,
-                         reread=request.reread, types=self._opened.media_types)  # fmt: skip
-        scan = time.perf_counter() - begun
-        active = store.active_space()
-        other = self._other
+        store = self.opened.store
+        with self.tally.timed("scan"):
+            plan = _plan(self.opened, self.request, writer)
+        active, other = store.active_space(), self.other
         if other is not None and active is not None:
             with store.catalog.read() as queries:
                 is_empty = not queries.has_media()
             if is_empty:  # nothing that searches would have to go on with
-                writer.switch_to(writer.space_of(other.spec, other.precision, beside=True))
-                active = store.active_space()
-            if active is not None and active.spec.space == other.spec.space:
-                self._encoder, other = other, None
+                active = writer.space_of(other.spec, other.precision, beside=True)
+                writer.switch_to(active)
+            if active.spec.space == other.spec.space:
+                self.encoder, other = other, None
         if active is not None and plan.is_idle():
             writer.compact(only_if="short")
-            report = _idle(plan, active)
+            report = plan.report(
+                unchanged=len(plan.same), model=active.spec.model, precision=active.precision
+            )
         else:
             report = self._embed(writer, plan, active if other is not None else None)
         if active is not None and other is not None:
-            report = self._migrate(writer, report, active, other)
-        else:
-            if self._opened.names_model():
-                self._cancel_migration(writer)
-            else:
-                self._tell_of_pending()
-            report = self._keep_patches(writer, report)
-        return dataclasses.replace(report, stages={**report.stages, "scan": scan})
+            with self.tally.timed("again"):
+                return self._migrate(writer, report, active, other)
+        self._settle_pending(writer)
+        return replace(report, patches=self._keep_patches(writer))
 
     def _embed(self, writer: Writer, plan: Plan, own: SpaceRow | None) -> IngestReport:
         """Does what the plan says, in the index's own space.
@@ -148,37 +168,28 @@ class _Run:
         """
         from mmsearch.ingest.pipeline import Pipeline
 
-        begun = time.perf_counter()
         encoder = None
-        if plan.needs_encoder() or self._opened.store.active_space() is None:
-            if own is not None:
-                device = pick_device(self._opened.settings.device)
-                encoder = self._provider.for_space(own.spec, device)
-            else:
-                encoder = self.open_encoder()
-            paths = [candidate.absolute for candidate in plan.read]
-            encoder = self._checked(encoder, len(paths), lambda: paths)
-        load = time.perf_counter() - begun
-        report = Pipeline(
-            self._opened.store,
-            writer,
-            encoder,
-            self._runner,
-            on_progress=self._request.on_progress,
+        with self.tally.timed("load"):
+            if plan.read or plan.touched() or self.opened.store.active_space() is None:
+                if own is not None:
+                    encoder = self.opened.encoder_for(own.spec)
+                else:
+                    encoder = self.encoder or self.open_encoder()
+                paths = [candidate.absolute for candidate in plan.read]
+                encoder = self._checked(encoder, len(paths), paths)
+        return Pipeline(
+            self.opened.store, writer, encoder, self.runner, self.request.on_progress, self.tally
         ).run(plan)
-        stages = {**report.stages, "load": report.stages["load"] + load}
-        return dataclasses.replace(report, stages=stages)
 
-    def _checked(
-        self, encoder: Encoder, count: int, paths: Callable[[], Sequence[bytes]]
-    ) -> Encoder:
+    def _checked(self, encoder: Encoder, count: int, paths: Sequence[bytes]) -> Encoder:
+        """The encoder in the precision for so many pictures, which is tried on some of them."""
         from mmsearch.ingest.sample import sample_of
 
         def sample() -> Pixels:
             how = encoder.spec.inputs[IMAGE]
-            return sample_of(paths(), how, self._runner.workers, self._runner.decoders)
+            return sample_of(paths, how, self.runner.workers, self.runner.decoders)
 
-        return self._provider.checked(encoder, count, sample)
+        return self.opened.provider.checked(encoder, count, sample)
 
     def _migrate(
         self, writer: Writer, report: IngestReport, active: SpaceRow, encoder: Encoder
@@ -190,112 +201,92 @@ class _Run:
         """
         from mmsearch.ingest.reembed import embed_missing
 
-        started = time.perf_counter()
-        store, progress = self._opened.store, self._request.on_progress
-        if self._request.patches is False:
+        store = self.opened.store
+        if self.request.patches is False:
             self._drop_patches(writer)
         with store.catalog.read() as queries:
-            count = queries.count("media")
+            count, paths = queries.count("media"), queries.some_paths(SAMPLE)
             has_patches = queries.has_patches(active)
-
-        def paths() -> list[bytes]:
-            with store.catalog.read() as queries:
-                return queries.some_paths(SAMPLE)
-
         encoder = self._checked(encoder, count, paths)
         pending = writer.space_of(encoder.spec, encoder.precision, beside=True)
         with store.catalog.read() as queries:
             missing = queries.count_without_vector(pending.towers[IMAGE])
         done_before = f", {count - missing} of {count} images are done" if missing < count else ""
-        self._opened.notify(
+        self.opened.notify(
             f"embedding the index with '{pending.spec.model}' beside '{active.spec.model}', which "
             f"answers searches until all is done{done_before}"
         )
-        done = embed_missing(store, writer, encoder, pending, self._runner, on_progress=progress)
-        report = dataclasses.replace(
+        done = embed_missing(
+            store, writer, encoder, pending, self.runner, on_progress=self.request.on_progress
+        )
+        patches = 0
+        if done.missing:
+            patches = self._keep_patches(writer)
+        else:
+            if has_patches or self.request.patches:
+                patches = self._add_patches(writer, pending, is_new=True)
+            writer.switch_to(pending)
+        return replace(
             report,
             model=encoder.spec.model,
             precision=encoder.precision,
             embedded_again=done.images,
             failed=report.failed + done.failed,
             missing=done.missing,
+            patches=patches,
+            replaced="" if done.missing else active.spec.model,
         )
-        if done.missing:
-            report = self._keep_patches(writer, report)
-        else:
-            if has_patches or self._request.patches:
-                report = self._add_patches(writer, report, pending, is_new=True)
-            writer.switch_to(pending)
-            report = dataclasses.replace(report, replaced=active.spec.model)
-        stages = {**report.stages, "again": time.perf_counter() - started}
-        return dataclasses.replace(report, stages=stages)
 
-    def _cancel_migration(self, writer: Writer) -> None:
-        pending = writer.drop_pending()
+    def _settle_pending(self, writer: Writer) -> None:
+        """Gives a migration up where the index's own model was asked for; else tells of it."""
+        if self.opened.names_model():
+            if (pending := writer.drop_pending()) is not None:
+                self.opened.notify(
+                    f"the index keeps its model: what was embedded with '{pending.spec.model}', to "
+                    "take its place, is deleted"
+                )
+            return
+        with self.opened.store.catalog.read() as queries:
+            pending = queries.pending_space()
+            missing = queries.count_without_vector(pending.towers[IMAGE]) if pending else 0
         if pending is not None:
-            self._opened.notify(
-                f"the index keeps its model: what was embedded with '{pending.spec.model}', to "
-                "take its place, is deleted"
+            self.opened.notify(
+                f"the move to '{pending.spec.model}' is not done, {missing} images lack it: "
+                f"'mmsearch index --model {pending.spec.model}' resumes"
             )
 
-    def _tell_of_pending(self) -> None:
-        with self._opened.store.catalog.read() as queries:
-            pending = queries.pending_space()
-            if pending is None:
-                return
-            missing = queries.count_without_vector(pending.towers[IMAGE])
-        self._opened.notify(
-            f"the move to '{pending.spec.model}' is not done, {missing} images lack it: 'mmsearch "
-            f"index --model {pending.spec.model}' resumes"
-        )
-
-    def _keep_patches(self, writer: Writer, report: IngestReport) -> IngestReport:
-        if self._request.patches is False:
+    def _keep_patches(self, writer: Writer) -> int:
+        """Adds what patches are missing where they are kept; how many."""
+        if self.request.patches is False:
             self._drop_patches(writer)
-        with self._opened.store.catalog.read() as queries:
+        with self.opened.store.catalog.read() as queries:
             space = queries.active_space()
-            has_patches = space is not None and queries.has_patches(space)
-        if space is not None and (has_patches or self._request.patches):
-            report = self._add_patches(writer, report, space)
-        return report
+            if space is None or not (self.request.patches or queries.has_patches(space)):
+                return 0
+        return self._add_patches(writer, space)
 
     def _drop_patches(self, writer: Writer) -> None:
-        with self._opened.store.catalog.read() as queries:
+        with self.opened.store.catalog.read() as queries:
             has_some = queries.has_patches()
         if has_some:
             with writer.change() as change:
                 change.remove_patches()
 
-    def _add_patches(
-        self, writer: Writer, report: IngestReport, space: SpaceRow, *, is_new: bool = False
-    ) -> IngestReport:
-        store = self._opened.store
-        started = time.perf_counter()
+    def _add_patches(self, writer: Writer, space: SpaceRow, *, is_new: bool = False) -> int:
+        store = self.opened.store
         with store.catalog.read() as queries:
             if not queries.is_missing_patches(space):
-                return report
+                return 0
         from mmsearch.ingest.patches import add_patches
 
-        try:
-            local = self._provider.patch_encoder_of(space.spec)
-        except UsageError as error:
-            if not is_new or self._request.patches:
-                raise
-            self._opened.notify(f"patches are no longer kept: {error}")
-            return report
-        progress = self._request.on_progress
-        added = add_patches(store, writer, local, space, self._runner, on_progress=progress)
-        stages = {**report.stages, "patches": time.perf_counter() - started}
-        return dataclasses.replace(report, patches=added, stages=stages)
-
-
-def _idle(plan: Plan, space: SpaceRow) -> IngestReport:
-    """The report of a run that found everything as the index has it."""
-    return IngestReport(
-        unchanged=len(plan.same),
-        known_bad=plan.known_bad,
-        model=space.spec.model,
-        precision=space.precision,
-        kept_roots=tuple(plan.kept_roots),
-        unmatched_captions=plan.labels.unmatched,
-    )
+        with self.tally.timed("patches"):
+            try:
+                local = self.opened.provider.patch_encoder_of(space.spec)
+            except UsageError as error:
+                if not is_new or self.request.patches:
+                    raise
+                self.opened.notify(f"patches are no longer kept: {error}")
+                return 0
+            return add_patches(
+                store, writer, local, space, self.runner, on_progress=self.request.on_progress
+            )

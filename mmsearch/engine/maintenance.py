@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsearch.encoders.loading import pick_device
 from mmsearch.errors import ModelNotFound
+from mmsearch.jobs.runner import parts
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
 from mmsearch.store import repair as repairs
@@ -33,12 +33,13 @@ def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
     space = store.active_space()
     if outcome.found and space is not None:
         with store.writer() as writer:
-            if _is_missing_vectors(store, space):
+            with store.catalog.read() as queries:
+                is_missing = any(map(queries.count_without_vector, space.towers.values()))
+            if is_missing:
                 from mmsearch.ingest.reembed import embed_missing
 
                 try:
-                    device = pick_device(opened.settings.device)
-                    encoder = opened.provider.for_space(space.spec, device)
+                    encoder = opened.encoder_for(space.spec)
                 except ModelNotFound as error:  # what is lost has to be told of all the same
                     opened.notify(str(error))
                     return Repaired(outcome.found, tuple(lost), 0, outcome.kept)
@@ -51,29 +52,23 @@ def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
     return Repaired(outcome.found, tuple(lost), embedded, outcome.kept)
 
 
-def _is_missing_vectors(store: Store, space: SpaceRow) -> bool:
-    with store.catalog.read() as queries:
-        return any(queries.count_without_vector(tower) for tower in space.towers.values())
-
-
 def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:
     """Removes images that have no vector and whose files give none; their paths.
 
     Those of folders that are missing or empty stay.
     """
+    from mmsearch.ingest.reembed import PORTION, missing_segments
+
     found: list[str] = []
     for tower in space.towers.values():
-        after = 0
-        while tower.modality != TEXT:
+        if tower.modality == TEXT:
+            continue
+        # Whole portions: what goes with one is not looked up with the next.
+        for some in parts(missing_segments(store, tower), PORTION):
             with store.catalog.read() as queries:
-                some = queries.segments_without_vector(tower, after, 1000)
-                roots = {root.id: root.path for root in queries.roots()}
                 captions = queries.captions_of([item.media_id for item in some])
-            if not some:
-                break
-            after = some[-1].id
-            # Not where all of a folder is gone: that may be a disk that is not mounted.
-            there = {number: _has_something(path) for number, path in roots.items()}
+                # Not where all of a folder is gone: that may be a disk that is not mounted.
+                there = {root.id: _has_something(root.path) for root in queries.roots()}
             going = {item.media_id: item for item in some if there[item.root_id]}
             with writer.change() as change:
                 change.remove_media(list(going))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from mmsearch.config import Settings
 from mmsearch.encoders.base import Encoder
@@ -61,19 +61,29 @@ class OpenIndex:
         """How many items a job commits together."""
         self._store: Store | None = None
         self._decoders: Decoders | None = None
-        self._encoder: Encoder | None = None
-        """That of the last search: the next one needs no other, but after a change of model."""
+        self.search_encoder: Encoder | None = None
+        """That of the last search: the next one opens another if this is None or of another model.
+        """
         self._lock = threading.RLock()  # around what is opened on first use
 
-    def beside(self, index: Path, model: str | None = None) -> OpenIndex:
-        """Another index, with all that this one is opened with and, unless named, its model."""
-        return OpenIndex(
-            dataclasses.replace(self.settings, index=index),
-            self.provider,
-            model=model or self.asked_model,
-            notify=self.notify,
-            media_types=self.media_types,
-        )
+    @contextmanager
+    def scratch(self, model: str | None = None) -> Iterator[OpenIndex]:
+        """An index in a temporary folder, yet to be made.
+
+        With all that this one is opened with and, unless named, its model.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as folder:
+            other = OpenIndex(
+                dataclasses.replace(self.settings, index=Path(folder) / "index"),
+                self.provider,
+                model=model or self.asked_model,
+                notify=self.notify,
+                media_types=self.media_types,
+            )
+            with closing(other):
+                yield other
 
     def close(self) -> None:
         """Lets go of the files; they are opened again when they are needed again."""
@@ -84,12 +94,6 @@ class OpenIndex:
             if self._decoders is not None:
                 self._decoders.close()
                 self._decoders = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- the store and the files -------------------------------------------------------------
 
@@ -118,6 +122,10 @@ class OpenIndex:
         with self._lock:
             self._store = self._store or Store.create(self.folder)
             return self._store
+
+    def active_space(self) -> SpaceRow | None:
+        """The space that searches use; None where the index is empty, or there is none."""
+        return self.store.active_space() if self.exists() else None
 
     @property
     def space(self) -> SpaceRow:
@@ -166,6 +174,10 @@ class OpenIndex:
         device = "cpu" if self.settings.device == "auto" else pick_device(self.settings.device)
         return self.provider.for_space(spec, device)
 
+    def encoder_for(self, spec: EncoderSpec) -> Encoder:
+        """The model of a space, to index with; the errors are `encoder_of`'s."""
+        return self.provider.for_space(spec, pick_device(self.settings.device))
+
     def patch_encoder(self) -> PatchEncoder:
         """What gives the patches of images and the tokens of texts, in this index's space."""
         return self.provider.patch_encoder_of(self.space.spec)
@@ -175,16 +187,12 @@ class OpenIndex:
 
         Second: whether it is another than the index has.
         """
-        device = pick_device(self.settings.device)
-        asked = self.asked_model
-        space = self.store.active_space() if self.exists() else None
-        if space is None:
-            model = asked or suggested or self.settings.model
-            return self.provider.for_new_index(model, device), False
-        if asked is None or not self.names_model():
-            return self.provider.for_space(space.spec, device), False
-        encoder = self.provider.for_new_index(asked, device)
-        return encoder, encoder.spec.space != space.spec.space
+        space = self.active_space()
+        if space is not None and not self.names_model():
+            return self.encoder_for(space.spec), False
+        model = self.asked_model or suggested or self.settings.model
+        encoder = self.provider.for_new_index(model, pick_device(self.settings.device))
+        return encoder, space is not None and encoder.spec.space != space.spec.space
 
     def encoder_to_add(self, suggested: str | None = None) -> Encoder:
         """What vectors are added with: as `encoder_to_index`, but never another than the index's.
@@ -206,13 +214,9 @@ class OpenIndex:
 
     # -- searching ---------------------------------------------------------------------------
 
-    def choose_encoder_again(self) -> None:
-        """Has the next search take the encoder that the provider has by then."""
-        self._encoder = None
-
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first, from one view of the index; nothing from an empty one."""
-        store, encoder = self.store, self._encoder
+        store, encoder = self.store, self.search_encoder
         if any(term.image is not None for term in query.terms):
             self.decoders.start()  # it is ready when the model is
         while True:
@@ -220,7 +224,7 @@ class OpenIndex:
                 space = store.active_space()
                 if space is None:
                     return []
-                encoder = self._encoder = self.encoder_of(space.spec)
+                encoder = self.search_encoder = self.encoder_of(space.spec)
                 for term in query.terms:
                     # Beside what else is read and imported: the tokenizer, FAISS.
                     encoder.warm_up(TEXT if term.text is not None else IMAGE, wait=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,7 +44,7 @@ def train_fusion(
     from mmsearch.training.fusion import train_weights
 
     own = opened.space
-    with scratch_index(opened, labels, on_progress, opened.space.spec.model) as trial:
+    with scratch_index(opened, labels, on_progress, own.spec.model) as trial:
         asked = comparison.hold_out(trial.opened.store, hold_out)
         if len(asked) > _QUERIES:
             rows = np.random.default_rng(seed).permutation(len(asked))[:_QUERIES]
@@ -152,12 +151,8 @@ def candidates_of(
     """
     from mmsearch.training.rerank import Candidates
 
-    model = opened.space.spec.model
     found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="mmsearch-bench-") as scratch,
-        opened.beside(Path(scratch) / "index", model) as other,
-    ):
+    with opened.scratch(opened.space.spec.model) as other:
         index_listed(other, folder, labelled, on_progress, patches=True)
         held = other.store.contents()
         with other.searcher(Trained(reranker=lambda: reranker)) as searcher:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from mmsearch.datasets.sidecar import clean_captions
 from mmsearch.errors import LabelsError, SpaceError, UsageError
 from mmsearch.jobs.runner import Runner
-from mmsearch.media.fingerprint import NEVER, Stamp, content_hash
+from mmsearch.media.fingerprint import NEVER, content_hash
 from mmsearch.media.media_types import is_image_name
 from mmsearch.media.sandbox import Decoders
 from mmsearch.store.paths import canonical, relative
@@ -61,16 +62,17 @@ def export_embeddings(store: Store, folder: Path) -> int:
         raise UsageError(f"{store.folder}: the index is empty, there is nothing to export")
     held = store.contents()
     captions: dict[int, list[int]] = {}
-    for row, media_id in enumerate(held.caption_media):
-        captions.setdefault(int(media_id), []).append(row)
-    image_rows, caption_rows = [], []
-    for row, media_id in enumerate(held.image_ids):
-        for caption in captions.get(int(media_id), [-1]):
-            image_rows.append(row)
-            caption_rows.append(caption)
-    texts = np.zeros((len(caption_rows), space.spec.dim), dtype=np.float32)
-    chosen = np.array(caption_rows, dtype=np.int64)
-    texts[chosen >= 0] = held.caption_vectors[chosen[chosen >= 0]]
+    for row, media_id in enumerate(held.caption_media.tolist()):
+        captions.setdefault(media_id, []).append(row)
+    pairs = [
+        (row, caption)
+        for row, media_id in enumerate(held.image_ids.tolist())
+        for caption in captions.get(media_id, [-1])
+    ]
+    image_rows, caption_rows = np.array(pairs, np.int64).reshape(-1, 2).T
+    texts = np.zeros((len(pairs), space.spec.dim), dtype=np.float32)
+    captioned = caption_rows >= 0
+    texts[captioned] = held.caption_vectors[caption_rows[captioned]]
     paths = [held.image_paths[row] for row in image_rows]
     facts = [held.image_facts[row] for row in image_rows]
     table = pa.table(
@@ -151,27 +153,23 @@ class _ImportJob:
             with self.decoders.open(item.path) as file:
                 if not file.reason:
                     stamp, digest = file.stamp, file.digest
-        return _record(item, self.roots[item.path], stamp, digest)
+        root = self.roots[item.path]
+        path = relative(item.path, canonical(root.path))
+        assert path is not None, "its root is above it by construction"
+        return MediaRecord(
+            root.id, path, stamp.size, stamp.mtime_ns, digest,
+            item.facts or Facts(), [SegmentRecord(IMAGE, item.vector)], tuple(item.captions),
+        )  # fmt: skip
 
     def compute(self, reads: Sequence[MediaRecord]) -> Sequence[MediaRecord]:
         return reads
 
     def commit(self, outcomes: Sequence[Sequence[MediaRecord]]) -> None:
         with self.writer.change() as change:
-            for records in outcomes:
-                for one in records:
-                    change.add_media(one, self.space)
-                self.done += len(records)
+            for one in chain.from_iterable(outcomes):
+                change.add_media(one, self.space)
+                self.done += 1
         self.on_progress(Progress("import", self.done, len(self.images)))
-
-
-def _record(one: Incoming, root: RootRow, stamp: Stamp, digest: bytes) -> MediaRecord:
-    path = relative(one.path, canonical(root.path))
-    assert path is not None, "its root is above it by construction"
-    return MediaRecord(
-        root.id, path, stamp.size, stamp.mtime_ns, digest,
-        one.facts or Facts(), [SegmentRecord(IMAGE, one.vector)], tuple(one.captions),
-    )  # fmt: skip
 
 
 def model_of(folder: Path) -> str | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.ingest.labels import CaptionChange, caption_change
 from mmsearch.ingest.plan import Candidate, Plan
 from mmsearch.ingest.reading import Decoded, decode, sidecar_of
+from mmsearch.ingest.tally import Tally
 from mmsearch.jobs.runner import parts
 from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.sandbox import Decoders
@@ -29,7 +29,7 @@ from mmsearch.store.rows import (
 )
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
-from mmsearch.types import TEXT, Facts, Modality
+from mmsearch.types import TEXT, Facts, Modality, OnProgress, Progress
 
 _TEXTS = 64  # that are encoded together
 
@@ -45,7 +45,6 @@ class Reading:
     sidecar: tuple[str, ...] = ()
     unread_sidecar: bytes = b""
     """The path of a sidecar that is no text."""
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,61 +57,74 @@ class Outcome:
     texts: Mapping[str, Vector]
     """The vectors of their captions."""
     embedded: int
-    encode_seconds: float
 
 
-class FilesJob:
+@dataclass
+class PlanJob:
+    """What the jobs of one run over a plan have in common."""
+
+    store: Store
+    writer: Writer
+    encoder: Encoder
+    space: SpaceRow
+    plan: Plan
+    tally: Tally
+
+    def encode(self, texts: Iterable[str]) -> dict[str, Vector]:
+        """The vectors of texts, in portions: one sidecar may hold thousands of lines."""
+        found: dict[str, Vector] = {}
+        for some in parts(dict.fromkeys(texts), _TEXTS):
+            found.update(zip(some, self.encoder.encode(TEXT, some), strict=True))
+        return found
+
+    def apply(
+        self, change: Change, media_id: int, captions: CaptionChange, texts: Mapping[str, Vector]
+    ) -> None:
+        """Brings the captions of a file in step with what they should be, and counts it."""
+        change.remove_captions(captions.remove)
+        self.tally.counts["captions_removed"] += len(captions.remove)
+        for source, numbers in captions.keep.items():
+            change.set_source(numbers, source)
+        new = [CaptionRecord(text, source, texts[text]) for text, source in captions.add]
+        change.add_captions(media_id, new, self.space)
+        self.tally.counts["captions"] += len(new)
+
+
+@dataclass
+class FilesJob(PlanJob):
     """One run over a plan's files. A `mmsearch.jobs.runner.Job`."""
 
-    def __init__(
-        self,
-        store: Store,
-        writer: Writer,
-        encoder: Encoder,
-        space: SpaceRow,
-        decoders: Decoders,
-        plan: Plan,
-        on_done: Callable[[int], None],
-    ) -> None:
-        """Takes what the job needs.
+    decoders: Decoders
+    on_progress: OnProgress
 
-        Args:
-            on_done: told how many files are done.
-        """
-        self._on_done = on_done
-        self._store = store
-        self._writer = writer
-        self._encoder = encoder
-        self._space = space
-        self._decoders = decoders
-        self._plan = plan
-        self.counts: Counter[str] = Counter()
-        self.stages = {"decode": 0.0, "encode": 0.0, "write": 0.0}
-        self.unread_sidecars: list[str] = []
+    def __post_init__(self) -> None:
+        self.counts = self.tally.counts
         self._inputs = {
-            modality: spec for modality, spec in encoder.spec.inputs.items() if modality != TEXT
+            modality: spec
+            for modality, spec in self.encoder.spec.inputs.items()
+            if modality != TEXT
         }
         self._claims: dict[bytes, Future[MediaRecord]] = {}
         self._lock = threading.Lock()
-        with store.catalog.read() as queries:
+        with self.store.catalog.read() as queries:
             self._roots = {root.id: root for root in queries.roots()}
             self._is_first = not queries.has_media()  # then to ask for each file is of no use
-        self._read_roots = {item.root.id for item in plan.read}
+        self._read_roots = {item.root.id for item in self.plan.read}
         self.is_lost: dict[int, bool] = {}
         """For roots that were looked at because of a move: whether they are gone as a whole."""
         self._left: dict[bytes, deque[int]] = {}
         self._changing = defaultdict[bytes, list[int]](list)
-        for item in plan.read:
+        for item in self.plan.read:
             if item.old is not None:
                 self._changing[item.old.content_hash].append(item.old.id)
         self._left_behind: dict[bytes, list[CaptionRecord]] = {}
 
     @property
     def size(self) -> int:
-        return max(16, self._encoder.batch)
+        return max(16, self.encoder.batch)
 
     def missing(self) -> Iterator[Candidate]:
-        return iter(self._plan.read)
+        return iter(self.plan.read)
 
     # -- by workers --------------------------------------------------------------------------
 
@@ -121,24 +133,20 @@ class FilesJob:
 
         Never raises for what is wrong with the file: that is the outcome's `reason`.
         """
-        started = time.perf_counter()
         stored = None
-        with self._decoders.open(item.absolute) as file:
+        with self.tally.timed("decode"), self.decoders.open(item.absolute) as file:
             if not (file.reason or self._is_first):
                 stored = self._stored([file.digest]).get(file.digest)
             found = Decoded(file.stamp, file.digest) if stored else decode(file, self._inputs)
         if stored is None and not (found.reason or found.segments):
             found = replace(found, reason="holds nothing that the index's model embeds")
-        if TEXT not in self._space.towers:
+        if TEXT not in self.space.towers:
             found = replace(found, captions=())
         if found.reason:
             return Reading(item, found)
-        return Reading(
-            item, found, stored, *sidecar_of(item), seconds=time.perf_counter() - started
-        )
+        return Reading(item, found, stored, *sidecar_of(item))
 
     def compute(self, reads: Sequence[Reading]) -> Outcome:
-        started = time.perf_counter()
         good = [one for one in reads if not one.file.reason]
         # What was committed since they were read, too.
         stored = self._stored({one.file.digest for one in good if one.stored is None})
@@ -149,15 +157,16 @@ class FilesJob:
         try:
             texts = [text for one in good for part in self._wanted(one).values() for text in part]
             texts += [caption.text for _, one in own for caption in one.file.captions]
-            vectors = encode_texts(self._encoder, list(dict.fromkeys(texts)))
-            self._embed(own, vectors)
+            with self.tally.timed("encode"):
+                vectors = self.encode(texts)
+                self._embed(own, vectors)
         except BaseException as error:
             for claim, _ in own:  # others may wait for it
                 if not claim.done():
                     claim.set_exception(error)
             raise
         bad = [one for one in reads if one.file.reason]
-        return Outcome(claims, bad, vectors, len(own), time.perf_counter() - started)
+        return Outcome(claims, bad, vectors, len(own))
 
     def _claim(
         self,
@@ -179,8 +188,8 @@ class FilesJob:
 
     def _stored(self, digests: Iterable[bytes]) -> dict[bytes, MediaRecord]:
         """What the index has of some contents already."""
-        with self._store.catalog.read() as queries:
-            return queries.records_with(self._space, digests, EMBEDDED.__eq__)
+        with self.store.catalog.read() as queries:
+            return queries.records_with(self.space, digests, EMBEDDED.__eq__)
 
     def _embed(
         self, own: Sequence[tuple[Future[MediaRecord], Reading]], texts: Mapping[str, Vector]
@@ -191,9 +200,9 @@ class FilesJob:
                 places.setdefault(segment.modality, []).append((number, place))
         vectors: dict[tuple[int, int], Vector] = {}
         for modality, those in places.items():
-            for some in parts(those, self._encoder.batch):
+            for some in parts(those, self.encoder.batch):
                 batch = [own[number][1].file.segments[place].data for number, place in some]
-                vectors.update(zip(some, self._encoder.encode(modality, batch), strict=True))
+                vectors.update(zip(some, self.encoder.encode(modality, batch), strict=True))
         for number, (claim, one) in enumerate(own):
             segments = [
                 SegmentRecord(part.modality, vectors[number, place], part.start_ms, part.end_ms)
@@ -207,36 +216,33 @@ class FilesJob:
 
     def _wanted(self, one: Reading) -> dict[str, tuple[str, ...]]:
         """The captions that each source has for a file; a source that says nothing is absent."""
-        if TEXT not in self._space.towers:
+        if TEXT not in self.space.towers:
             return {}
-        return {"sidecar": one.sidecar, **self._plan.labels.wanted(one.candidate.key)}
+        return {"sidecar": one.sidecar, **self.plan.labels.wanted(one.candidate.key)}
 
     # -- committing --------------------------------------------------------------------------
 
     def commit(self, outcomes: Sequence[Outcome]) -> None:
-        started = time.perf_counter()
-        bad = [one for some in outcomes for one in some.bad]
-        good = [(one, claim.result()) for some in outcomes for one, claim in some.good]
-        texts = {text: vector for some in outcomes for text, vector in some.texts.items()}
-        self._look_for_the_left(one.file.digest for one, _ in good)
-        with self._writer.change() as change:
-            for one in bad:
-                self._note_failure(change, one)
-            change.clear_failures(one.candidate.key for one, _ in good)
-            for one, record in good:
-                if one.unread_sidecar:
-                    self.unread_sidecars.append(os.fsdecode(one.unread_sidecar))
-                self._enter(change, one, record, texts)
-        with self._lock:  # from now on the catalog tells
-            for one, _ in good:
-                self._claims.pop(one.file.digest, None)
-        self.counts["done"] += len(good) + len(bad)
+        with self.tally.timed("write"):
+            good = [(one, claim.result()) for some in outcomes for one, claim in some.good]
+            bad = [one for some in outcomes for one in some.bad]
+            texts = {text: vector for some in outcomes for text, vector in some.texts.items()}
+            self._look_for_the_left(one.file.digest for one, _ in good)
+            with self.writer.change() as change:
+                for one in bad:
+                    self._note_failure(change, one)
+                change.clear_failures(one.candidate.key for one, _ in good)
+                for one, record in good:
+                    self._enter(change, one, record, texts)
+            with self._lock:  # from now on the catalog tells
+                for one, _ in good:
+                    self._claims.pop(one.file.digest, None)
+            self.writer.compact(only_if="long")
+        unread = [os.fsdecode(one.unread_sidecar) for one, _ in good if one.unread_sidecar]
+        self.tally.unread_sidecars += unread
         self.counts["embedded"] += sum(one.embedded for one in outcomes)
-        self._writer.compact(only_if="long")
-        self.stages["decode"] += sum(one.seconds for one, _ in good)
-        self.stages["encode"] += sum(one.encode_seconds for one in outcomes)
-        self.stages["write"] += time.perf_counter() - started
-        self._on_done(self.counts["done"])
+        self.counts["done"] += len(good) + len(bad)
+        self.on_progress(Progress("index", self.counts["done"], len(self.plan.read)))
 
     def _note_failure(self, change: Change, one: Reading) -> None:
         candidate, stamp = one.candidate, one.file.stamp
@@ -262,7 +268,7 @@ class FilesJob:
             self._remove_old(change, old)
         if left := self._left.get(one.file.digest):
             moved = left.popleft()
-            self._plan.gone.pop(moved, None)
+            self.plan.gone.pop(moved, None)
             self._keep(change, moved, one, texts)
             self.counts["moved"] += 1
             return
@@ -274,17 +280,15 @@ class FilesJob:
 
         Once a run for each content, which may have any number of copies.
         """
-        with self._store.catalog.read() as queries:
+        with self.store.catalog.read() as queries:
             for digest in contents:
-                if digest in self._left:
-                    continue
-                if rows := queries.media_with_content(digest):
+                if digest not in self._left and (rows := queries.media_with_content(digest)):
                     left = (number for number, root in rows if self._has_left(number, root))
                     self._left[digest] = deque(left)
 
     def _has_left(self, media_id: int, root_id: int) -> bool:
         """Whether the file of a medium is gone: by this run's scan, or with its whole root."""
-        if media_id in self._plan.gone:
+        if media_id in self.plan.gone:
             return True
         if root_id not in self.is_lost:
             root = self._roots.get(root_id)
@@ -303,20 +307,20 @@ class FilesJob:
         them.
         """
         old = one.candidate.old
-        wanted = self._plan.labels.wanted(one.candidate.key)
+        wanted = self.plan.labels.wanted(one.candidate.key)
         if any(wanted.values()):
             return []
         if one.file.digest in self._changing:
             found = self._captions_left_behind(change, one.file.digest)
         else:
-            found = change.given_captions(old.id, self._space) if old is not None else []
+            found = change.given_captions(old.id, self.space) if old is not None else []
         return [caption for caption in found if caption.source not in wanted]
 
     def _captions_left_behind(self, change: Change, digest: bytes) -> list[CaptionRecord]:
         """The captions of the files that had a content before this run and are read again."""
         if digest not in self._left_behind:
             given = (
-                change.given_captions(one, self._space) for one in sorted(self._changing[digest])
+                change.given_captions(one, self.space) for one in sorted(self._changing[digest])
             )
             self._left_behind[digest] = next(filter(None, given), [])
         return self._left_behind[digest]
@@ -338,8 +342,8 @@ class FilesJob:
         )
         rows = change.captions_of(media_id)
         captions = caption_change(rows, self._wanted(one))
-        apply_captions(change, self._space, media_id, captions, texts, self.counts)
-        change.set_sidecar(media_id, candidate.sidecar)
+        self.apply(change, media_id, captions, texts)
+        change.set_sidecar(media_id, candidate.file.sidecar)
 
     def _add(
         self,
@@ -357,7 +361,7 @@ class FilesJob:
         captions = [*record.captions, *captions]
         self.counts["captions"] += len(captions)
         new = _record(one, facts, record.segments, [*inherited, *captions])
-        change.add_media(new, self._space)
+        change.add_media(new, self.space)
 
 
 def _record(
@@ -369,31 +373,5 @@ def _record(
     where, stamp = one.candidate, one.file.stamp
     return MediaRecord(
         where.root.id, where.file.path, stamp.size, stamp.mtime_ns, one.file.digest,
-        facts, segments, captions, where.sidecar,
+        facts, segments, captions, where.file.sidecar,
     )  # fmt: skip
-
-
-def encode_texts(encoder: Encoder, texts: Sequence[str]) -> dict[str, Vector]:
-    """The vectors of texts, in portions: one sidecar may hold thousands of lines."""
-    found: dict[str, Vector] = {}
-    for some in parts(texts, _TEXTS):
-        found.update(zip(some, encoder.encode(TEXT, some), strict=True))
-    return found
-
-
-def apply_captions(
-    change: Change,
-    space: SpaceRow,
-    media_id: int,
-    captions: CaptionChange,
-    texts: Mapping[str, Vector],
-    counts: Counter[str],
-) -> None:
-    """Brings the captions of a file in step with what they should be, and counts it."""
-    change.remove_captions(captions.remove)
-    counts["captions_removed"] += len(captions.remove)
-    for source, numbers in captions.keep.items():
-        change.set_source(numbers, source)
-    new = [CaptionRecord(text, source, texts[text]) for text, source in captions.add]
-    change.add_captions(media_id, new, space)
-    counts["captions"] += len(new)

@@ -57,15 +57,11 @@ def match_labels(
             unmatched.append(image.file)
         else:
             found[match] = found.get(match, ()) + clean_captions(image.captions)
-    return Labels(found, tuple(unmatched), source_of(labelled))
-
-
-def source_of(labelled: LabelledSet) -> str:
-    """The source of a set's captions: the same for the same file, wherever it is named from."""
     if not labelled.source:
-        return FILE
+        return Labels(found, tuple(unmatched))
+    # The same for the same file, wherever it is named from.
     digest = hashlib.blake2b(os.fsencode(labelled.source), digest_size=8).hexdigest()
-    return f"{FILE}:{digest}"
+    return Labels(found, tuple(unmatched), f"{FILE}:{digest}")
 
 
 @dataclass(frozen=True)
@@ -93,21 +89,15 @@ def caption_change(
     keep: dict[str, tuple[int, ...]] = {}
     for source, texts in wanted.items():
         missing = Counter(texts)
-        others = []
-        for number, text, origin in present:
+        others = [row for row in present if row[2] != source and is_from_file(row[2])]
+        rows = [row for row in present if row[2] == source]
+        for number, text, origin in rows + (others if texts and is_from_file(source) else []):
+            if missing[text] == 0:
+                remove.append(number)
+                continue
+            missing[text] -= 1
             if origin != source:
-                if texts and is_from_file(source) and is_from_file(origin):
-                    others.append((number, text))
-            elif missing[text] > 0:
-                missing[text] -= 1
-            else:
-                remove.append(number)
-        for number, text in others:
-            if missing[text] > 0:
-                missing[text] -= 1
                 keep[source] = (*keep.get(source, ()), number)
-            else:
-                remove.append(number)
         for text in texts:
             if missing[text] > 0:
                 missing[text] -= 1

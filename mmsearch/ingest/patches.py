@@ -10,6 +10,7 @@ import numpy as np
 
 from mmsearch.encoders.patch_encoder import PatchEncoder
 from mmsearch.ingest.reading import decode_known
+from mmsearch.ingest.reembed import paged
 from mmsearch.jobs.runner import Runner
 from mmsearch.media.media_types import Segment
 from mmsearch.media.sandbox import Decoders
@@ -18,8 +19,6 @@ from mmsearch.store.rows import MissingSegment, SpaceRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import IMAGE, OnProgress, Progress, no_progress
-
-_PORTION = 1024  # pictures that are looked up together
 
 
 def add_patches(
@@ -43,12 +42,6 @@ def add_patches(
     return job.added
 
 
-@dataclass(frozen=True)
-class _Part:
-    count: int
-    patches: dict[int, bytes]
-
-
 @dataclass
 class _PatchesJob:
     """The pictures that have no patch embeddings."""
@@ -65,32 +58,32 @@ class _PatchesJob:
     size: int = 32
 
     def missing(self) -> Iterator[MissingSegment]:
-        after = 0
-        while True:
-            with self.store.catalog.read() as queries:
-                some = queries.media_without_patches(self.space, after, _PORTION)
-            if not some:
-                return
-            yield from some
-            after = some[-1].id
+        return paged(
+            self.store,
+            lambda queries, *page: queries.media_without_patches(self.space, *page),
+            lambda item: item.id,
+        )
 
     def read(self, item: MissingSegment) -> tuple[int, Sequence[Segment]]:
         inputs = {IMAGE: dataclasses.asdict(self.encoder.preprocess)}
         opened = decode_known(item.absolute, item.content_hash, inputs, self.decoders)
         return item.id, opened.segments
 
-    def compute(self, reads: Sequence[tuple[int, Sequence[Segment]]]) -> _Part:
+    def compute(
+        self, reads: Sequence[tuple[int, Sequence[Segment]]]
+    ) -> tuple[int, dict[int, bytes]]:
+        """How many there were, and the patches of those that can be used."""
         good = {number: segments[0].data for number, segments in reads if segments}
         if not good:
-            return _Part(len(reads), {})
+            return len(reads), {}
         found = self.encoder.encode(np.stack(list(good.values())))
         packed = pack_patches(found.vectors, found.patches)
-        return _Part(len(reads), dict(zip(good, packed, strict=True)))
+        return len(reads), dict(zip(good, packed, strict=True))
 
-    def commit(self, outcomes: Sequence[_Part]) -> None:
+    def commit(self, outcomes: Sequence[tuple[int, dict[int, bytes]]]) -> None:
         with self.writer.change() as change:
-            for part in outcomes:
-                change.add_patches(part.patches, self.space)
-                self.done += part.count
-                self.added += len(part.patches)
+            for count, patches in outcomes:
+                change.add_patches(patches, self.space)
+                self.done += count
+                self.added += len(patches)
         self.on_progress(Progress("patches", self.done, self.total))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.datasets.matching import composed
@@ -16,9 +16,10 @@ from mmsearch.media.discover import FoundFile, Unreadable, walk
 from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.filters import places_of
 from mmsearch.store.paths import canonical, join, relative, to_path
-from mmsearch.store.rows import FailureRow, MediaRow, RootRow
+from mmsearch.store.rows import MediaRow, RootRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
+from mmsearch.types import IngestReport
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,6 @@ class Candidate(NamedTuple):
     def absolute(self) -> bytes:
         return os.path.join(self.root.path, self.file.path)
 
-    @property
-    def sidecar(self) -> tuple[int, int] | None:
-        """Size and time of the sidecar, as the catalog keeps them."""
-        found = self.file.sidecar
-        return (found.size, found.mtime_ns) if found else None
-
 
 @dataclass
 class Plan:
@@ -89,24 +84,29 @@ class Plan:
 
     def may_differ(self, candidate: Candidate) -> bool:
         """Whether a file's captions may be others than those that the catalog has."""
-        old, found = candidate.old, candidate.file.sidecar
         if candidate.key in self.labels.captions or candidate.key in self.labels.dropped:
             return True
-        if old is None or old.sidecar_size is None or found is None:
-            return found is not None or (old is not None and old.sidecar_size is not None)
-        return found != (old.sidecar_size, old.sidecar_mtime_ns)
+        old, known = candidate.old, None
+        if old is not None and old.sidecar_size is not None:
+            known = (old.sidecar_size, old.sidecar_mtime_ns)
+        return candidate.file.sidecar != known
 
     def touched(self) -> list[Candidate]:
         """The unchanged files whose captions have to be looked at."""
         return [candidate for candidate in self.same if self.may_differ(candidate)]
 
-    def needs_encoder(self) -> bool:
-        """Whether there may be something to embed."""
-        return bool(self.read or self.touched())
-
     def is_idle(self) -> bool:
         """Whether there is nothing to do: everything is as the index has it."""
         return not (self.read or self.gone or self.unreadable or self.healed or self.touched())
+
+    def report(self, **done: Any) -> IngestReport:
+        """What the plan itself says for a report, with what was done."""
+        return IngestReport(
+            known_bad=self.known_bad,
+            kept_roots=tuple(self.kept_roots),
+            unmatched_captions=self.labels.unmatched,
+            **done,
+        )
 
 
 def scopes_of(
@@ -150,18 +150,14 @@ def check_paths(store: Store | None, paths: Sequence[bytes], types: MediaTypes =
 
 
 def _known_scopes(store: Store) -> list[Scope]:
+    found = []
     with store.catalog.read() as queries:
-        found = []
         for root in queries.roots():
-            if root.walked:
-                found.append(Scope(root, b""))
-            else:
-                media, failed = (
-                    queries.media_under(root.id, b""),
-                    queries.failures_under(root.id, b""),
-                )
-                paths = {row.path for row in media} | {row.path for row in failed}
-                found.extend(Scope(root, path) for path in sorted(paths))
+            paths = {b""}
+            if not root.walked:
+                paths = {row.path for row in queries.media_under(root.id, b"")}
+                paths |= {row.path for row in queries.failures_under(root.id, b"")}
+            found += [Scope(root, path) for path in sorted(paths)]
     return found
 
 
@@ -207,7 +203,7 @@ def _new_root(writer: Writer, path: bytes, roots: list[RootRow]) -> RootRow:
             root = change.add_root(path, walked=True)
         else:  # so far, only single files of it were indexed
             change.set_root(root.id, walked=True, exclude=root.exclude)
-            root = RootRow(root.id, root.path, True, root.exclude)
+            root = replace(root, walked=True)
         for other in roots:
             if other.id != root.id:
                 change.take_over(other, root)
@@ -220,7 +216,7 @@ def _with_exclude(writer: Writer, root: RootRow, exclude: Sequence[str] | None) 
         return root
     with writer.change() as change:
         change.set_root(root.id, walked=root.walked, exclude=exclude)
-    return RootRow(root.id, root.path, root.walked, tuple(exclude))
+    return replace(root, exclude=tuple(exclude))
 
 
 def _without_nested(scopes: list[Scope]) -> list[Scope]:
@@ -319,31 +315,32 @@ def _plan_scope(
         if isinstance(found, Unreadable):
             shut.append(found.path)
             plan.unreadable.append((root, found))
+            continue
+        seen.add(found.path)
+        candidate, failed = Candidate(root, found, known.get(found.path)), bad.get(found.path)
+        is_same = plan.is_same(candidate)
+        has_failed_so = failed is not None and (failed.size, failed.mtime_ns) == found.stamp
+        if plan.reread or not (is_same or has_failed_so):
+            plan.read.append(candidate)
+        elif not is_same:
+            plan.known_bad += 1
         else:
-            seen.add(found.path)
-            _sort_in(plan, Candidate(root, found, known.get(found.path)), bad.get(found.path))
-            if plan.same and plan.same[-1].file is found and found.path in bad:
-                entry = bad[found.path]
-                # One of the same stamp is of the pending model, which waits for this file.
-                if not is_pending or (entry.size, entry.mtime_ns) != found.stamp:
-                    plan.healed.append((root.id, found.path))
-    missing = {
-        path: row
+            plan.same.append(candidate)
+            # A failure of the same stamp is of the pending model, which waits for this file.
+            if failed is not None and not (is_pending and has_failed_so):
+                plan.healed.append(candidate.key)
+    if prune is None and known and not seen and _may_be_unmounted(scope, known):
+        plan.kept_roots.append(to_path(scope.path))
+        return
+    plan.gone |= {
+        row.id: row
         for path, row in known.items()
         # What is of a type that is not looked for now is not gone.
         if path not in seen
         and row.kind in types.kinds
-        and not any(_below(path, folder) for folder in shut)
+        and all(folder and relative(path, folder) is None for folder in shut)
     }
-    if prune is None and known and not seen and _may_be_unmounted(scope, known):
-        plan.kept_roots.append(to_path(scope.path))
-        return
-    plan.gone.update((row.id, row) for row in missing.values())
     plan.healed.extend((root.id, path) for path in bad if path not in seen and path not in shut)
-
-
-def _below(path: bytes, folder: bytes) -> bool:
-    return not folder or relative(path, folder) is not None
 
 
 def _may_be_unmounted(scope: Scope, known: Mapping[bytes, MediaRow]) -> bool:
@@ -353,18 +350,6 @@ def _may_be_unmounted(scope: Scope, known: Mapping[bytes, MediaRow]) -> bool:
         return all(name.startswith(b".") for name in os.listdir(folder))
     except OSError:
         return True
-
-
-def _sort_in(plan: Plan, candidate: Candidate, failed: FailureRow | None) -> None:
-    stamp = candidate.file.stamp
-    if plan.reread:
-        plan.read.append(candidate)
-    elif plan.is_same(candidate):
-        plan.same.append(candidate)
-    elif failed is not None and stamp == (failed.size, failed.mtime_ns):
-        plan.known_bad += 1
-    else:
-        plan.read.append(candidate)
 
 
 def plan_of_files(

@@ -12,7 +12,7 @@ from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import Stamp
 from mmsearch.media.media_types import Caption, Facts, Part, Segment
 from mmsearch.media.sandbox import Decoders, OpenFile
-from mmsearch.types import InputSpec, Modality, Pixels
+from mmsearch.types import InputSpec, Modality
 
 Inputs = Mapping[Modality, InputSpec]
 #: What comes of one file, at most.
@@ -96,12 +96,3 @@ def decode_known(path: bytes, digest: bytes, inputs: Inputs, decoders: Decoders)
             changed = "its content is not what was indexed: touch the file, and index again"
             return Decoded(file.stamp, reason=changed)
         return decode(file, inputs)
-
-
-def pixels_of(path: bytes, how: InputSpec, decoders: Decoders) -> Pixels | None:
-    """The pixels (height, width, 3) of a picture as it is now; None where it cannot be used."""
-    with decoders.open(path) as file:
-        try:
-            return None if file.reason else file.pixels(how)
-        except DecodeError:
-            return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,12 +15,48 @@ from mmsearch.ingest.reading import Decoded, decode_known
 from mmsearch.jobs.runner import Runner, parts
 from mmsearch.media.fingerprint import NEVER
 from mmsearch.media.sandbox import Decoders
+from mmsearch.store.queries import Queries
 from mmsearch.store.rows import MissingSegment, SpaceRow, TowerRow
 from mmsearch.store.store import Store
 from mmsearch.store.writer import Writer
 from mmsearch.types import TEXT, OnProgress, Progress, Vectors, no_progress
 
-_PORTION = 1024  # items that are looked up together
+Item = TypeVar("Item")
+_Read = tuple[list[MissingSegment], Decoded]
+"""The segments of a file, and what came of it."""
+_Vectors = dict[int, np.ndarray]
+"""Of what they are, by id, (dim,) each."""
+PORTION = 1024  # items that are looked up together
+
+
+def paged(
+    store: Store,
+    look_up: Callable[[Queries, int, int], Sequence[Item]],
+    number: Callable[[Item], int],
+) -> Iterator[Item]:
+    """What a query finds by id, a portion at a time: no transaction lasts as long as the work.
+
+    Args:
+        look_up: finds what has an id above a given one, at most so many.
+        number: the id of what it found.
+    """
+    after = 0
+    while True:
+        with store.catalog.read() as queries:
+            some = look_up(queries, after, PORTION)
+        if not some:
+            return
+        yield from some
+        after = number(some[-1])
+
+
+def missing_segments(store: Store, tower: TowerRow) -> Iterator[MissingSegment]:
+    """The segments, by id, that have no vector of a tower."""
+    return paged(
+        store,
+        lambda queries, *page: queries.segments_without_vector(tower, *page),
+        lambda item: item.id,
+    )
 
 
 @dataclass(frozen=True)
@@ -51,38 +88,30 @@ def embed_missing(
     """
     with store.catalog.read() as queries:
         totals = {tower: queries.count_without_vector(tower) for tower in space.towers.values()}
-    done = dict.fromkeys(("images", "captions", "failed"), 0)
     bulk = encoder.with_streams(runner.workers) if any(totals.values()) else encoder
+    images = captions = failed = 0
     for tower, total in totals.items():
         if not total:
             continue
+        what = (store, writer, bulk, tower, runner.decoders, total, on_progress)
         if tower.modality == TEXT:
-            texts = _Captions(store, writer, bulk, tower, total, on_progress)
+            texts = _Captions(*what)
             runner.run(texts, total)
-            done["captions"] += texts.done
+            captions += texts.done
         else:
             bulk.warm_up(tower.modality)
-            segments = _Segments(store, writer, bulk, tower, runner.decoders, total, on_progress)
+            segments = _Segments(*what)
             runner.run(segments, total)
-            done["images"] += segments.embedded
-            done["failed"] += segments.failed
+            images += segments.embedded
+            failed += segments.failed
     writer.compact(only_if="short")
     total = sum(total for tower, total in totals.items() if tower.modality != TEXT)
-    return Embedded(**done, missing=total - done["images"])
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Segments that were read, with the vectors (dim,) of those that are good."""
-
-    reads: Sequence[tuple[list[MissingSegment], Decoded]]
-    """The segments of each file, and what came of it."""
-    vectors: dict[int, np.ndarray]
+    return Embedded(images, captions, failed, missing=total - images)
 
 
 @dataclass
-class _Segments:
-    """The segments that have no vector of a tower."""
+class _TowerJob:
+    """What the two jobs that fill a tower have in common."""
 
     store: Store
     writer: Writer
@@ -92,8 +121,18 @@ class _Segments:
     total: int
     on_progress: OnProgress
     done: int = 0
-    embedded: int = 0
-    failed: int = 0
+
+    def tell(self, stage: str) -> None:
+        """After a commit."""
+        self.writer.compact(only_if="long")
+        self.on_progress(Progress(stage, self.done, self.total))
+
+
+class _Segments(_TowerJob):
+    """The segments that have no vector of a tower."""
+
+    embedded = 0
+    failed = 0
 
     @property
     def size(self) -> int:
@@ -101,55 +140,46 @@ class _Segments:
 
     def missing(self) -> Iterator[list[MissingSegment]]:
         """What each file is missing."""
-        after = 0
-        while True:
-            with self.store.catalog.read() as queries:
-                some = queries.segments_without_vector(self.tower, after, _PORTION)
-            if not some:
-                return
-            for _, own in groupby(some, key=lambda item: item.media_id):
-                yield list(own)
-            after = some[-1].id
+        segments = missing_segments(self.store, self.tower)
+        for _, own in groupby(segments, key=lambda item: item.media_id):
+            yield list(own)
 
-    def read(self, item: list[MissingSegment]) -> tuple[list[MissingSegment], Decoded]:
+    def read(self, item: list[MissingSegment]) -> _Read:
         modality = self.tower.modality
         inputs = {modality: self.encoder.spec.inputs[modality]}
         return item, decode_known(item[0].absolute, item[0].content_hash, inputs, self.decoders)
 
-    def compute(self, reads: Sequence[tuple[list[MissingSegment], Decoded]]) -> _Part:
+    def compute(self, reads: Sequence[_Read]) -> tuple[Sequence[_Read], _Vectors]:
         good = [
             (one.id, opened.segments[one.place].data)
             for item, opened in reads
             for one in item
             if one.place < len(opened.segments)
         ]
-        vectors: dict[int, np.ndarray] = {}
+        vectors: _Vectors = {}
         for some in parts(good, self.encoder.batch):
             rows = self.encoder.encode(self.tower.modality, [data for _, data in some])
             vectors.update(zip((number for number, _ in some), rows, strict=True))
-        return _Part(reads, vectors)
+        return reads, vectors
 
-    def commit(self, outcomes: Sequence[_Part]) -> None:
+    def commit(self, outcomes: Sequence[tuple[Sequence[_Read], _Vectors]]) -> None:
         with self.writer.change() as change:
-            for part in outcomes:
-                change.add_vectors(part.vectors, self.tower)
+            for reads, vectors in outcomes:
+                change.add_vectors(vectors, self.tower)
                 # What failed before has not failed any more.
                 change.clear_failures(
-                    (item[0].root_id, item[0].path)
-                    for item, _ in part.reads
-                    if item[0].id in part.vectors
+                    (item[0].root_id, item[0].path) for item, _ in reads if item[0].id in vectors
                 )
-                for (item, *_), opened in part.reads:
+                for (item, *_), opened in reads:
                     if opened.reason and _has_failed(item, opened):
                         change.record_failure(
                             item.root_id, item.path, opened.stamp.size, opened.stamp.mtime_ns,
                             opened.reason,
                         )  # fmt: skip
                         self.failed += 1
-                self.done += sum(len(item) for item, _ in part.reads)
-                self.embedded += len(part.vectors)
-        self.writer.compact(only_if="long")
-        self.on_progress(Progress("embed again", self.done, self.total))
+                self.done += sum(len(item) for item, _ in reads)
+                self.embedded += len(vectors)
+        self.tell("embed again")
 
 
 def _has_failed(item: MissingSegment, opened: Decoded) -> bool:
@@ -159,28 +189,17 @@ def _has_failed(item: MissingSegment, opened: Decoded) -> bool:
     return opened.stamp == (item.size, item.mtime_ns)
 
 
-@dataclass
-class _Captions:
+class _Captions(_TowerJob):
     """The captions that have no vector of a tower."""
 
-    store: Store
-    writer: Writer
-    encoder: Encoder
-    tower: TowerRow
-    total: int
-    on_progress: OnProgress
-    done: int = 0
-    size: int = 64
+    size = 64
 
     def missing(self) -> Iterator[tuple[int, str]]:
-        after = 0
-        while True:
-            with self.store.catalog.read() as queries:
-                some = queries.captions_without_vector(self.tower, after, _PORTION)
-            if not some:
-                return
-            yield from some
-            after = some[-1][0]
+        return paged(
+            self.store,
+            lambda queries, *page: queries.captions_without_vector(self.tower, *page),
+            lambda caption: caption[0],
+        )
 
     def read(self, item: tuple[int, str]) -> tuple[int, str]:
         return item
@@ -194,5 +213,4 @@ class _Captions:
             for vectors in outcomes:
                 change.add_vectors(vectors, self.tower)
                 self.done += len(vectors)
-        self.writer.compact(only_if="long")
-        self.on_progress(Progress("embed captions again", self.done, self.total))
+        self.tell("embed captions again")
