@@ -28,6 +28,10 @@ class Background:
             return cls(0.0, 1.0)
         return cls(float(scores.mean()), max(float(scores.std()), _LEAST_DEVIATION))
 
+    def scaled(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How many deviations above the mean scores are."""
+        return (scores - self.mean) / self.deviation
+
 
 @dataclass(frozen=True)
 class CandidateScores:
@@ -71,8 +75,8 @@ def find_candidates(
     captions = captions.with_rest_of(media, reader, TEXT, query)
     media = image.media  # others may have captions, too
     caption = np.full(len(media), np.nan)
-    has_caption, places = _looked_up(media, captions.media)
-    caption[has_caption] = captions.cosines[places]
+    has_caption = np.isin(media, captions.media)
+    caption[has_caption] = captions.cosines[np.searchsorted(captions.media, media[has_caption])]
     without_words = np.where(has_caption, 0.0, np.nan)
     return CandidateScores(
         media=media,
@@ -123,10 +127,3 @@ def _nearest(
     """The files of the k items nearest to a query."""
     scores, ids = reader.nearest(modality, query[None], k, where, exact=exact)[0]
     return _Best.of(reader.owners(modality, ids), ids, scores)
-
-
-def _looked_up(wanted: Ids, there: Ids) -> tuple[NDArray[np.bool_], Ids]:
-    """Which of some ids are among others (sorted), and the places of those that are."""
-    places = np.searchsorted(there, wanted)
-    found = np.isin(wanted, there)
-    return found, places[found]

@@ -43,10 +43,7 @@ class Composer:
 
 def weighted_sum(image: Vectors, text: Vectors) -> Vectors:
     """The plain way: the unit vectors of the sums, (n, dim)."""
-    return _unit(image + text)
-
-
-def _unit(rows: NDArray[np.floating]) -> Vectors:
+    rows = image + text
     found: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _LEAST)
     return found
 
@@ -75,7 +72,6 @@ def read_composer(folder: Path, space: str, dim: int) -> Composer | None:
 
 
 def _build(
-    network: Network, arrays: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]
+    network: Network, _arrays: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str]
 ) -> Composer:
-    del arrays  # it needs none
     return Composer(network, int(metadata["dim"]), is_for_photos=metadata["photos"] == "yes")

@@ -58,12 +58,8 @@ EQUAL = Weights(1 / 3, 1 / 3, 1 / 3)
 
 def calibrated(candidates: CandidateScores) -> NDArray[np.float64]:
     """The three scores on one scale, (3, m): NaN where there is none."""
-    image = (
-        candidates.image - candidates.image_background.mean
-    ) / candidates.image_background.deviation
-    caption = (
-        candidates.caption - candidates.caption_background.mean
-    ) / candidates.caption_background.deviation
+    image = candidates.image_background.scaled(candidates.image)
+    caption = candidates.caption_background.scaled(candidates.caption)
     if candidates.best_words >= LEAST_WORDS:
         words = BEST_WORDS * candidates.words / candidates.best_words
     else:  # no caption holds any word that tells captions apart
@@ -105,20 +101,18 @@ def fuse(candidates: CandidateScores, how: Fusion, weights: Weights | None) -> S
     Raises:
         UsageError: "trained", and nothing was.
     """
-    if how == "image":
-        return candidates.image
-    if how == "caption":
-        return candidates.caption
+    if how in ("image", "caption"):
+        return candidates.image if how == "image" else candidates.caption
     if how == "words":
         return np.where(candidates.words > 0, candidates.words, np.nan)
     scores = calibrated(candidates)
     if how == "rrf":
         return reciprocal_ranks(scores)
-    if how == "trained":
-        if weights is None:
-            raise UsageError(NOT_TRAINED)
-        return weighted_mean(scores, weights)
-    return weighted_mean(scores, EQUAL)
+    if how != "trained":
+        weights = EQUAL
+    elif weights is None:
+        raise UsageError(NOT_TRAINED)
+    return weighted_mean(scores, weights)
 
 
 def write_weights(folder: Path, weights: Weights, space: str) -> None:

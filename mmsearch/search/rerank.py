@@ -144,20 +144,14 @@ def tokens_of(tokens: Tokens) -> list[Floats]:
     return [rows[there] for rows, there in zip(tokens.rows, tokens.there, strict=True)]
 
 
+@dataclass(frozen=True)
 class PatchScorer:
     """Scores the images of an index by their patches: those that are kept, or of their files."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        reranker: Reranker,
-        patch_encoder: Callable[[], PatchEncoder],
-        decoders: Decoders,
-    ) -> None:
-        self._reader = reader
-        self._decoders = decoders
-        self._reranker = reranker
-        self._patch_encoder = patch_encoder
+    reader: Reader
+    reranker: Reranker
+    patch_encoder: Callable[[], PatchEncoder]
+    decoders: Decoders
 
     def scores(
         self,
@@ -170,7 +164,7 @@ class PatchScorer:
         seen, parts = self.parts(query, terms, items)
         scores = cosines.copy()
         if len(seen):
-            scores[seen] = self._reranker.rescored(cosines[seen].astype(np.float32), parts)
+            scores[seen] = self.reranker.rescored(cosines[seen].astype(np.float32), parts)
         return scores
 
     def parts(
@@ -184,7 +178,7 @@ class PatchScorer:
 
         Returns the places of those that have patches, (m,), and what speaks for these.
         """
-        encoder = self._patch_encoder()
+        encoder = self.patch_encoder()
         wanted = [term for term in terms if term.text is not None and term.weight > 0]
         tokens = tokens_of(encoder.tokens([term.text or "" for term in wanted]))
         texts = [(term.weight, rows) for term, rows in zip(wanted, tokens, strict=True)]
@@ -194,19 +188,19 @@ class PatchScorer:
             own, patches, there = self._patches(encoder, items[start : start + _BLOCK])
             if there:
                 places += [start + place for place in there]
-                found.append(self._reranker.parts(query, texts, own, patches))
+                found.append(self.reranker.parts(query, texts, own, patches))
         return np.array(places, np.int64), _joined(found)
 
     def _patches(
         self, encoder: PatchEncoder, items: Sequence[Item]
     ) -> tuple[Vectors, PatchEmbeddings, list[int]]:
         """The vectors of some images, their patch embeddings, and the places of these images."""
-        dim = self._reranker.dim
+        dim = self.reranker.dim
         ids = [item.media_id for item in items]
-        kept = self._reader.patches(ids)
+        kept = self.reader.patches(ids)
         missing = {item.media_id: to_path(item.path) for item in items if item.media_id not in kept}
         if missing:
-            kept |= embed_patches(encoder, missing, self._decoders)
+            kept |= embed_patches(encoder, missing, self.decoders)
         there = [place for place, number in enumerate(ids) if number in kept]
         if not there:
             nothing = np.empty((0, dim), np.float32)
@@ -218,7 +212,7 @@ class PatchScorer:
                 f"the patches of the index cannot be read ({error}); drop them with 'mmsearch "
                 "index --no-patches', and embed them again with --patches"
             ) from error
-        return self._reader.vectors(IMAGE, np.array(ids)[there]), patches, there
+        return self.reader.vectors(IMAGE, np.array(ids)[there]), patches, there
 
 
 def _joined(found: Sequence[Parts]) -> Parts:

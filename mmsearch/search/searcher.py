@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +55,6 @@ class Trained:
     """What the first images are scored again with."""
 
 
-NOTHING_TRAINED = Trained()
-
-
 def trained_for(folder: Path, spec: EncoderSpec) -> Trained:
     """What was trained for a space and lies in an index's folder or comes with its model."""
 
@@ -82,34 +79,22 @@ class Answer:
     items: Sequence[Item]
 
 
+@dataclass(eq=False)
 class Searcher:
     """Answers queries from one view of an index with the encoder of its space."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        encoder: Encoder,
-        trained: Trained = NOTHING_TRAINED,
-        patch_encoder: Callable[[], PatchEncoder] | None = None,
-        decoders: Callable[[], Decoders] | None = None,
-        depth: int = DEPTH,
-        least_captions: int = LEAST_CAPTIONS,
-    ) -> None:
-        """Takes the encoder of the reader's space.
-
-        Args:
-            patch_encoder: gives patch embeddings; needed where there is a reranker.
-            decoders: gives what reads image files; None is for searches that need none.
-            depth: how many images each of image, captions and words brings to be fused.
-            least_captions: fewer give no scale to put their scores on.
-        """
-        self._depth = depth
-        self._least_captions = least_captions
-        self._reader = reader
-        self._encoder = encoder
-        self._trained = trained
-        self._patch_encoder = patch_encoder
-        self._decoders = decoders
+    reader: Reader
+    encoder: Encoder
+    """That of the reader's space."""
+    trained: Trained = field(default_factory=Trained)
+    patch_encoder: Callable[[], PatchEncoder] | None = None
+    """Gives patch embeddings; needed where there is a reranker."""
+    decoders: Callable[[], Decoders] | None = None
+    """Gives what reads image files; None is for searches that need none."""
+    depth: int = DEPTH
+    """How many images each of image, captions and words brings to be fused."""
+    least_captions: int = LEAST_CAPTIONS
+    """Fewer give no scale to put their scores on."""
 
     def search(self, query: Query) -> list[Hit]:
         """The hits, best first; at most `query.k`.
@@ -136,12 +121,11 @@ class Searcher:
         if query.to != IMAGE and how not in ("auto", "image"):
             raise UsageError("fusion ranks images by their captions too: it goes with --to image")
         if how == "auto":
-            by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
-            if query.to != IMAGE or query.min_score is not None or not by_text:
+            if not _is_text_to_image(query) or query.min_score is not None:
                 return "image"
-            if not self._reader.has_captions(self._least_captions):
+            if not self.reader.has_captions(self.least_captions):
                 return "image"
-            return "trained" if self._trained.weights() is not None else "sum"
+            return "trained" if self.trained.weights() is not None else "sum"
         if query.min_score is not None and how not in ("image", "caption"):
             raise UsageError(
                 f"a least score is a cosine, and '{how}' ranks by something else; leave it out, or "
@@ -158,10 +142,10 @@ class Searcher:
             vector: the terms' vector, shape (dim,), where it is known already.
         """
         return find_candidates(
-            self._reader,
+            self.reader,
             self.embed(query.terms) if vector is None else vector,
             _words_of(query.terms),
-            max(self._depth, query.k, query.rerank),
+            max(self.depth, query.k, query.rerank),
             query.filter,
             exact=query.exact,
         )
@@ -174,7 +158,7 @@ class Searcher:
         With re-ranking, the first get another score for their image before they are fused
         again; what lies beyond them stays beyond.
         """
-        weights = self._trained.weights() if how == "trained" else None
+        weights = self.trained.weights() if how == "trained" else None
         scores = fuse(candidates, how, weights)
         if not query.rerank:
             return scores, candidates.image
@@ -191,68 +175,35 @@ class Searcher:
         return again, image
 
     def _fused(self, query: Query, vector: Vectors, how: Fusion) -> list[Hit]:
-        candidates = self.candidates(query, vector)
-        scores, image = self.scores(query, vector, candidates, how)
-        chosen = _best_first(scores, candidates.media).tolist()
+        found = self.candidates(query, vector)
+        scores, image = self.scores(query, vector, found, how)
+        chosen = _best_first(scores, found.media)
         if query.min_score is not None:
-            chosen = [row for row in chosen if scores[row] >= query.min_score]
-        parts = {
-            "image": candidates.image, "caption": candidates.caption, "words": candidates.words,
-            **({"rerank": image} if query.rerank else {}),
-        }  # fmt: skip
+            chosen = chosen[scores[chosen] >= query.min_score]
         chosen = chosen[: query.k]
-        items = self._items(IMAGE, candidates.ids[chosen])
-        return [
-            Hit(
-                rank=place,
-                score=float(scores[row]),
-                path=to_path(item.path),
-                modality="image",
-                caption=None,
-                media_id=item.media_id,
-                start_ms=item.start_ms,
-                end_ms=item.end_ms,
-                scores={
-                    name: float(values[row])
-                    for name, values in parts.items()
-                    if np.isfinite(values[row])
-                },
-            )
-            for place, (row, item) in enumerate(zip(chosen, items, strict=True), 1)
-        ]
+        parts = {"image": found.image, "caption": found.caption, "words": found.words}
+        if query.rerank:
+            parts["rerank"] = image
+        parts = {name: values[chosen] for name, values in parts.items()}
+        return _hits(IMAGE, self._items(IMAGE, found.ids[chosen]), scores[chosen], parts)
 
     def _items(self, modality: Modality, ids: Ids) -> list[Item]:
-        found = self._reader.items(modality, ids.tolist())
+        found = self.reader.items(modality, ids.tolist())
         return [found[number] for number in ids.tolist()]
 
     def _nearest(self, query: Query, vector: Vectors) -> list[Hit]:
         k = max(query.k, query.rerank)
         answer = self.rank(vector[None, :], query.to, k, query.filter, exact=query.exact)[0]
-        found = list(zip(answer.scores, answer.items, strict=True))
-        if query.min_score is not None:
-            found = [(score, item) for score, item in found if score >= query.min_score]
-        cosines = np.array([score for score, _ in found], np.float64)
-        items = [item for _, item in found]
-        scores, order = cosines, np.arange(len(found))
-        if query.rerank:
-            scores = self.patch_scorer(query).scores(vector, query.terms, items, cosines)
-            order = np.argsort(-scores, kind="stable")
-        return [
-            Hit(
-                rank=place,
-                score=float(scores[row]),
-                path=to_path(items[row].path),
-                modality=query.to,
-                caption=items[row].caption,
-                media_id=items[row].media_id,
-                scores={"image": float(cosines[row]), "rerank": float(scores[row])}
-                if query.rerank
-                else {},
-                start_ms=items[row].start_ms,
-                end_ms=items[row].end_ms,
-            )
-            for place, row in enumerate(order.tolist()[: query.k], 1)
-        ]
+        cosines = np.array(answer.scores, np.float64)
+        if query.min_score is not None:  # the best are first
+            cosines = cosines[cosines >= query.min_score]
+        items = answer.items[: len(cosines)]
+        if not query.rerank:
+            return _hits(query.to, items, cosines, {})
+        scores = self.patch_scorer(query).scores(vector, query.terms, items, cosines)
+        order = np.argsort(-scores, kind="stable")[: query.k]
+        parts = {"image": cosines[order], "rerank": scores[order]}
+        return _hits(query.to, [items[row] for row in order.tolist()], scores[order], parts)
 
     # -- re-ranking ------------------------------------------------------------------------
 
@@ -265,20 +216,19 @@ class Searcher:
         Raises:
             UsageError: a query that cannot be re-ranked, or no re-ranker was trained.
         """
-        by_text = all(term.text is not None for term in query.terms) and _words_of(query.terms)
-        if query.to != "image" or not by_text:
+        if not _is_text_to_image(query):
             raise UsageError("--rerank is for texts that look for images: it matches their words")
         if how in ("caption", "words"):
             raise UsageError(f"--rerank scores images, and --fusion {how} does not")
         from mmsearch.search.rerank import NOT_TRAINED as NOTHING_TO_RERANK_WITH
 
-        found = self._trained.reranker()
+        found = self.trained.reranker()
         if found is None:
             raise UsageError(NOTHING_TO_RERANK_WITH)
-        if found.dim != self._encoder.spec.dim:
+        if found.dim != self.encoder.spec.dim:
             raise UsageError(
                 f"the re-ranker takes vectors of {found.dim} dimensions, not "
-                f"{self._encoder.spec.dim}; 'mmsearch train rerank DATASET' trains another"
+                f"{self.encoder.spec.dim}; 'mmsearch train rerank DATASET' trains another"
             )
         return found
 
@@ -293,10 +243,10 @@ class Searcher:
         """
         from mmsearch.search.rerank import PatchScorer
 
-        assert self._patch_encoder is not None, "it is needed where there is a reranker"
-        assert self._decoders is not None, "it too"
+        assert self.patch_encoder is not None, "it is needed where there is a reranker"
+        assert self.decoders is not None, "it too"
         reranker = self.reranker_of(query, how)
-        return PatchScorer(self._reader, reranker, self._patch_encoder, self._decoders())
+        return PatchScorer(self.reader, reranker, self.patch_encoder, self.decoders())
 
     # -- what they have in common ----------------------------------------------------------
 
@@ -315,8 +265,8 @@ class Searcher:
             UsageError: the index's model embeds nothing of that modality.
         """
         modality = TEXT if to == "caption" else to
-        found = self._reader.nearest(modality, queries, k, where, exact=exact, group_by_medium=True)
-        items = self._reader.items(modality, sorted({n for _, ids in found for n in ids.tolist()}))
+        found = self.reader.nearest(modality, queries, k, where, exact=exact, group_by_medium=True)
+        items = self.reader.items(modality, sorted({n for _, ids in found for n in ids.tolist()}))
         return [
             Answer(scores.tolist(), ids.tolist(), [items[number] for number in ids.tolist()])
             for scores, ids in found
@@ -342,12 +292,12 @@ class Searcher:
                     "--compose early is for one --image and one text, both of weight 1; "
                     "--compose sum takes any"
                 )
-            if self._trained.composer() is None:
+            if self.trained.composer() is None:
                 raise UsageError(NOT_TRAINED)
             return "early"
         if query.compose == "sum" or not is_pair or query.to != "image" or how != "image":
             return "sum"
-        composer = self._trained.composer()
+        composer = self.trained.composer()
         return "early" if composer is not None and composer.is_for_photos else "sum"
 
     def embed(self, terms: Sequence[Term], compose: Compose = "sum") -> Vectors:
@@ -360,48 +310,76 @@ class Searcher:
             UsageError: nothing that is left of them, or an example that is not a usable image.
         """
         texts = [term.text for term in terms if term.text is not None]
-        text_rows = self._encoder.encode("text", texts) if texts else np.empty((0, 0), np.float32)
+        text_rows = self.encoder.encode("text", texts) if texts else np.empty((0, 0), np.float32)
         if compose == "early":
-            composer = self._trained.composer()
+            composer = self.trained.composer()
             assert composer is not None, "compose_of has looked"
             image = next(self._embed_image(term) for term in terms if term.image is not None)
             total = composer(image[None], text_rows)[0]
         else:
             rows = iter(text_rows)
-            total = np.zeros(self._encoder.spec.dim, dtype=np.float32)
+            total = np.zeros(self.encoder.spec.dim, dtype=np.float32)
             for term in terms:
                 row = next(rows) if term.text is not None else self._embed_image(term)
                 total += np.float32(term.weight) * row
         length = float(np.linalg.norm(total))
         if not np.isfinite(length) or length < 1e-6:
             raise UsageError("the terms cancel each other out: nothing is left to search for")
-        unit: Vectors = total / np.float32(length)
-        return unit
+        found: Vectors = total / np.float32(length)
+        return found
 
     def _embed_image(self, term: Term) -> Vectors:
         assert term.image is not None, "it has no text"
         path = os.fspath(term.image)
-        if IMAGE not in self._encoder.spec.inputs:
-            raise UsageError(f"'{self._encoder.spec.model}' takes no pictures")
+        if IMAGE not in self.encoder.spec.inputs:
+            raise UsageError(f"'{self.encoder.spec.model}' takes no pictures")
         if not os.path.isfile(path):
             raise UsageError(f"{path}: no such image file")
-        assert self._decoders is not None, "it is needed where a query has a picture"
-        with self._decoders().open(os.fsencode(path)) as file:
+        assert self.decoders is not None, "it is needed where a query has a picture"
+        with self.decoders().open(os.fsencode(path)) as file:
             try:
-                pixels = file.pixels(self._encoder.spec.inputs[IMAGE])
+                pixels = file.pixels(self.encoder.spec.inputs[IMAGE])
             except DecodeError as error:
                 raise UsageError(f"{path}: {error}") from error
-        found: Vectors = self._encoder.encode("image", pixels[None])[0]
+        found: Vectors = self.encoder.encode("image", pixels[None])[0]
         return found
+
+
+def _hits(
+    modality: Modality, items: Sequence[Item], scores: Scores, parts: Mapping[str, Scores]
+) -> list[Hit]:
+    """Items as hits, the best first, with their scores and what these were made of."""
+    return [
+        Hit(
+            rank=row + 1,
+            score=float(scores[row]),
+            path=to_path(item.path),
+            modality=modality,
+            caption=item.caption,
+            media_id=item.media_id,
+            scores={
+                name: float(values[row]) for name, values in parts.items()
+                if np.isfinite(values[row])
+            },
+            start_ms=item.start_ms,
+            end_ms=item.end_ms,
+        )
+        for row, item in enumerate(items)
+    ]  # fmt: skip
 
 
 def _best_first(scores: Scores, media: Ids) -> Ids:
     """The rows of what was found, (n,), the best first, of equals the one that came first."""
     order = np.lexsort((media, -np.nan_to_num(scores, nan=-np.inf)))
-    found: Ids = order[np.isfinite(scores[order])]
-    return found
+    return order[np.isfinite(scores[order])]
 
 
 def _words_of(terms: Sequence[Term]) -> str:
     """What captions should hold words of: all that is wanted, and nothing that is not."""
     return " ".join(term.text for term in terms if term.text is not None and term.weight > 0)
+
+
+def _is_text_to_image(query: Query) -> bool:
+    """Whether images are looked for by texts alone, of which one at least is wanted."""
+    by_text = all(term.text is not None for term in query.terms)
+    return query.to == IMAGE and by_text and bool(_words_of(query.terms))
