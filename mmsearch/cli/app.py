@@ -14,20 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import mmsearch
-from mmsearch.cli import (
-    bench,
-    demo,
-    errors,
-    exchange,
-    index,
-    maintenance,
-    models,
-    quit_at_once,
-    remove,
-    search,
-    status,
-    train,
-)
+from mmsearch.cli import bench, contents, demo, index, maintenance, quit_at_once, search, train
 from mmsearch.cli.common import say
 from mmsearch.errors import MmsearchError
 
@@ -112,17 +99,17 @@ for _name, _command in {
     "index": index.index,
     "search": search.search,
     "bench": bench.bench,
-    "status": status.status,
-    "errors": errors.errors,
-    "remove": remove.remove,
-    "models": models.models,
+    "status": contents.status,
+    "errors": contents.errors,
+    "remove": contents.remove,
+    "models": contents.models,
     "verify": maintenance.verify,
     "repair": maintenance.repair,
     "compact": maintenance.compact,
     "backup": maintenance.backup,
     "restore": maintenance.restore,
-    "export": exchange.export,
-    "import": exchange.import_,
+    "export": contents.export,
+    "import": contents.import_,
     "demo": demo.demo,
 }.items():
     app.command(_name)(_explaining(_command))  # type: ignore[arg-type] # of no one signature
@@ -140,11 +127,8 @@ _training = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _training.callback()(_explaining(_train))
-_training.command("align")(_explaining(train.align))
-_training.command("clip")(_explaining(train.clip))
-_training.command("compose")(_explaining(train.compose))
-_training.command("rerank")(_explaining(train.rerank))
-_training.command("fusion")(_explaining(train.fusion))
+for _command in (train.align, train.clip, train.compose, train.rerank, train.fusion):
+    _training.command(_command.__name__)(_explaining(_command))
 app.add_typer(_training, name="train")
 
 

@@ -12,10 +12,11 @@ from mmsearch.cli.common import (
     DeviceOption,
     IndexOption,
     JsonOption,
+    LimitOption,
     ModelOption,
     PrecisionOption,
     engine_for,
-    fusion_named,
+    one_of,
     printable,
     progress_bar,
     say,
@@ -24,7 +25,6 @@ from mmsearch.cli.common import (
 from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmsearch.engine import Engine
     from mmsearch.evaluation.retrieval import BenchReport
 
 
@@ -50,9 +50,7 @@ def bench(
         typer.Option("--split", metavar="NAME", help="Default: test where there is one, else all."),
     ] = None,
     model: ModelOption = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N images.")
-    ] = None,
+    limit: LimitOption = None,
     fusion: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,37 +99,45 @@ def bench(
 
     The model is that of the index, where there is one, unless --model names another.
     """
-    from mmsearch.evaluation import retrieval as out
-
     if dataset is None and (images or split or limit or model):
         raise UsageError("--images, --split, --limit and --model go with a DATASET")
     if hold_out and not (fusion or rerank):
         raise UsageError("--hold-out goes with --fusion and --rerank")
+    if (fusion or rerank) and (export or run_out or html):
+        raise UsageError("--export, --run-out and --html do not go with --fusion or --rerank")
+    engine = engine_for(index, model=model, device=device, precision=precision)
     if fusion or rerank:
-        if export or run_out or html:
-            raise UsageError("--export, --run-out and --html do not go with --fusion or --rerank")
-        _compare(
-            dataset, fusion or ["image"], rerank, hold_out or (1 if fusion else 0), images, split,
-            limit, json_=json_,
-            engine=engine_for(index, model=model, device=device, precision=precision),
-        )  # fmt: skip
-        return
-    with (
-        engine_for(index, model=model, device=device, precision=precision) as engine,
-        progress_bar() as bar,
-    ):
-        report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
-    _write(report, export, run_out, html)
-    if report.missing:
-        names = ", ".join(printable(name) for name in report.missing[:5])
-        say(
-            f"{len(report.missing)} images of the set could not be indexed (missing, damaged, or "
-            f"several of that name): {names}"
+        from mmsearch.evaluation import comparison
+        from mmsearch.types import FUSIONS
+
+        chosen = list(
+            dict.fromkeys(one_of("--fusion", how, FUSIONS) for how in fusion or ["image"])
         )
-    if json_:
-        print(json.dumps(out.to_json(report)))
+        if "auto" in chosen:
+            raise UsageError("--fusion auto is one of the others: name that")
+        with engine, progress_bar() as bar:
+            compared = engine.compare_fusions(
+                chosen, dataset, rerank=rerank, hold_out=hold_out or (1 if fusion else 0),
+                images=images, split=split, limit=limit, on_progress=bar,
+            )  # fmt: skip
+        document, text = comparison.to_json(compared), comparison.to_text(compared)
     else:
-        print("\n".join(map(printable, out.to_text(report).splitlines())))
+        from mmsearch.evaluation import report as reports
+
+        with engine, progress_bar() as bar:
+            report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
+        _write(report, export, run_out, html)
+        if report.missing:
+            names = ", ".join(printable(name) for name in report.missing[:5])
+            say(
+                f"{len(report.missing)} images of the set could not be indexed (missing, damaged, "
+                f"or several of that name): {names}"
+            )
+        document, text = reports.to_json(report), reports.to_text(report)
+    if json_:
+        print(json.dumps(document))
+    else:
+        print("\n".join(map(printable, text.splitlines())))
 
 
 def _write(
@@ -149,31 +155,3 @@ def _write(
             write_page(html, out.to_html(report, paths))
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
-
-
-def _compare(
-    dataset: Path | None,
-    fusions: list[str],
-    rerank: int,
-    hold_out: int,
-    images: Path | None,
-    split: str | None,
-    limit: int | None,
-    *,
-    json_: bool,
-    engine: Engine,
-) -> None:
-    from mmsearch.evaluation import comparison as out
-
-    chosen = list(dict.fromkeys(fusion_named(name) for name in fusions))
-    if "auto" in chosen:
-        raise UsageError("--fusion auto is one of the others: name that")
-    with engine, progress_bar() as bar:
-        report = engine.compare_fusions(
-            chosen, dataset, rerank=rerank, hold_out=hold_out, images=images, split=split,
-            limit=limit, on_progress=bar,
-        )  # fmt: skip
-    if json_:
-        print(json.dumps(out.to_json(report)))
-    else:
-        print("\n".join(map(printable, out.to_text(report).splitlines())))

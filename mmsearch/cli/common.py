@@ -15,7 +15,7 @@ from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from mmsearch.engine import Engine
-    from mmsearch.types import Compose, Fusion, OnProgress, Progress
+    from mmsearch.types import OnProgress, Progress
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -61,22 +61,11 @@ ComposeOption = Annotated[
         "network that 'train compose' trains; auto is early if that did well on photos.",
     ),
 ]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N images.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-
-
-def fusion_named(name: str) -> Fusion:
-    """The fusion that --fusion names."""
-    from mmsearch.types import FUSIONS
-
-    return one_of("--fusion", name, FUSIONS)
-
-
-def compose_named(name: str) -> Compose:
-    """The way that --compose names."""
-    from mmsearch.types import COMPOSES
-
-    return one_of("--compose", name, COMPOSES)
 
 
 def one_of(option: str, name: str, choices: tuple[Choice, ...]) -> Choice:
@@ -108,10 +97,8 @@ def engine_for(
     settings = load_settings(index=index, device=device, precision=precision, workers=workers)
 
     def confirm(question: str) -> bool:
-        if yes:
-            return True
-        asked = sys.stdin.isatty() and sys.stderr.isatty()
-        return asked and typer.confirm(question, default=False, err=True)
+        can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+        return yes or (can_ask and typer.confirm(question, default=False, err=True))
 
     return Engine(settings, model=model, notify=say, confirm=confirm)
 

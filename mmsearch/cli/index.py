@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -116,22 +116,20 @@ def index(
             on_progress=bar,
         )
     if json_:
-        print(json.dumps(_document(report)))
+        document = {
+            **dataclasses.asdict(report),
+            "seconds": round(report.seconds, 3),
+            "images_per_second": round(report.images_per_second, 2),
+            "stages": {name: round(value, 3) for name, value in report.stages.items()},
+            "kept_roots": [str(path) for path in report.kept_roots],
+        }
+        print(json.dumps(document))
     else:
         _print(report)
     if strict and (report.failed or report.known_bad or report.missing):
         if report.known_bad and not report.failed:
             say(f"{report.known_bad} known as bad and unchanged: see 'mmsearch errors'")
         raise typer.Exit(1)
-
-
-def _document(report: IngestReport) -> dict[str, Any]:
-    document = dataclasses.asdict(report)
-    document["seconds"] = round(report.seconds, 3)
-    document["images_per_second"] = round(report.images_per_second, 2)
-    document["stages"] = {name: round(value, 3) for name, value in report.stages.items()}
-    document["kept_roots"] = [str(path) for path in report.kept_roots]
-    return document
 
 
 def _print(report: IngestReport) -> None:
@@ -146,10 +144,10 @@ def _print(report: IngestReport) -> None:
         removed = f" added, {report.captions_removed} removed" if report.captions_removed else ""
         print(f"{counts}, {report.captions} captions{removed} in {report.seconds:.1f} s{speed}")
     if report.replaced:
-        what = f"now in '{printable(report.model)}'"
         print(
             f"{report.embedded_again} images embedded again in {report.stages['again']:.1f} s; "
-            f"the index is {what}, no longer in '{printable(report.replaced)}'"
+            f"the index is now in '{printable(report.model)}', no longer in "
+            f"'{printable(report.replaced)}'"
         )
     elif report.embedded_again:
         print(f"{report.embedded_again} images embedded again in {report.stages['again']:.1f} s")

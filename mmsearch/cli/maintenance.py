@@ -65,9 +65,8 @@ def repair(index: IndexOption = None, json_: JsonOption = False) -> None:
         done = engine.repair(on_progress=bar)
         after = engine.verify(deep=True)
     if json_:
-        document = dataclasses.asdict(done)
-        document["kept"] = str(done.kept) if done.kept else None
-        print(json.dumps({**document, "sound": not after.damages}))
+        more = {"kept": str(done.kept) if done.kept else None, "sound": not after.damages}
+        print(json.dumps(dataclasses.asdict(done) | more))
     else:
         for damage in done.found[:_SHOWN]:
             print(f"found: {printable(damage.what)}")

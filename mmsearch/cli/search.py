@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,9 +19,7 @@ from mmsearch.cli.common import (
     FusionOption,
     IndexOption,
     PrecisionOption,
-    compose_named,
     engine_for,
-    fusion_named,
     one_of,
     print_table,
     printable,
@@ -125,15 +124,15 @@ def search(
     precision: PrecisionOption = None,
 ) -> None:
     """Find images or captions by text, by example, or by several weighted terms at once."""
-    from mmsearch.types import TARGETS, Filter, Query
+    from mmsearch.types import COMPOSES, FUSIONS, TARGETS, Filter, Query
 
     if sum((json_, paths, null)) > 1:
         raise UsageError("--json, --paths and -0 exclude each other")
     terms = _terms(" ".join(text or []), and_ or [], image or [], not_ or [], literal=literal)
     where = Filter(under, _date(after), _date(before))
     query = Query(
-        tuple(terms), one_of("--to", to, TARGETS), k, where, min_score, fusion_named(fusion),
-        compose_named(compose), rerank, exact,
+        tuple(terms), one_of("--to", to, TARGETS), k, where, min_score,
+        one_of("--fusion", fusion, FUSIONS), one_of("--compose", compose, COMPOSES), rerank, exact,
     )  # fmt: skip
     with engine_for(index, device=device, precision=precision) as engine:
         hits = engine.search(query)
@@ -143,12 +142,21 @@ def search(
         _write_page(html, terms, hits)
     if json_:
         for hit in hits:
-            print(_json_line(hit))
+            document = {
+                "rank": hit.rank,
+                "score": round(hit.score, 6),
+                "path": str(hit.path),
+                "modality": hit.modality,
+                "caption": hit.caption,
+                "media_id": hit.media_id,
+                "scores": {name: round(score, 6) for name, score in hit.scores.items()},
+            }
+            print(json.dumps(document))
     elif paths or null:
         end = b"\0" if null else b"\n"
         sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + end for hit in hits))
         sys.stdout.buffer.flush()
-    else:
+    elif hits:
         _print(hits)
 
 
@@ -158,9 +166,9 @@ def _terms(
     from mmsearch.types import Term
 
     terms = []
-    if text.strip():
-        weight, rest = _weighted(text.strip(), literal=literal)
-        if rest != text.strip():
+    if text := text.strip():
+        weight, rest = _weighted(text, literal=literal)
+        if rest != text:
             say(f"'{printable(rest)}' counts {weight:g} times; --literal takes it all as text")
         terms.append(Term(text=rest, weight=weight))
     for part in more:
@@ -169,8 +177,7 @@ def _terms(
     for part in images:
         weight, rest = _weighted(part, literal=literal or Path(part).exists())
         terms.append(Term(image=rest, weight=weight))
-    terms.extend(Term(text=part, weight=NOT_WEIGHT) for part in against)
-    return terms
+    return terms + [Term(text=part, weight=NOT_WEIGHT) for part in against]
 
 
 def _weighted(part: str, *, literal: bool) -> tuple[float, str]:
@@ -182,28 +189,12 @@ def _date(text: str | None) -> datetime | None:
     if text is None:
         return None
     for form in _DATES:
-        try:
+        with suppress(ValueError):
             return datetime.strptime(text, form)
-        except ValueError:
-            continue
     try:
         return datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(f"'{text}' is no date; write it as 2024, 2024-05 or 2024-05-31") from error
-
-
-def _json_line(hit: Hit) -> str:
-    return json.dumps(
-        {
-            "rank": hit.rank,
-            "score": round(hit.score, 6),
-            "path": str(hit.path),
-            "modality": hit.modality,
-            "caption": hit.caption,
-            "media_id": hit.media_id,
-            "scores": {name: round(score, 6) for name, score in hit.scores.items()},
-        }
-    )
 
 
 def _why_nothing(engine: Engine, query: Query) -> str:
@@ -218,8 +209,6 @@ def _why_nothing(engine: Engine, query: Query) -> str:
 
 
 def _print(hits: list[Hit]) -> None:
-    if not hits:
-        return
     captioned = any(hit.caption is not None for hit in hits)
     parts = [name for name in SHARES if any(name in hit.scores for hit in hits)]
     head = ["rank", "score", *parts, *(["caption"] if captioned else []), "path"]

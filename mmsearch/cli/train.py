@@ -15,6 +15,7 @@ from mmsearch.cli.common import (
     DeviceOption,
     IndexOption,
     JsonOption,
+    LimitOption,
     engine_for,
     one_of,
     print_table,
@@ -51,6 +52,9 @@ OutOption = Annotated[
     typer.Option(
         "--out", metavar="NAME", help="The model's name, for `index --model NAME`; or a folder."
     ),
+]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
 ]
 RestartOption = Annotated[
     bool,
@@ -112,10 +116,7 @@ def align(
     rate: Annotated[
         float, typer.Option("--rate", min=1e-9, max=100, metavar="R", help="Learning rate.")
     ] = 1e-3,
-    seed: Annotated[
-        int,
-        typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed."),
-    ] = 0,
+    seed: SeedOption = 0,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep heads even if they do not help.")
     ] = False,
@@ -274,18 +275,14 @@ def fusion(
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="Which split of the DATASET.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N images.")
-    ] = None,
+    limit: LimitOption = None,
     hold_out: Annotated[
         int,
         typer.Option(
             "--hold-out", min=1, metavar="N", help="Captions of each image that are queries."
         ),
     ] = 1,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
-    ] = 0,
+    seed: SeedOption = 0,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep weights even if they do not help.")
     ] = False,
@@ -302,7 +299,6 @@ def fusion(
             dataset, hold_out=hold_out, keep=keep, images=images, split=split, limit=limit,
             seed=seed, on_progress=bar,
         )  # fmt: skip
-        folder = engine.folder
     if json_:
         print(json.dumps({**dataclasses.asdict(found), "kept": is_kept}))
         return
@@ -311,11 +307,12 @@ def fusion(
     rows = [[f"{found.before[key]:.1f}", f"{found.after[key]:.1f}", key] for key in found.before]
     print_table(["equal", "trained", ""], rows, right=2)
     weights = ", ".join(f"{name} {v:.2f}" for name, v in vars(found.weights).items())
-    gain = found.overall
     print(f"weights: {weights}")
-    print(f"mean of the three: {gain_line(gain)}")
+    print(f"mean of the three: {gain_line(found.overall)}")
     if is_kept:
-        print(f"kept in {shown_path(folder)}: searches with --fusion auto or trained use them")
+        print(
+            f"kept in {shown_path(engine.folder)}: searches with --fusion auto or trained use them"
+        )
     else:
         print("they do not help, so they were not kept (--keep keeps them anyway)")
 
@@ -329,9 +326,7 @@ def compose(
     ] = None,
     index: IndexOption = None,
     images: ImagesOption = None,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
-    ] = 0,
+    seed: SeedOption = 0,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the network even if it does not help.")
     ] = False,
@@ -347,7 +342,6 @@ def compose(
         found, is_kept = engine.train_compose(
             dataset, images=images, keep=keep, seed=seed, on_progress=bar
         )
-        folder = engine.folder
     measured = [*found.drawn, *([found.photos] if found.photos else [])]
     if json_:
         rows = [dataclasses.asdict(row) for row in measured]
@@ -367,7 +361,7 @@ def compose(
     if not is_kept:
         print("it does not help, so it was not kept (--keep keeps it anyway)")
         return
-    print(f"kept in {shown_path(folder)}: --compose early uses it")
+    print(f"kept in {shown_path(engine.folder)}: --compose early uses it")
     if found.is_for_photos:
         print("searches with --image and a text use it unasked")
     elif found.photos is None:
@@ -390,9 +384,7 @@ def rerank(
             help="interaction (the best patch of each word) or attention (cross-modal, slower).",
         ),
     ] = "interaction",
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**63 - 1, metavar="N", help="Random seed.")
-    ] = 0,
+    seed: SeedOption = 0,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the network even if it does not help.")
     ] = False,
@@ -408,7 +400,6 @@ def rerank(
             dataset, kind=one_of("--kind", kind, KINDS), images=images, keep=keep, seed=seed,
             on_progress=bar,
         )  # fmt: skip
-        folder = engine.folder
     if json_:
         print(
             json.dumps(
@@ -431,7 +422,7 @@ def rerank(
     print_table(["by", "R@1/5/10"], lines)
     print(f"mean of the three: {gain_line(found.gain)}")
     if is_kept:
-        print(f"kept in {shown_path(folder)}: search --rerank N uses it")
+        print(f"kept in {shown_path(engine.folder)}: search --rerank N uses it")
     else:
         print("it does not help, so it was not kept (--keep keeps it anyway)")
 
