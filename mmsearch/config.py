@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -42,9 +42,9 @@ def _quotas() -> list[int]:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
             continue
-        top = _CGROUPS / controllers
+        own = _CGROUPS / controllers / path.strip("/")
         # In a container the group's own path is often not to be seen; its root stands for it then.
-        for folder in (top, *(top / part for part in _parts(path.strip("/")))):
+        for folder in (own, *own.parents):
             for quota, period in (("cpu.max", ""), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
                 with suppress(OSError, ValueError):
                     words = (folder / quota).read_text(encoding="utf-8").split()
@@ -52,12 +52,6 @@ def _quotas() -> list[int]:
                     if (most := int(words[0])) > 0:
                         found.append(math.ceil(most / int(words[1])))
     return found
-
-
-def _parts(path: str) -> list[str]:
-    """A path and all that lead to it."""
-    names = path.split("/")
-    return ["/".join(names[: count + 1]) for count in range(len(names))]
 
 
 @dataclass(frozen=True)
@@ -126,8 +120,7 @@ def _folder(of_user: Callable[[str], Path], variable: str) -> Path:
 
 def config_file() -> Path | None:
     """Where the config file is looked for; `MMSEARCH_CONFIG` names another. None: nowhere."""
-    named = os.environ.get("MMSEARCH_CONFIG")
-    if named:
+    if named := os.environ.get("MMSEARCH_CONFIG"):
         return Path(named)
     try:
         return platformdirs.user_config_path("mmsearch") / "config.toml"
@@ -141,13 +134,15 @@ def load_settings(**flags: Any) -> Settings:
     Raises:
         UsageError: a value that does not fit, or a config file that cannot be read.
     """
-    values: dict[str, Any] = dict(_from_file(config_file()))
-    values.update(_from_environment(os.environ))
-    values.update({name: value for name, value in flags.items() if value is not None})
+    names = [item.name for item in fields(Settings)]
+    values: dict[str, Any] = _from_file(config_file(), names)
+    told = {name: os.environ.get(f"MMSEARCH_{name.upper()}") for name in names}
+    values |= {name: value for name, value in told.items() if value}
+    values |= {name: value for name, value in flags.items() if value is not None}
     return Settings(**{name: _typed(name, value) for name, value in values.items()})
 
 
-def _from_file(path: Path | None) -> Mapping[str, Any]:
+def _from_file(path: Path | None, known: Sequence[str]) -> dict[str, Any]:
     if path is None:
         return {}
     try:
@@ -156,21 +151,11 @@ def _from_file(path: Path | None) -> Mapping[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: the config file cannot be read: {error}") from error
-    known = {item.name for item in fields(Settings)}
-    unknown = sorted(set(values) - known)
-    if unknown:
+    if unknown := sorted(set(values) - set(known)):
         raise UsageError(
             f"{path}: unknown setting '{unknown[0]}'; the settings are {', '.join(sorted(known))}"
         )
     return values
-
-
-def _from_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
-    return {
-        item.name: environment[f"MMSEARCH_{item.name.upper()}"]
-        for item in fields(Settings)
-        if environment.get(f"MMSEARCH_{item.name.upper()}")
-    }
 
 
 def _typed(name: str, value: Any) -> Any:
