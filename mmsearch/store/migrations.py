@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 
 from mmsearch.errors import DamageError, FormatError
 from mmsearch.store.checksum import of_vector
+from mmsearch.store.rows import decoding
 
 #: SQLite's application_id of a catalog: "mmsr".
 APPLICATION_ID = 0x6D6D7372
@@ -25,7 +26,7 @@ def _towers_and_segments(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
     rows = connection.execute("SELECT id, identity, spec, precision FROM space").fetchall()
     for number, identity, text, precision in rows:
-        try:
+        with decoding("the description of its model"):
             spec = json.loads(text)
             how = {name: spec[name] for name in ("model", "parameters", "licence")}
             inputs = {
@@ -36,8 +37,6 @@ def _towers_and_segments(connection: sqlite3.Connection) -> None:
                 },
             }  # fmt: skip
             dim = int(spec["dim"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamageError.of_catalog(f"the description of its model ({error})") from error
         connection.execute("UPDATE space SET dim = ? WHERE id = ?", (dim, number))
         for key, modality in (("image", "image"), ("caption", "text")):
             stored = json.dumps({"version": 1, **how, "input": inputs[modality]})

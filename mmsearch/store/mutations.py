@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,31 +21,28 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from mmsearch.store import catalog, schema
 from mmsearch.store.checksum import of_vector
 from mmsearch.store.filters import places_of
 from mmsearch.store.paths import canonical, join, relative
-from mmsearch.store.queries import Queries
+from mmsearch.store.queries import AMONG, Queries
 from mmsearch.store.rows import (
     ACTIVE,
     OBSOLETE,
     PENDING,
     CaptionRecord,
-    FailureRow,
     MediaRecord,
     RootRow,
     SnapshotRow,
     SpaceRow,
     TowerRow,
     Vector,
-    chunks,
     is_from_file,
     local_time,
     stored_time,
 )
-from mmsearch.types import TEXT, EncoderSpec, Modality
+from mmsearch.types import TEXT, EncoderSpec
 
 
 class Change:
@@ -55,7 +54,7 @@ class Change:
         self.queries = Queries(self._raw)
         """Reads what this transaction has written so far (`flush`)."""
         self._next: dict[str, int] = {}
-        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._rows = defaultdict[str, list[dict[str, Any]]](list)
 
     # -- spaces and roots ------------------------------------------------------------------
 
@@ -69,17 +68,15 @@ class Change:
         ).scalar_one()
         rows = [
             {
-                "space_id": number, "key": _key_of(modality), "modality": modality,
-                "identity": spec.space, "spec": json.dumps(spec.tower(modality)),
-                "precision": precision, "state": ACTIVE,
+                # Named by what it gives vectors to.
+                "space_id": number, "key": "caption" if modality == TEXT else modality,
+                "modality": modality, "identity": spec.space,
+                "spec": json.dumps(spec.tower(modality)), "precision": precision, "state": ACTIVE,
             }
             for modality in spec.inputs
         ]  # fmt: skip
         self._connection.execute(insert(schema.tower), rows)
-        towers = {
-            row["modality"]: TowerRow(number, row["key"], row["modality"], spec.dim) for row in rows
-        }
-        return SpaceRow(number, spec, precision, towers)
+        return next(space for space in self.queries.spaces() if space.id == number)
 
     def activate(self, space: SpaceRow) -> None:
         """Makes a space the one that searches use; all others become obsolete."""
@@ -138,51 +135,33 @@ class Change:
         Of a file that both have, the root's own stays. The other root goes if it lies in there.
         """
         top = canonical(root.path)
-        inner = relative(canonical(other.path), top)
-        failed = self.queries.failures_under(other.id, b"")
-        folders = {*self.queries.folders_of(other.id)}
-        folders |= {os.path.dirname(row.path) for row in failed}
-        within: dict[bytes, bytes] = {}
-        for folder in folders:
-            place = _place_within(top, other.path, folder)
-            if place is not None:
-                within[folder] = place
-        if within:
-            self._move(other, root, within, failed)
-        if inner is not None:
-            self._connection.execute(delete(schema.root).where(schema.root.c.id == other.id))
-
-    def _move(
-        self,
-        other: RootRow,
-        root: RootRow,
-        within: Mapping[bytes, bytes],
-        failed: Sequence[FailureRow],
-    ) -> None:
-        """Moves what lies in some folders of a root to the places that these have in another."""
+        place_within = cache(partial(_place_within, top, other.path))
 
         def place_of(path: bytes) -> bytes | None:
             folder, name = os.path.split(path)
-            if folder not in within:
-                return None
-            return os.path.join(within[folder], name) if name else within[folder]
+            place = place_within(folder)
+            return os.path.join(place, name) if place is not None and name else place
 
-        taken = {row.path for row in self.queries.media_under(root.id, b"")}
-        moves, copies = [], []
-        for row in self.queries.media_under(other.id, b""):
-            place = place_of(row.path)
-            if place is not None and place not in taken:
-                moves.append((root.id, place, row.id))
-                taken.add(place)
-            elif place is not None:
-                copies.append(row.id)
-        self.remove_media(copies)
-        self._raw.executemany("UPDATE media SET root_id = ?, path = ? WHERE id = ?", moves)
-        there = [(row.path, place_of(row.path)) for row in failed]
+        moves = [
+            (root.id, place, row.id)
+            for row in self.queries.media_under(other.id, b"")
+            if (place := place_of(row.path)) is not None
+        ]
+        self._raw.executemany(
+            "UPDATE OR IGNORE media SET root_id = ?, path = ? WHERE id = ?", moves
+        )
+        stayed = {row.id for row in self.queries.media_under(other.id, b"")}
+        self.remove_media([number for *_, number in moves if number in stayed])
         self._raw.executemany(
             "UPDATE OR REPLACE failure SET root_id = ?, path = ? WHERE root_id = ? AND path = ?",
-            [(root.id, place, other.id, path) for path, place in there if place is not None],
+            [
+                (root.id, place, other.id, row.path)
+                for row in self.queries.failures_under(other.id, b"")
+                if (place := place_of(row.path)) is not None
+            ],
         )
+        if relative(canonical(other.path), top) is not None:
+            self._connection.execute(delete(schema.root).where(schema.root.c.id == other.id))
 
     # -- media -----------------------------------------------------------------------------
 
@@ -294,15 +273,9 @@ class Change:
 
     def remove_media(self, ids: Sequence[int]) -> None:
         """Removes files with their captions; every snapshot's copies become tombstones."""
-        for chunk in chunks(ids):
-            captions = list(
-                self._connection.execute(
-                    select(schema.caption.c.id).where(schema.caption.c.media_id.in_(chunk))
-                ).scalars()
-            )
-            self.remove_captions(captions)
-            self._bury_segments(chunk)
-            self._connection.execute(delete(schema.media).where(schema.media.c.id.in_(chunk)))
+        self._remove_captions("media_id", ids)
+        self._bury("segment", "media_id", ids)
+        self._raw.execute(f"DELETE FROM media WHERE id {AMONG}", (json.dumps(ids),))
 
     def captions_of(self, media_id: int) -> list[tuple[int, str, str]]:
         """Id, text and source of the captions of a file, as of this transaction."""
@@ -316,64 +289,41 @@ class Change:
 
     def set_source(self, ids: Sequence[int], source: str) -> None:
         """Says where captions come from now; their texts and vectors are the same."""
-        for chunk in chunks(ids):
-            self._connection.execute(
-                update(schema.caption).where(schema.caption.c.id.in_(chunk)).values(source=source)
-            )
+        self._raw.execute(
+            f"UPDATE caption SET source = ? WHERE id {AMONG}", (source, json.dumps(ids))
+        )
 
     def remove_captions(self, ids: Sequence[int]) -> None:
-        for chunk in chunks(ids):
-            self._bury(TEXT, chunk)
-            self._connection.execute(delete(schema.caption).where(schema.caption.c.id.in_(chunk)))
+        self._remove_captions("id", ids)
 
-    def _bury_segments(self, media_ids: Sequence[int]) -> None:
-        table = schema.segment
-        rows = self._connection.execute(
-            select(table.c.id, table.c.modality).where(table.c.media_id.in_(media_ids))
-        ).all()
-        of_modality: dict[Modality, list[int]] = {}
-        for number, modality in rows:
-            of_modality.setdefault(modality, []).append(number)
-        for modality, ids in of_modality.items():
-            for chunk in chunks(ids):
-                self._bury(modality, chunk)
+    def _remove_captions(self, column: str, ids: Sequence[int]) -> None:
+        self._bury("caption", column, ids)
+        self._raw.execute(f"DELETE FROM caption WHERE {column} {AMONG}", (json.dumps(ids),))
 
-    def _bury(self, modality: Modality, ids: Sequence[int]) -> None:
-        """Removes the vectors of some items, of every tower of their modality."""
-        table, towers = schema.embedding, schema.tower
-        # They stand at the front of the index over these columns.
-        keys = self._connection.execute(
-            select(towers.c.space_id, towers.c.key).where(towers.c.modality == modality)
-        ).all()
-        for space_id, key in keys:
-            chosen = (
-                (table.c.space_id == space_id) & (table.c.tower == key) & table.c.item_id.in_(ids)
-            )
-            self._connection.execute(
-                insert(schema.tombstone).from_select(
-                    ["space_id", "tower", "item_id"],
-                    select(table.c.space_id, table.c.tower, table.c.item_id).where(chosen),
-                )
-            )
-            self._connection.execute(delete(table).where(chosen))
+    def _bury(self, items: str, column: str, ids: Sequence[int]) -> None:
+        """Removes the vectors of the items with some ids in a column, of every tower."""
+        modality = "'text'" if items == "caption" else "item.modality"
+        # In this order, each is found by an index.
+        found = (
+            f"FROM {items} AS item CROSS JOIN tower ON tower.modality = {modality} "
+            "CROSS JOIN embedding AS one ON one.space_id = tower.space_id "
+            f"AND one.tower = tower.key AND item_id = item.id WHERE item.{column} {AMONG}"
+        )
+        for statement in (
+            f"INSERT INTO tombstone SELECT one.space_id, one.tower, item_id {found}",
+            f"DELETE FROM embedding WHERE id IN (SELECT one.id {found})",
+        ):
+            self._raw.execute(statement, (json.dumps(ids),))
 
     # -- patch embeddings ------------------------------------------------------------------
 
     def add_patches(self, patches: Mapping[int, bytes], space: SpaceRow) -> None:
         """Keeps patch embeddings of media, by id; what was removed meanwhile gets none."""
-        table = schema.media.c.id
-        there = {
-            number
-            for chunk in chunks(list(patches))
-            for number in self._connection.execute(select(table).where(table.in_(chunk))).scalars()
-        }
-        rows = [
-            {"media_id": number, "space_id": space.id, "content": content}
-            for number, content in patches.items()
-            if number in there
-        ]
-        if rows:
-            self._connection.execute(insert(schema.patch_embedding), rows)
+        self._raw.executemany(
+            "INSERT INTO patch_embedding (space_id, media_id, content) "
+            "SELECT ?, id, ? FROM media WHERE id = ?",
+            [(space.id, content, number) for number, content in patches.items()],
+        )
 
     def remove_patches(self) -> None:
         self._connection.execute(delete(schema.patch_embedding))
@@ -383,30 +333,16 @@ class Change:
     def record_failure(
         self, root_id: int, path: bytes, size: int, mtime_ns: int, reason: str
     ) -> None:
-        values = {
-            "size": size,
-            "mtime_ns": mtime_ns,
-            "reason": reason,
-            "failed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
         self._connection.execute(
-            upsert(schema.failure)
-            .values(root_id=root_id, path=path, **values)
-            .on_conflict_do_update(index_elements=["root_id", "path"], set_=values)
-        )
+            insert(schema.failure).prefix_with("OR REPLACE").values(
+                root_id=root_id, path=path, size=size, mtime_ns=mtime_ns, reason=reason,
+                failed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )  # fmt: skip
 
     def clear_failures(self, files: Iterable[tuple[int, bytes]]) -> None:
         """Strikes files off the ledger: roots and paths."""
-        by_root: dict[int, list[bytes]] = {}
-        for root_id, path in files:
-            by_root.setdefault(root_id, []).append(path)
-        for root_id, paths in by_root.items():
-            for chunk in chunks(paths):
-                self._connection.execute(
-                    delete(schema.failure).where(
-                        schema.failure.c.root_id == root_id, schema.failure.c.path.in_(chunk)
-                    )
-                )
+        self._raw.executemany("DELETE FROM failure WHERE root_id = ? AND path = ?", files)
 
     def forget_failures(self) -> None:
         """Has the files of the ledger tried again, as if they had changed."""
@@ -415,18 +351,10 @@ class Change:
     # -- snapshots -------------------------------------------------------------------------
 
     def set_snapshot(self, tower: TowerRow, row: SnapshotRow) -> None:
-        values = {
-            "generation": row.generation,
-            "file": row.file,
-            "vectors": row.vectors,
-            "last_embedding_id": row.last_embedding_id,
-            "checksum": row.checksum,
-            "ivf": row.ivf,
-        }
         self._connection.execute(
-            upsert(schema.snapshot)
-            .values(space_id=tower.space_id, tower=tower.key, **values)
-            .on_conflict_do_update(index_elements=["space_id", "tower"], set_=values)
+            insert(schema.snapshot)
+            .prefix_with("OR REPLACE")
+            .values(space_id=tower.space_id, tower=tower.key, **vars(row))
         )
         self._connection.execute(
             delete(schema.tombstone).where(
@@ -456,11 +384,11 @@ class Change:
     def flush(self) -> None:
         """Writes the gathered rows now, for a query of this very transaction to see them."""
         for name in ("media", "segment", "caption", "embedding"):
-            if rows := self._rows.pop(name, []):
+            if rows := self._rows.pop(name, None):
                 self._connection.execute(insert(schema.metadata.tables[name]), rows)
 
     def _queue(self, table: str, **values: Any) -> None:
-        self._rows.setdefault(table, []).append(values)
+        self._rows[table].append(values)
 
     def _queue_vector(self, tower: TowerRow, item_id: int, vector: Vector) -> None:
         if not isinstance(vector, bytes):
@@ -497,11 +425,6 @@ class Change:
         number = self._next[table]
         self._next[table] += 1
         return number
-
-
-def _key_of(modality: Modality) -> str:
-    """The name of a space's first tower of a modality: its items are what it gives vectors to."""
-    return "caption" if modality == TEXT else modality
 
 
 def _place_within(top: bytes, root: bytes, folder: bytes) -> bytes | None:

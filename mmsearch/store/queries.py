@@ -32,7 +32,6 @@ from mmsearch.store.rows import (
     SnapshotRow,
     SpaceRow,
     TowerRow,
-    chunks,
     decoding,
     globs_of,
     id_of,
@@ -41,7 +40,7 @@ from mmsearch.store.rows import (
     is_sound,
     under,
 )
-from mmsearch.types import TEXT, EncoderSpec, Facts, Failure, Ids, Vectors
+from mmsearch.types import TEXT, EncoderSpec, Facts, Failure, Ids, Modality, Vectors
 
 _QUERY_WORDS = 64
 #: They stand in most captions, so they cost much and tell nothing.
@@ -51,6 +50,9 @@ _FUNCTION_WORDS = frozenset(
 )
 _FACTS = "width, height, captured, duration_ms, latitude, longitude, captured_from, kind"
 _CAPTION = "id, media_id, text, source, segment_id, language, confidence"
+
+#: Behind a column: its value is one of a list of numbers in JSON, which is the condition's value.
+AMONG = "IN (SELECT value FROM json_each(?))"
 
 Table = Literal["media", "caption", "failure"]
 
@@ -62,31 +64,32 @@ class Queries:
         """Takes the connection of the transaction."""
         self._connection = connection
 
-    def rows_in(self, query: str, ids: Iterable[Any], *before: Any) -> list[tuple[Any, ...]]:
-        """The rows of a query that ends with "IN": for ids of any number, in portions.
+    def rows_in(self, query: str, ids: Iterable[int], *before: Any) -> list[tuple[Any, ...]]:
+        """The rows of a query that ends with a column: those where it is one of some ids.
 
         Args:
-            before: the values of what stands before the IN.
+            before: the values of what stands before that.
         """
-        found: list[tuple[Any, ...]] = []
-        for chunk in chunks(list(ids)):
-            marks = ", ".join("?" * len(chunk))
-            found += self.cursor(f"{query} ({marks})", (*before, *chunk))
-        return found
+        values = (*before, json.dumps([int(number) for number in ids]))
+        return self.cursor(f"{query} {AMONG}", values).fetchall()
 
     def cursor(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """The rows of a query, one at a time."""
         return self._connection.execute(query, values)
 
+    @decoding()
     def number(self, query: str, *values: Any) -> int:
         """The one number that a query gives."""
-        with decoding():
-            (number,) = self._connection.execute(query, values).fetchone()
-            return int(number)
+        (number,) = self.cursor(query, values).fetchone()
+        return int(number)
+
+    def _ids(self, query: str, values: Sequence[Any] = ()) -> Ids:
+        """The ids that a query gives, (n,)."""
+        return np.fromiter((number for (number,) in self.cursor(query, values)), dtype=np.int64)
 
     def has(self, query: str, *values: Any) -> bool:
         """Whether a query gives any row."""
-        return self._connection.execute(f"{query} LIMIT 1", values).fetchone() is not None
+        return self.cursor(f"{query} LIMIT 1", values).fetchone() is not None
 
     # -- the index as a whole --------------------------------------------------------------
 
@@ -117,34 +120,29 @@ class Queries:
         """All that give vectors to these spaces."""
         return [tower for space in self.spaces() for tower in space.towers.values()]
 
-    @decoding()
+    @decoding("the description of its model")
     def _spaces(self, state: int) -> list[SpaceRow]:
         found = []
         query = "SELECT id, identity, dim FROM space WHERE state = ? ORDER BY id"
-        for number, identity, dim in self._connection.execute(query, (state,)).fetchall():
-            towers = self._connection.execute(
+        for number, identity, dim in self.cursor(query, (state,)).fetchall():
+            towers = self.cursor(
                 "SELECT key, modality, spec, precision FROM tower WHERE space_id = ? AND state = ? "
                 "ORDER BY rowid",
                 (number, ACTIVE),
             ).fetchall()
-            try:
-                if not towers or not isinstance(dim, int) or dim < 1:
-                    raise ValueError("it has none")
-                spec = _spec_of(identity, dim, tuple((row[1], row[2]) for row in towers))
-                rows = {modality: TowerRow(number, key, modality, dim)
-                        for key, modality, _, _ in towers}  # fmt: skip
-                found.append(SpaceRow(number, spec, str(towers[0][3]), rows))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DamageError.of_catalog(f"the description of its model ({error})") from error
+            if not towers or not isinstance(dim, int) or dim < 1:
+                raise ValueError("it has none")
+            spec = _spec_of(identity, dim, tuple((row[1], row[2]) for row in towers))
+            rows = {modality: TowerRow(number, key, modality, dim)
+                    for key, modality, _, _ in towers}  # fmt: skip
+            found.append(SpaceRow(number, spec, str(towers[0][3]), rows))
         return found
 
     # -- folders and files -----------------------------------------------------------------
 
     @decoding()
     def roots(self) -> list[RootRow]:
-        rows = self._connection.execute(
-            "SELECT id, path, walked, exclude FROM root ORDER BY path"
-        ).fetchall()
+        rows = self.cursor("SELECT id, path, walked, exclude FROM root ORDER BY path").fetchall()
         if not all(isinstance(path, bytes) for _, path, _, _ in rows):
             raise DamageError.of_catalog("the path of a folder")
         return [
@@ -163,7 +161,7 @@ class Queries:
     @decoding()
     def folders_of(self, root_id: int) -> list[bytes]:
         """The folders that hold media, relative to their root, each after those above it."""
-        rows = self._connection.execute("SELECT path FROM media WHERE root_id = ?", (root_id,))
+        rows = self.cursor("SELECT path FROM media WHERE root_id = ?", (root_id,))
         return sorted({os.path.dirname(path) for (path,) in rows})
 
     def is_empty(self, root: RootRow) -> bool:
@@ -223,27 +221,23 @@ class Queries:
     def media_with_content(self, content_hash: bytes) -> list[tuple[int, int]]:
         """Id and root of the media that have a content, in the order in which they were added."""
         query = "SELECT id, root_id FROM media WHERE content_hash = ? ORDER BY id"
-        return self._connection.execute(query, (content_hash,)).fetchall()
+        return self.cursor(query, (content_hash,)).fetchall()
 
     @decoding()
     def facts_of(self, ids: Iterable[int]) -> dict[int, Facts]:
         """The facts of some media, by id."""
-        query = f"SELECT id, {_FACTS} FROM media WHERE id IN"
+        query = f"SELECT id, {_FACTS} FROM media WHERE id"
         return {
             number: Facts(width, height, datetime.fromisoformat(captured), *rest)
-            for number, width, height, captured, *rest in self.rows_in(query, map(int, ids))
+            for number, width, height, captured, *rest in self.rows_in(query, ids)
         }
 
     @decoding()
     def some_paths(self, count: int) -> list[bytes]:
         """The absolute paths of up to so many media, evenly spaced in the order of their ids."""
-        rows = self._connection.execute("SELECT id FROM media ORDER BY id")
-        ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
-        places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
         found = self.rows_in(
-            "SELECT root.path, media.path FROM media JOIN root ON root.id = root_id "
-            "WHERE media.id IN",
-            ids[places].tolist(),
+            "SELECT root.path, media.path FROM media JOIN root ON root.id = root_id WHERE media.id",
+            _spread(self._ids("SELECT id FROM media ORDER BY id"), count),
         )
         return [join(top, path) for top, path in found]
 
@@ -258,29 +252,28 @@ class Queries:
         """
         query = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
         if tower is not None:
-            query = f"SELECT id FROM {tower.items} WHERE media_id IN ({query})"
-        if tower is not None and tower.modality != TEXT:
-            query, values = f"{query} AND modality = ?", (*values, tower.modality)
-        rows = self._connection.execute(query, values)
-        return np.sort(np.fromiter((number for (number,) in rows), dtype=np.int64))
+            query = (
+                f"SELECT id FROM {tower.items} WHERE media_id IN ({query}) "
+                f"AND {tower.modality_of_item} = ?"
+            )
+            values = (*values, tower.modality)
+        return np.sort(self._ids(query, values))
 
     @decoding()
     def items(self, tower: TowerRow, ids: Sequence[int]) -> dict[int, Item]:
         """What hits show, by the id of the segment or of the caption."""
         of_captions = "item.text, NULL, NULL, 'text'"
         columns = of_captions if tower.modality == TEXT else "NULL, start_ms, end_ms, modality"
-        query = (
+        rows = self.rows_in(
             f"SELECT item.id, media.id, root.path, media.path, {columns} "
             f"FROM {tower.items} AS item JOIN media ON media.id = item.media_id "
-            "JOIN root ON root.id = media.root_id "
-            "WHERE item.id IN"
+            "JOIN root ON root.id = media.root_id WHERE item.id",
+            ids,
         )
-        found: dict[int, Item] = {}
-        for chunk in chunks([int(number) for number in ids]):
-            rows = self._connection.execute(f"{query} ({', '.join('?' * len(chunk))})", chunk)
-            for number, media_id, top, path, *rest in rows:
-                found[id_of(number)] = Item(id_of(media_id), join(top, path), *rest)
-        return found
+        return {
+            id_of(number): Item(id_of(media_id), join(top, path), *rest)
+            for number, media_id, top, path, *rest in rows
+        }
 
     # -- the ledger ------------------------------------------------------------------------
 
@@ -292,7 +285,7 @@ class Queries:
 
     @decoding()
     def failures(self) -> list[Failure]:
-        rows = self._connection.execute(
+        rows = self.cursor(
             "SELECT root.path, failure.path, reason, failed_at FROM failure "
             "JOIN root ON root.id = failure.root_id ORDER BY root.path, failure.path"
         )
@@ -303,7 +296,7 @@ class Queries:
     @decoding()
     def captions_of(self, media_ids: Sequence[int]) -> dict[int, list[CaptionRow]]:
         """The captions of some media, in the order in which they were added."""
-        rows = self.rows_in(f"SELECT {_CAPTION} FROM caption WHERE media_id IN", media_ids)
+        rows = self.rows_in(f"SELECT {_CAPTION} FROM caption WHERE media_id", media_ids)
         found: dict[int, list[CaptionRow]] = {}
         for row in sorted(map(CaptionRow._make, rows)):
             found.setdefault(row.media_id, []).append(row)
@@ -334,17 +327,17 @@ class Queries:
     def media_with_captions_of(self, source: str) -> set[int]:
         """The media that have captions of a source."""
         query = "SELECT DISTINCT media_id FROM caption WHERE source = ?"
-        return {number for (number,) in self._connection.execute(query, (source,))}
+        return {number for (number,) in self.cursor(query, (source,))}
 
     @decoding()
     def caption_sources(self) -> dict[int, str]:
         """Where each caption came from, by its id."""
-        return dict(self._connection.execute("SELECT id, source FROM caption"))
+        return dict(self.cursor("SELECT id, source FROM caption"))
 
     def has_captions(self, least: int) -> bool:
         """Whether there are so many captions, without counting all of them."""
-        rows = self._connection.execute("SELECT id FROM caption LIMIT ?", (least,)).fetchall()
-        return len(rows) >= least
+        query = "SELECT count(*) FROM (SELECT id FROM caption LIMIT ?)"
+        return self.number(query, least) >= least
 
     @decoding()
     def owners(
@@ -357,11 +350,11 @@ class Queries:
             media: those of these media.
         """
         column, ids = ("id", items) if media is None else ("media_id", media)
-        of_modality = "" if tower.modality == TEXT else "modality = ? AND "
-        before = () if tower.modality == TEXT else (tower.modality,)
-        where = f"{of_modality}{column} IN (SELECT value FROM json_each(?))"
-        values = (*before, json.dumps(np.asarray(ids).tolist()))
-        query = f"SELECT id AS one, media_id AS other FROM {tower.items} WHERE {where}"
+        query = (
+            f"SELECT id AS one, media_id AS other FROM {tower.items} "
+            f"WHERE {tower.modality_of_item} = ? AND {column} {AMONG}"
+        )
+        values = (tower.modality, json.dumps(np.asarray(ids).tolist()))
         found, owners = self._pairs(query, *values)
         return ids_of(found), ids_of(owners)
 
@@ -371,7 +364,7 @@ class Queries:
         Before every row SQLite lets other threads run, and those wait to get their turn back.
         """
         query = f"SELECT json_group_array(one), json_group_array(other) FROM ({query})"
-        one, other = self._connection.execute(query, values).fetchone()
+        one, other = self.cursor(query, values).fetchone()
         return json.loads(one), json.loads(other)
 
     @decoding()
@@ -428,8 +421,8 @@ class Queries:
     @decoding()
     def patches_of(self, space: SpaceRow, ids: Sequence[int]) -> dict[int, bytes]:
         """The patch embeddings of some media, by id, as `store.patches` packs them."""
-        query = "SELECT media_id, content FROM patch_embedding WHERE space_id = ? AND media_id IN"
-        return dict(self.rows_in(query, map(int, ids), space.id))
+        query = "SELECT media_id, content FROM patch_embedding WHERE space_id = ? AND media_id"
+        return dict(self.rows_in(query, ids, space.id))
 
     def is_missing_patches(self, space: SpaceRow) -> bool:
         """Whether there is a picture without patch embeddings."""
@@ -477,11 +470,11 @@ class Queries:
             f"SELECT item.id, text FROM caption AS item {_without_vector(tower)} "
             "AND item.id > ? ORDER BY item.id LIMIT ?"
         )
-        return self._connection.execute(query, (*_key(tower), after, limit)).fetchall()
+        return self.cursor(query, (*_key(tower), after, limit)).fetchall()
 
     @decoding()
     def snapshot_of(self, tower: TowerRow) -> SnapshotRow | None:
-        row = self._connection.execute(
+        row = self.cursor(
             "SELECT generation, file, vectors, last_embedding_id, checksum, ivf FROM snapshot "
             "WHERE space_id = ? AND tower = ?",
             (tower.space_id, tower.key),
@@ -500,7 +493,7 @@ class Queries:
         Raises:
             DamageError: one is not what was written.
         """
-        cursor = self._connection.execute(
+        cursor = self.cursor(
             "SELECT id, item_id, vector, checksum FROM embedding "
             "WHERE space_id = ? AND tower = ? AND id > ? ORDER BY id",
             (tower.space_id, tower.key, after),
@@ -517,13 +510,9 @@ class Queries:
     @decoding()
     def some_vectors(self, tower: TowerRow, count: int) -> Vectors:
         """Up to so many vectors, (n, dim), evenly spaced in the order of writing."""
-        rows = self._connection.execute(
-            "SELECT id FROM embedding WHERE space_id = ? AND tower = ? ORDER BY id",
-            (tower.space_id, tower.key),
-        )
-        ids = np.fromiter((number for (number,) in rows), dtype=np.int64)
-        places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
-        found = self.rows_in("SELECT vector FROM embedding WHERE id IN", ids[places].tolist())
+        query = "SELECT id FROM embedding WHERE space_id = ? AND tower = ? ORDER BY id"
+        chosen = _spread(self._ids(query, (tower.space_id, tower.key)), count)
+        found = self.rows_in("SELECT vector FROM embedding WHERE id", chosen)
         return vectors_from(b"".join(vector for (vector,) in found), tower.dim)
 
     @decoding()
@@ -535,10 +524,10 @@ class Queries:
         """
         query = (
             "SELECT item_id, vector, checksum FROM embedding "
-            "WHERE space_id = ? AND tower = ? AND item_id IN"
+            "WHERE space_id = ? AND tower = ? AND item_id"
         )
         found: dict[int, bytes] = {}
-        for item, vector, checksum in self.rows_in(query, map(int, ids), tower.space_id, tower.key):
+        for item, vector, checksum in self.rows_in(query, ids, tower.space_id, tower.key):
             if not is_sound(tower, item, vector, checksum):
                 raise _damaged(tower, item)
             found[item] = vector
@@ -546,11 +535,8 @@ class Queries:
 
     @decoding()
     def tombstones(self, tower: TowerRow) -> Ids:
-        rows = self._connection.execute(
-            "SELECT item_id FROM tombstone WHERE space_id = ? AND tower = ?",
-            (tower.space_id, tower.key),
-        )
-        return np.fromiter((item for (item,) in rows), dtype=np.int64)
+        query = "SELECT item_id FROM tombstone WHERE space_id = ? AND tower = ?"
+        return self._ids(query, (tower.space_id, tower.key))
 
     def count_delta(self, tower: TowerRow, after: int) -> int:
         """How many embeddings were written after a given one, and how many items were removed."""
@@ -576,16 +562,21 @@ _WITHOUT_PATCHES = (
 
 def _without_vector(tower: TowerRow) -> str:
     """The condition that an item has no vector of a tower; its values are those of `_key`."""
-    of_modality = "" if tower.modality == TEXT else " AND item.modality = ?3"
     return (
         "LEFT JOIN embedding ON space_id = ?1 AND tower = ?2 AND item_id = item.id "
-        f"WHERE embedding.id IS NULL{of_modality}"
+        f"WHERE embedding.id IS NULL AND {tower.modality_of_item} = ?3"
     )
 
 
-def _key(tower: TowerRow) -> tuple[Any, ...]:
-    key = (tower.space_id, tower.key)
-    return key if tower.modality == TEXT else (*key, tower.modality)
+def _key(tower: TowerRow) -> tuple[int, str, Modality]:
+    return tower.space_id, tower.key, tower.modality
+
+
+def _spread(ids: Ids, count: int) -> list[int]:
+    """Up to so many ids, evenly spaced."""
+    places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
+    found: list[int] = ids[places].tolist()
+    return found
 
 
 def _missing(row: Sequence[Any]) -> MissingSegment:

@@ -25,7 +25,6 @@ ACTIVE, PENDING, OBSOLETE = 1, 0, -1
 #: Where captions come from (`caption.source`): a sidecar, the file itself, or a captions file;
 #: behind "file" stands which one it was.
 SIDECAR, EMBEDDED, FILE = "sidecar", "embedded", "file"
-_CHUNK = 500  # ids in one IN (...)
 _SNAPSHOT_NAME = re.compile(r"\d+-[a-z0-9_.]+-\d+\.faiss")
 
 
@@ -43,6 +42,11 @@ class TowerRow:
     def items(self) -> str:
         """The table of what it gives vectors to."""
         return "caption" if self.modality == TEXT else "segment"
+
+    @property
+    def modality_of_item(self) -> str:
+        """What gives the modality of a row of that table, in SQL."""
+        return "'text'" if self.modality == TEXT else "modality"
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,11 @@ def is_from_file(source: str) -> bool:
 
 
 @contextmanager
-def decoding() -> Iterator[None]:
+def decoding(what: str = "a row is not as it was written") -> Iterator[None]:
     """Around code that takes rows apart: what stumbles over one has met a damaged row.
+
+    Args:
+        what: is damaged.
 
     Raises:
         DamageError: instead of what Python raises.
@@ -207,7 +214,7 @@ def decoding() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
-        raise DamageError.of_catalog(f"a row is not as it was written ({error})") from error
+        raise DamageError.of_catalog(f"{what} ({error})") from error
 
 
 def id_of(value: Any) -> int:
@@ -239,18 +246,16 @@ def local_time(mtime_ns: int) -> datetime:
         return datetime(1970, 1, 1)
 
 
+@decoding("what a folder leaves out")
 def globs_of(exclude: str) -> tuple[str, ...]:
     """What a root leaves out, from the catalog's JSON.
 
     Raises:
         DamageError: it is none.
     """
-    try:
-        found = json.loads(exclude)
-        if not isinstance(found, list) or not all(isinstance(glob, str) for glob in found):
-            raise ValueError("no list of texts")
-    except (ValueError, TypeError) as error:
-        raise DamageError.of_catalog(f"what a folder leaves out ({error})") from error
+    found = json.loads(exclude)
+    if not isinstance(found, list) or not all(isinstance(glob, str) for glob in found):
+        raise ValueError("no list of texts")
     return tuple(found)
 
 
@@ -272,9 +277,3 @@ def is_sound(tower: TowerRow, item_id: int, vector: bytes, checksum: int) -> boo
     """Whether a vector is what was written."""
     whole = isinstance(vector, bytes) and len(vector) == 4 * tower.dim
     return whole and of_vector(vector, item_id) == checksum
-
-
-def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """The values in portions that one IN (...) can take."""
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]
