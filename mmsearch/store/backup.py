@@ -11,9 +11,8 @@ from pathlib import Path
 
 from mmsearch.errors import DamageError, UnreadableError, UsageError
 from mmsearch.store import catalog
-from mmsearch.store.catalog import begun, is_no_database
-from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
-from mmsearch.store.migrations import APPLICATION_ID, format_version, migrate
+from mmsearch.store.files import write_durably
+from mmsearch.store.migrations import APPLICATION_ID, begun, format_version, migrate
 from mmsearch.store.paths import join, relative
 from mmsearch.store.queries import Queries
 from mmsearch.store.store import REPAIRED, Store, claim, writer_lock
@@ -38,15 +37,15 @@ def backup(store: Store, path: Path, files: Sequence[str]) -> int:
         raise UsageError(f"{path}: there already; name a new file")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder")
-    draft = draft_of(path)
     with catalog.writing(path):
-        try:
-            catalog.unlink_all(draft)
-            with closing(sqlite3.connect(draft, isolation_level=None)) as target:
-                store.catalog.copy_into(target)
-                target.execute("PRAGMA journal_mode = DELETE")
-                _check(target, store.folder / catalog.FILE_NAME)
-                target.execute("BEGIN")
+        with (
+            catalog.drafted(path) as draft,
+            closing(sqlite3.connect(draft, isolation_level=None)) as target,
+        ):
+            store.catalog.copy_into(target)
+            target.execute("PRAGMA journal_mode = DELETE")
+            _check(target, store.folder / catalog.FILE_NAME)
+            with begun(target, "BEGIN"):
                 target.execute("DELETE FROM snapshot")
                 target.execute("DELETE FROM tombstone")
                 target.execute("CREATE TABLE kept_file (name TEXT PRIMARY KEY, content BLOB)")
@@ -54,13 +53,7 @@ def backup(store: Store, path: Path, files: Sequence[str]) -> int:
                     if (store.folder / name).is_file():
                         content = (store.folder / name).read_bytes()
                         target.execute("INSERT INTO kept_file VALUES (?, ?)", (name, content))
-                target.execute("COMMIT")
-            sync_file(draft)
-            draft.replace(path)
-            sync_folder(path.parent)
-            return path.stat().st_size
-        finally:
-            catalog.unlink_all(draft)
+        return path.stat().st_size
 
 
 def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes, bytes]) -> None:
@@ -93,23 +86,17 @@ def restore(path: Path, folder: Path, files: Sequence[str], moved: Mapping[bytes
             raise UsageError(
                 f"{folder}: an index is there already; name a new folder with --index DIR"
             )
-        draft = draft_of(target)
-        try:
-            catalog.unlink_all(draft)
+        with catalog.drafted(target) as draft:
             shutil.copyfile(path, draft)
             with closing(sqlite3.connect(draft, isolation_level=None)) as copy:
                 _check(copy, path)
-                copy.execute("BEGIN")
-                _move_roots(copy, moved)
-                for name, content in copy.execute("SELECT name, content FROM kept_file"):
-                    if name in files and isinstance(content, bytes):
-                        write_durably(folder / name, content)
-                copy.execute("DROP TABLE kept_file")
-                copy.execute("COMMIT")
+                with begun(copy, "BEGIN"):
+                    _move_roots(copy, moved)
+                    for name, content in copy.execute("SELECT name, content FROM kept_file"):
+                        if name in files and isinstance(content, bytes):
+                            write_durably(folder / name, content)
+                    copy.execute("DROP TABLE kept_file")
                 copy.execute("PRAGMA journal_mode = WAL")
-            catalog.put_in_place(draft, target)
-        finally:
-            catalog.unlink_all(draft)
     with Store(folder).writer() as writer:
         writer.compact()
 
@@ -123,7 +110,7 @@ def _check(copy: sqlite3.Connection, path: Path) -> None:
     """
     try:
         is_sound = copy.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
-        migrate(copy, lambda: begun(copy, "BEGIN IMMEDIATE"))
+        migrate(copy)
         queries = Queries(copy)
         bad = (item for tower in queries.towers() for item in unsound(queries, tower))
         is_sound = is_sound and next(bad, None) is None
@@ -140,7 +127,7 @@ def _check_is_backup(copy: sqlite3.Connection, path: Path) -> None:
         (application,) = copy.execute("PRAGMA application_id").fetchone()
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
     except sqlite3.DatabaseError as error:
-        if is_no_database(error):
+        if catalog.code_of(error) == sqlite3.SQLITE_NOTADB:
             raise UsageError(f"{path}: not a backup of mmsearch") from error
         raise DamageError(f"{path}: damaged, so that nothing was made of it: {error}") from error
     if application != APPLICATION_ID or "kept_file" not in tables:

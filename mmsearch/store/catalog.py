@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,11 @@ from mmsearch.errors import (
     StoreError,
     UnreadableError,
 )
-from mmsearch.store.files import draft_of, sync_file, sync_folder
+from mmsearch.store.files import draft_of, replacing
 from mmsearch.store.migrations import (
     APPLICATION_ID,
     FORMAT_VERSION,
+    begun,
     format_version,
     migrate,
 )
@@ -87,8 +88,8 @@ class Catalog:
             self._fixed = os.stat(path)
             version = self._version()
         if version < FORMAT_VERSION:
-            with _explaining(path):
-                _migrate(path)
+            with _explaining(path), closing(_connect(path)) as connection:
+                migrate(connection)
 
     def _version(self) -> int:
         with _explaining(self.path), self._connection() as connection:
@@ -99,22 +100,15 @@ class Catalog:
         """Makes an empty catalog: it appears whole under its name, or not at all."""
         from mmsearch.store import schema  # and SQLAlchemy with it
 
-        draft = draft_of(path)
-        unlink_all(draft)
-        with _explaining(path), _removing(draft):
-            connection = _connect(draft)
-            try:
-                connection.execute("PRAGMA page_size = 16384")  # ignored once it is in WAL mode
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                with begun(connection, "BEGIN IMMEDIATE"):
-                    schema.create(connection)
-                    connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
-                # Not before: what stands in a log is folded into the file when that is closed, and
-                # where this fails SQLite does not say so. Now there is nothing to fold.
-                connection.execute("PRAGMA journal_mode = WAL")
-            finally:
-                connection.close()
-        put_in_place(draft, path)
+        with _explaining(path), drafted(path) as draft, closing(_connect(draft)) as connection:
+            connection.execute("PRAGMA page_size = 16384")  # ignored once it is in WAL mode
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            with begun(connection, "BEGIN IMMEDIATE"):
+                schema.create(connection)
+                connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+            # Not before: what stands in a log is folded into the file when that is closed, and
+            # where this fails SQLite does not say so. Now there is nothing to fold.
+            connection.execute("PRAGMA journal_mode = WAL")
         return cls(path)
 
     def close(self) -> None:
@@ -227,23 +221,20 @@ def companions(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
 
 
-def put_in_place(draft: Path, path: Path) -> None:
-    """Gives a finished catalog its name, durably, where there is none."""
-    sync_file(draft)
-    for one in companions(path):  # SQLite would write a log that was left into this one
-        one.unlink(missing_ok=True)
-    os.replace(draft, path)
-    sync_folder(path.parent)
-
-
 @contextmanager
-def _removing(draft: Path) -> Iterator[None]:
-    """Deletes a database that is not finished: on a full disk its room is needed."""
+def drafted(path: Path) -> Iterator[Path]:
+    """Where to make a database, which then gets its name, durably, where there is none.
+
+    What is not finished is deleted: on a full disk its room is needed.
+    """
+    unlink_all(draft_of(path))
     try:
-        yield
-    except BaseException:
-        unlink_all(draft)
-        raise
+        with replacing(path) as draft:
+            yield draft
+            for one in companions(path):  # SQLite would write a log that was left into this one
+                one.unlink(missing_ok=True)
+    finally:
+        unlink_all(draft_of(path))
 
 
 def unlink_all(path: Path) -> None:
@@ -301,26 +292,6 @@ def _engine(path: Path) -> Engine:
 
 
 @contextmanager
-def begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
-    connection.execute(how)
-    try:
-        yield
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _migrate(path: Path) -> None:
-    connection = _connect(path)
-    try:
-        migrate(connection, lambda: begun(connection, "BEGIN IMMEDIATE"))
-    finally:
-        connection.close()
-
-
-@contextmanager
 def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
@@ -356,21 +327,16 @@ def writing(path: Path) -> Iterator[None]:
 
 def explained(error: sqlite3.DatabaseError, path: Path) -> StoreError | DamageError:
     """What an error of SQLite's means. What is asked for is always there in a sound catalog."""
-    code = _code_of(error)
+    code = code_of(error)
     if code in _IN_USE:
         return IndexInUse(f"{path.parent}: the index is in use by another process; try again")
     if code in _REFUSED:
         return UnreadableError(f"{path}: the catalog cannot be used: {error}")
-    if is_no_database(error) and not (path.parent / MARKER).is_file():
+    if code == sqlite3.SQLITE_NOTADB and not (path.parent / MARKER).is_file():
         return FormatError(f"{path} is not a catalog of mmsearch; name another folder")
     return DamageError.of_catalog(str(error), path)
 
 
-def is_no_database(error: sqlite3.DatabaseError) -> bool:
-    return _code_of(error) == sqlite3.SQLITE_NOTADB
-
-
-def _code_of(error: sqlite3.DatabaseError) -> int | None:
-    """SQLite's primary code; None where the error is Python's own, of text that is none."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+def code_of(error: sqlite3.DatabaseError) -> int:
+    """SQLite's primary code; 0 where the error is Python's own, of text that is none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

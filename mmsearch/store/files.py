@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -39,17 +40,22 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Replaces a file: after a crash it has the old content or the new, never a part."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what takes a file's place: after a crash it is the old one or the new one."""
     draft = draft_of(path)
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
+        yield draft
+        sync_file(draft)
+        draft.replace(path)
+    except BaseException:
         with suppress(OSError):  # half a file of no use takes room on a full disk
             draft.unlink(missing_ok=True)
         raise
-    os.replace(draft, path)
     sync_folder(path.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces a file: after a crash it has the old content or the new, never a part."""
+    with replacing(path) as draft:
+        draft.write_bytes(content)

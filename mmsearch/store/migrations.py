@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mmsearch.errors import DamageError, FormatError
 from mmsearch.store.checksum import of_vector
@@ -180,16 +180,23 @@ def format_version(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
-def migrate(
-    connection: sqlite3.Connection, begun: Callable[[], AbstractContextManager[None]]
-) -> None:
-    """Takes the missing steps, each in a transaction of its own.
+@contextmanager
+def begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
+    """A transaction; committed at the end, rolled back on an error."""
+    connection.execute(how)
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
-    Args:
-        begun: opens a transaction that alone may write, and ends it.
-    """
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Takes the missing steps, each in a transaction of its own."""
     while True:
-        with begun():
+        with begun(connection, "BEGIN IMMEDIATE"):
             number = format_version(connection)
             if number == FORMAT_VERSION:
                 return

@@ -21,10 +21,10 @@ import numpy as np
 
 from mmsearch.errors import DamageError
 from mmsearch.store import catalog
-from mmsearch.store.catalog import Catalog, begun
+from mmsearch.store.catalog import Catalog
 from mmsearch.store.checksum import of_vector
-from mmsearch.store.files import make_folder, sync_file, sync_folder
-from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, OLDEST, migrate
+from mmsearch.store.files import make_folder
+from mmsearch.store.migrations import APPLICATION_ID, FORMAT_VERSION, OLDEST, begun, migrate
 from mmsearch.store.paths import join
 from mmsearch.store.queries import Queries
 from mmsearch.store.rows import TowerRow, globs_of, is_snapshot_name
@@ -142,36 +142,30 @@ def _copies(
 
 def _salvage(folder: Path, outcome: Outcome) -> None:
     """Reads what can be read of a catalog into a new one, which takes its place."""
-    path, draft = folder / catalog.FILE_NAME, folder / f".{REPAIRED}.new"
-    scratch = folder / ".salvage.sqlite3"
-    for leftover in (draft, scratch, folder / REPAIRED):
+    path, scratch = folder / catalog.FILE_NAME, folder / ".salvage.sqlite3"
+    for leftover in (scratch, folder / REPAIRED):
         catalog.unlink_all(leftover)
     try:
-        with closing(_opened(path, scratch)) as source:
+        with (
+            catalog.drafted(folder / REPAIRED) as draft,
+            closing(_opened(path, scratch)) as source,
+        ):
             _create_like(source, draft)
             with closing(sqlite3.connect(draft, isolation_level=None)) as target:
                 target.execute("PRAGMA journal_mode = DELETE")  # see Catalog.create
                 target.execute("PRAGMA foreign_keys = ON")
-                target.execute("BEGIN IMMEDIATE")
-                for table in _TABLES:
-                    _copy(source, target, table)
-                    if table == "root":
-                        _add_roots(source, target)
-                target.execute("COMMIT")
-                migrate(target, lambda: begun(target, "BEGIN IMMEDIATE"))
-                target.execute("BEGIN IMMEDIATE")
-                _tidy(target)
-                outcome.lost += _lost(source, target)
-                target.execute("COMMIT")
+                with begun(target, "BEGIN IMMEDIATE"):
+                    for table in _TABLES:
+                        _copy(source, target, table)
+                        if table == "root":
+                            _add_roots(source, target)
+                migrate(target)
+                with begun(target, "BEGIN IMMEDIATE"):
+                    _tidy(target)
+                    outcome.lost += _lost(source, target)
                 target.execute("PRAGMA journal_mode = WAL")
-    except BaseException:
-        catalog.unlink_all(draft)
-        raise
     finally:
         catalog.unlink_all(scratch)
-    sync_file(draft)
-    draft.replace(folder / REPAIRED)
-    sync_folder(folder)
     kept = folder / f"catalog.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}.sqlite3"
     path.replace(kept)
     finish_repair(folder, kept)
@@ -180,7 +174,7 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
 
 def _create_like(source: sqlite3.Connection, draft: Path) -> None:
     """Makes an empty catalog, in the format of a damaged one."""
-    if _has_table(source, "tower"):
+    if source.execute("SELECT 1 FROM sqlite_master WHERE name = 'tower'").fetchone():
         Catalog.create(draft).close()
         return
     with closing(sqlite3.connect(draft, isolation_level=None)) as target:
@@ -192,11 +186,6 @@ def _create_like(source: sqlite3.Connection, draft: Path) -> None:
         ):
             target.execute(statement)
         target.execute(f"PRAGMA user_version = {OLDEST}")
-
-
-def _has_table(source: sqlite3.Connection, name: str) -> bool:
-    query = "SELECT 1 FROM sqlite_master WHERE name = ?"
-    return source.execute(query, (name,)).fetchone() is not None
 
 
 def _opened(path: Path, scratch: Path) -> sqlite3.Connection:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmsearch.errors import DamageError, UnreadableError, UsageError
 from mmsearch.store import filters
 from mmsearch.store.catalog import Catalog
-from mmsearch.store.files import draft_of, make_folder, sync_file, sync_folder
+from mmsearch.store.files import make_folder, replacing
 from mmsearch.store.paths import canonical, join, relative
 from mmsearch.store.rows import RootRow, SnapshotRow, SpaceRow, TowerRow
 from mmsearch.store.vectors import ivf_name
@@ -257,19 +257,14 @@ class Writer:
 
     def _keep(self, index: FaissIndex | IvfIndex, path: Path) -> bytes:
         """Saves an index: it appears whole under its name, or not at all; its checksum."""
-        draft = draft_of(path)
         try:
-            checksum = index.save(draft)
-            sync_file(draft)
-            draft.replace(path)
-            sync_folder(self._folder)
+            with replacing(path) as draft:
+                return index.save(draft)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise UnreadableError(
                 f"{self._folder}: a vector file cannot be written: {error.strerror or error}; "
                 "nothing is lost, the next 'mmsearch index' writes it"
             ) from error
-        return checksum
 
 
 def is_whole(path: Path, row: SnapshotRow, dim: int) -> bool:

@@ -83,8 +83,8 @@ def test_a_power_cut_loses_nothing_that_was_committed(bench, scenarios, name):
             "    return found\n"
             "catalog._connect = connect\n"
         ),
-        "writer.sync_folder = lambda path: None\n",
-        "writer.sync_file = lambda path: None\n",
+        "from mmsearch.store import files\nfiles.sync_folder = lambda path: None\n",
+        "from mmsearch.store import files\nfiles.sync_file = lambda path: None\n",
         (
             "from mmsearch.store import files, store\n"
             "store.make_folder = lambda path: path.mkdir(exist_ok=True)\n"

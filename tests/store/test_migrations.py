@@ -107,7 +107,7 @@ def test_no_vector_is_written(older):
         raw.execute("CREATE TEMP TABLE written (id)")
         raw.execute("CREATE TEMP TRIGGER on_update AFTER UPDATE ON main.embedding BEGIN "
                     "INSERT INTO written VALUES (NEW.id); END")  # fmt: skip
-        migrate(raw, lambda: catalog.begun(raw, "BEGIN IMMEDIATE"))
+        migrate(raw)
         assert raw.execute("SELECT count(*) FROM written").fetchone() == (0,)
         assert raw.total_changes > changed
     assert pages() == before
