@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ _SHOWN = 20  # findings of SQLite
 _TRIES = 5
 _LENGTH = 1e-3  # how far from 1 the length of a vector may be
 _PART = 8192
+_ITEM = np.dtype([("item", np.int64), ("checksum", np.int64)])
 
 Check = Callable[[], Iterator[Damage]]
 
@@ -67,7 +68,7 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     try:
         with store.catalog.read() as queries:
             try:
-                for check in _Look(queries, store.folder / VECTORS, deep=deep).checks():
+                for check in _Look(queries, store.folder / VECTORS, deep).checks():
                     damages += _found_by(check, store.catalog.path)
                 seen = queries.revision()
                 counts = [queries.count(table) for table in ("media", "caption")]
@@ -102,130 +103,116 @@ def _catalog(reason: str) -> Damage:
     return Damage("catalog", f"the catalog is damaged: {reason}")
 
 
+@dataclass(frozen=True)
 class _Look:
     """The checks of one transaction."""
 
-    def __init__(self, queries: Queries, folder: Path, *, deep: bool) -> None:
-        self._queries = queries
-        self._folder = folder
-        self._deep = deep
+    queries: Queries
+    folder: Path
+    deep: bool
 
     def checks(self) -> tuple[Check, ...]:
         quick = (self._structure, self._ownership, self._missing, self._files)
-        return (*quick, self._vectors, self._words) if self._deep else quick
+        return (*quick, self._vectors, self._words) if self.deep else quick
 
     def _structure(self) -> Iterator[Damage]:
-        pragma = "integrity_check" if self._deep else "quick_check"
-        for (line,) in self._queries.cursor(f"PRAGMA {pragma}({_SHOWN})"):
+        pragma = "integrity_check" if self.deep else "quick_check"
+        for (line,) in self.queries.cursor(f"PRAGMA {pragma}({_SHOWN})"):
             if line != "ok":
                 yield _catalog(" ".join(line.split()))
-        self._queries.roots()  # which reads what they leave out
-        self._queries.obsolete_spaces()
+        self.queries.roots()  # which reads what they leave out
+        self.queries.obsolete_spaces()
 
     def _ownership(self) -> Iterator[Damage]:
         """Rows that belong to nothing: their owners' rows are gone."""
-        if self._deep:
-            broken = self._queries.cursor("PRAGMA foreign_key_check").fetchmany(_SHOWN)
+        if self.deep:
+            broken = self.queries.cursor("PRAGMA foreign_key_check").fetchmany(_SHOWN)
             for table, row, owner, _ in broken:
                 yield Damage("item", f"row {row} of {table} belongs to no {owner}")
-        for tower in self._queries.towers():
-            number = self._queries.number(
-                "SELECT count(*) FROM embedding WHERE space_id = ? AND tower = ? "
-                f"AND item_id NOT IN (SELECT id FROM {tower.items})",
-                tower.space_id, tower.key,
-            )  # fmt: skip
-            if number:
-                yield Damage("item", f"{number} vectors belong to no {tower.key}")
-        number = self._queries.number(
-            "SELECT count(*) FROM media WHERE id NOT IN (SELECT media_id FROM segment)"
-        )
-        if number:
-            yield Damage("item", f"{number} files have no segment")
+        counts = [
+            (
+                self.queries.number(
+                    "SELECT count(*) FROM embedding WHERE space_id = ? AND tower = ? "
+                    f"AND item_id NOT IN (SELECT id FROM {tower.items})",
+                    tower.space_id, tower.key,
+                ),
+                f"vectors belong to no {tower.key}",
+            )
+            for tower in self.queries.towers()
+        ]  # fmt: skip
+        segments = "SELECT count(*) FROM media WHERE id NOT IN (SELECT media_id FROM segment)"
+        counts.append((self.queries.number(segments), "files have no segment"))
+        yield from (Damage("item", f"{number} {what}") for number, what in counts if number)
 
     def _missing(self) -> Iterator[Damage]:
-        space = self._queries.active_space()
-        if space is None:
-            number = self._queries.count("media")
-            if number:
-                yield Damage("catalog", f"there is no space, but there are {number} images")
-            return
-        for tower in space.towers.values():
-            number = self._queries.count_without_vector(tower)
-            if number:
-                yield Damage("missing", f"{number} {tower.key}s have no vector")
+        space = self.queries.active_space()
+        if space is not None:
+            for tower in space.towers.values():
+                if number := self.queries.count_without_vector(tower):
+                    yield Damage("missing", f"{number} {tower.key}s have no vector")
+        elif number := self.queries.count("media"):
+            yield Damage("catalog", f"there is no space, but there are {number} images")
 
     def _files(self) -> Iterator[Damage]:
-        for tower in self._queries.towers():
-            row = self._queries.snapshot_of(tower)
-            if row is not None:
+        for tower in self.queries.towers():
+            if (row := self.queries.snapshot_of(tower)) is not None:
                 yield from self._snapshot(tower, row)
 
     def _snapshot(self, tower: TowerRow, row: SnapshotRow) -> Iterator[Damage]:
-        path = self._folder / row.file
+        path, lists = self.folder / row.file, self.folder / ivf_name(row.file)
         if not is_whole(path, row, tower.dim):
             yield Damage("snapshot", f"{row.file}: missing, or not as it was written")
             return
-        if row.ivf is not None and not (self._folder / ivf_name(row.file)).is_file():
-            yield Damage("ivf", f"{ivf_name(row.file)}: missing; searches are slower")
-        if self._deep:
-            yield from self._deep_snapshot(tower, row)
-
-    def _deep_snapshot(self, tower: TowerRow, row: SnapshotRow) -> Iterator[Damage]:
+        if row.ivf is not None and not lists.is_file():
+            yield Damage("ivf", f"{lists.name}: missing; searches are slower")
+        if not self.deep:
+            return
         from mmsearch.store.faiss_index import FaissIndex
         from mmsearch.store.ivf_index import IvfIndex
 
         try:
-            index = FaissIndex.open(self._folder / row.file, row.checksum)
+            index = FaissIndex.open(path, row.checksum)
             index.check()
         except (FileNotFoundError, DamageError):
             yield Damage("snapshot", f"{row.file}: not what was written")
             return
         try:
             if row.ivf is not None:
-                IvfIndex.open(self._folder / ivf_name(row.file), index, row.ivf)
+                IvfIndex.open(lists, index, row.ivf)
         except (FileNotFoundError, DamageError):
-            yield Damage("ivf", f"{ivf_name(row.file)}: not what was written")
+            yield Damage("ivf", f"{lists.name}: not what was written")
         yield from self._compared(tower, row, index)
 
     def _compared(self, tower: TowerRow, row: SnapshotRow, index: FaissIndex) -> Iterator[Damage]:
         """A vector file that is whole holds what the catalog held when it was written."""
-        order = np.argsort(index.ids)
-        ids, sums = index.ids[order], index.checksums[order]
-        left = np.ones(len(ids), bool)
-        cursor = self._queries.cursor(
+        cursor = self.queries.cursor(
             "SELECT item_id, checksum FROM embedding WHERE space_id = ? AND tower = ? AND id <= ?",
             (tower.space_id, tower.key, row.last_embedding_id),
         )
-        while rows := cursor.fetchmany(_PART):
-            items = np.array([item for item, _ in rows], np.int64)
-            places = np.minimum(np.searchsorted(ids, items), max(0, len(ids) - 1))
-            there = ids[places] == items if len(ids) else np.zeros(len(items), bool)
-            own = np.array([checksum for _, checksum in rows], np.int64)
-            same = there.copy()
-            same[there] = sums[places[there]] == own[there]
-            left[places[there]] = False
-            for item in items[~same].tolist():
-                yield Damage("snapshot", f"{row.file}: {tower.key} {item} is not in it as it was")
-        gone = self._queries.tombstones(tower)
-        strange = int((~np.isin(ids[left], gone)).sum())
-        if strange:
+        written = np.fromiter(cursor, _ITEM)
+        ids, there, own = np.intersect1d(index.ids, written["item"], return_indices=True)
+        same = index.checksums[there] == written["checksum"][own]
+        for item in written["item"][~np.isin(written["item"], ids[same])].tolist():
+            yield Damage("snapshot", f"{row.file}: {tower.key} {item} is not in it as it was")
+        known = np.concatenate([written["item"], self.queries.tombstones(tower)])
+        if strange := int((~np.isin(index.ids, known)).sum()):
             yield Damage("snapshot", f"{row.file}: {strange} in it are not in the catalog")
 
     def _vectors(self) -> Iterator[Damage]:
-        for tower in self._queries.towers():
-            for item in unsound(self._queries, tower):
+        for tower in self.queries.towers():
+            for item in unsound(self.queries, tower):
                 yield Damage("vector", f"the vector of {tower.key} {item} is not what was written")
 
     def _words(self) -> Iterator[Damage]:
         own: dict[int, list[list[str]]] = {}
         columns = ", ".join(COLUMNS.values())
-        for segment, text, *is_in in self._queries.cursor(
+        for segment, text, *is_in in self.queries.cursor(
             f"SELECT {SEGMENT}, text, {columns} FROM caption"
         ):
             lines = own.setdefault(segment, [[] for _ in COLUMNS])
             for column, is_here in zip(lines, is_in, strict=True):
                 column.extend(text.split("\n") if is_here else ())
-        for segment, *texts in self._queries.cursor(
+        for segment, *texts in self.queries.cursor(
             f"SELECT rowid, {', '.join(COLUMNS)} FROM words"
         ):
             kept = [sorted((text or "").split("\n")) for text in texts]
@@ -234,7 +221,7 @@ class _Look:
                 return
         if own:
             yield _words_of(min(own))
-        strange = self._queries.number(
+        strange = self.queries.number(
             "SELECT count(*) FROM (SELECT id, text FROM caption WHERE source = 'text' EXCEPT "
             "SELECT rowid, text FROM read_text)"
         )
