@@ -9,12 +9,16 @@ from pathlib import Path
 
 
 def sync_file(path: Path) -> None:
-    _sync(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
-        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+        sync_file(path)
 
 
 def make_folder(path: Path) -> None:
@@ -25,14 +29,6 @@ def make_folder(path: Path) -> None:
     path.mkdir(exist_ok=True)
     with suppress(PermissionError):  # a folder that may be written to and not be read
         sync_folder(path.parent)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def draft_of(path: Path) -> Path:

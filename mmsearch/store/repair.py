@@ -40,6 +40,24 @@ _TABLES = (
     "revision", "space", "tower", "root", "media", "segment", "caption", "embedding",
     "patch_embedding", "look", "tombstone", "snapshot", "failure", "sqlite_sequence",
 )  # fmt: skip
+#: Take out what belongs to nothing any more.
+_ORPHANS = (
+    "DELETE FROM segment WHERE media_id NOT IN (SELECT id FROM media)",
+    # A picture is one segment: it needs no row to tell. Of other files it is not known.
+    """INSERT OR IGNORE INTO segment (id, media_id, modality) SELECT id, id, 'image' FROM media
+        WHERE kind = 'image' AND id NOT IN (SELECT media_id FROM segment)""",
+    "DELETE FROM caption WHERE media_id NOT IN (SELECT media_id FROM segment)",
+    "DELETE FROM media WHERE id NOT IN (SELECT media_id FROM segment)",
+    """DELETE FROM embedding WHERE NOT EXISTS (SELECT 1 FROM tower
+        WHERE tower.space_id = embedding.space_id AND key = tower AND CASE modality
+        WHEN 'text' THEN item_id IN (SELECT id FROM caption)
+        ELSE item_id IN (SELECT id FROM segment WHERE modality = tower.modality) END)""",
+)
+#: What an index of SQLite repeats of a table: how many rows there were.
+_COUNTED = (
+    ("caption", "ix_caption_media_id", "captions"),
+    ("failure", "sqlite_autoindex_failure_1", "files in the list of those that failed"),
+)
 _PAGE = 16384
 #: So many unreadable places in a table are passed over.
 _GAPS = 10_000
@@ -215,9 +233,8 @@ def _opened(path: Path, scratch: Path) -> sqlite3.Connection:
 def _with_new_header(path: Path, scratch: Path) -> None:
     """A copy, with the first 100 bytes as SQLite writes them for our catalogs."""
     shutil.copyfile(path, scratch)
-    wal = path.with_name(path.name + "-wal")
-    if wal.is_file():
-        shutil.copyfile(wal, scratch.with_name(scratch.name + "-wal"))
+    if (wal := catalog.companions(path)[0]).is_file():
+        shutil.copyfile(wal, catalog.companions(scratch)[0])
     pages = scratch.stat().st_size // _PAGE
     header = struct.pack(
         ">16sHBBBBBB12I20xII",
@@ -248,14 +265,13 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) ->
 def _add_roots(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
     """Folders whose rows are gone, by the index over their paths: without them, all is nowhere."""
     with suppress(*_UNREADABLE):
-        for number, path in source.execute(
-            "SELECT rowid, path FROM root INDEXED BY sqlite_autoindex_root_1"
-        ):
-            if isinstance(path, bytes):
-                target.execute(
-                    "INSERT OR IGNORE INTO root (id, path, walked, exclude) VALUES (?, ?, 1, '[]')",
-                    (number, path),
-                )
+        target.executemany(
+            "INSERT OR IGNORE INTO root (id, path, walked, exclude) VALUES (?, ?, 1, '[]')",
+            source.execute(
+                "SELECT rowid, path FROM root INDEXED BY sqlite_autoindex_root_1 "
+                "WHERE typeof(path) = 'blob'"
+            ),
+        )
 
 
 def _readable(
@@ -273,13 +289,11 @@ def _readable(
                     raise ValueError("out of order")
                 after = number
                 yield tuple(row)
-        except MemoryError:
-            if after == was_short:
+        except _UNREADABLE as error:
+            if isinstance(error, MemoryError) and after != was_short:
+                was_short = after  # the machine may be short of it just now: once more
+            else:
                 after = _behind(source, query, after)
-            else:  # the machine may be short of it just now: once more
-                was_short = after
-        except _UNREADABLE:
-            after = _behind(source, query, after)
         else:
             return
 
@@ -312,23 +326,16 @@ def _tidy(target: sqlite3.Connection) -> None:
     Raises:
         DamageError: there is no space left, without which vectors mean nothing.
     """
-    target.execute("DELETE FROM segment WHERE media_id NOT IN (SELECT id FROM media)")
-    # A picture is one segment: it needs no row to tell. Of other files it is not known.
-    target.execute(
-        "INSERT OR IGNORE INTO segment (id, media_id, modality) SELECT id, id, 'image' FROM media "
-        "WHERE kind = 'image' AND id NOT IN (SELECT media_id FROM segment)"
+    for statement in _ORPHANS:
+        target.execute(statement)
+    target.executemany(
+        "DELETE FROM snapshot WHERE rowid = ?",
+        [
+            (number,)
+            for number, file in target.execute("SELECT rowid, file FROM snapshot")
+            if not is_snapshot_name(file)
+        ],
     )
-    target.execute("DELETE FROM caption WHERE media_id NOT IN (SELECT media_id FROM segment)")
-    target.execute("DELETE FROM media WHERE id NOT IN (SELECT media_id FROM segment)")
-    target.execute(
-        "DELETE FROM embedding WHERE NOT EXISTS (SELECT 1 FROM tower "
-        "WHERE tower.space_id = embedding.space_id AND key = tower AND CASE modality "
-        "WHEN 'text' THEN item_id IN (SELECT id FROM caption) "
-        "ELSE item_id IN (SELECT id FROM segment WHERE modality = tower.modality) END)"
-    )
-    for number, file in target.execute("SELECT rowid, file FROM snapshot").fetchall():
-        if not is_snapshot_name(file):
-            target.execute("DELETE FROM snapshot WHERE rowid = ?", (number,))
     for number, exclude in target.execute("SELECT id, exclude FROM root").fetchall():
         try:
             globs_of(exclude)
@@ -361,21 +368,14 @@ def _lost(source: sqlite3.Connection, target: sqlite3.Connection) -> list[str]:
         ):
             if (root, path) not in kept and isinstance(path, bytes):
                 found.append(os.fsdecode(join(tops.get(root, b"?"), path)))
-    (now,) = target.execute("SELECT count(*) FROM caption").fetchone()
-    before = now + 1  # not known
-    with suppress(*_UNREADABLE):
-        (before,) = source.execute(
-            "SELECT count(*) FROM caption INDEXED BY ix_caption_media_id"
-        ).fetchone()
-        if before > now:
-            found.append(f"{before - now} captions")
-    with suppress(*_UNREADABLE):
-        (failed,) = source.execute(
-            "SELECT count(*) FROM failure INDEXED BY sqlite_autoindex_failure_1"
-        ).fetchone()
-        (left,) = target.execute("SELECT count(*) FROM failure").fetchone()
-        if failed > left:
-            found.append(f"{failed - left} files in the list of those that failed")
-    if before != now:  # those of sidecar files are read again
-        target.execute("UPDATE media SET sidecar_size = NULL, sidecar_mtime_ns = NULL")
+    for table, index, what in _COUNTED:
+        before = None  # not known
+        (now,) = target.execute(f"SELECT count(*) FROM {table}").fetchone()
+        with suppress(*_UNREADABLE):
+            query = f"SELECT count(*) FROM {table} INDEXED BY {index}"
+            (before,) = source.execute(query).fetchone()
+            if before > now:
+                found.append(f"{before - now} {what}")
+        if table == "caption" and before != now:  # those of sidecar files are read again
+            target.execute("UPDATE media SET sidecar_size = NULL, sidecar_mtime_ns = NULL")
     return found
