@@ -41,7 +41,6 @@ class Selection:
     only: Rows | None
     """They, where they were named; None where all are meant but for `never`."""
     never: Rows
-    count: int
 
 
 @dataclass(frozen=True)
@@ -130,10 +129,7 @@ class FaissIndex:
         if self._is_checked:
             return
         assert self._saved is not None
-        with _reading(self._saved.path):
-            found = of_descriptor(self._saved.descriptor)
-        if found != self._saved.checksum:
-            raise damaged(self._saved.path)
+        check_file(self._saved.path, self._saved.checksum, self._saved.descriptor)
         self._is_checked = True
 
     def __len__(self) -> int:
@@ -191,15 +187,12 @@ class FaissIndex:
     def rows_of(self, ids: Ids) -> Rows:
         """The rows of those of some ids (sorted) that are in here."""
         known, rows = self._places
-        found: Rows
         if not len(known):
-            found = rows[ids[: np.searchsorted(ids, len(rows))]]
+            found: Rows = rows[ids[: np.searchsorted(ids, len(rows))]]
             found = found[found >= 0]
         else:
-            places = np.searchsorted(known, ids)
-            there = places < len(known)
-            places = places[there]
-            found = rows[places[known[places] == ids[there]]]
+            places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            found = rows[places[known[places] == ids]]
         return found
 
     def selection(self, among: Ids | None, without: Ids | None) -> Selection:
@@ -212,8 +205,7 @@ class FaissIndex:
         mask[never] = False
         if only is not None and len(never):
             only = only[mask[only]]
-        count = len(self) - len(never) if only is None else len(only)
-        return Selection(mask, only, never, count)
+        return Selection(mask, only, never)
 
     def _rows_without(self, ids: Ids) -> Rows:
         # What was removed is the same array for all searches until something is written.
@@ -279,15 +271,15 @@ def damaged(path: Path) -> DamageError:
     return DamageError(f"{path}: the vector file is damaged; run 'mmsearch repair'")
 
 
-def check_file(path: Path, checksum: bytes) -> None:
-    """Compares a file with its checksum.
+def check_file(path: Path, checksum: bytes, descriptor: int | None = None) -> None:
+    """Compares a file, which may be open, with its checksum.
 
     Raises:
         FileNotFoundError: there is no such file.
         DamageError: it is not what was saved.
     """
     with _reading(path):
-        found = of_file(path)
+        found = of_file(path) if descriptor is None else of_descriptor(descriptor)
     if found != checksum:
         raise damaged(path)
 

@@ -30,7 +30,7 @@ from mmsearch.store.faiss_index import (
     selector_of,
     write_index,
 )
-from mmsearch.store.vector_index import Found, best, dot_products
+from mmsearch.store.vector_index import Found, best, dot_products, spread
 from mmsearch.types import Ids, Vectors
 
 _PER_LIST = 50  # vectors to learn a centroid from
@@ -88,8 +88,7 @@ class IvfIndex:
         index = _known(like, exact.dim, name) if like is not None else None
         if index is None:
             index = faiss.index_factory(exact.dim, name, faiss.METRIC_INNER_PRODUCT)
-            rows = np.linspace(0, count - 1, min(count, _PER_LIST * index.nlist)).astype(np.int64)
-            index.train(exact.vectors_at(rows))
+            index.train(exact.vectors_at(spread(count, _PER_LIST * index.nlist)))
         for start in range(0, count, _BATCH):
             rows = np.arange(start, min(count, start + _BATCH))
             index.add(exact.vectors_at(rows))
@@ -97,8 +96,7 @@ class IvfIndex:
         if queries is not None:
             found._choose_probes(queries)
         else:
-            rows = np.linspace(0, count - 1, min(count, TRIAL)).astype(np.int64)
-            found._choose_probes(exact.vectors_at(rows))
+            found._choose_probes(exact.vectors_at(spread(count, TRIAL)))
             index.nprobe = min(2 * index.nprobe, index.nlist)
         return found
 
@@ -161,8 +159,8 @@ class IvfIndex:
             return [nothing() for _ in queries]
         found = self._index.search(queries, candidates, params=parameters)[1]
         return [
-            self._best(query, rows[rows >= 0], k)
-            for query, rows in zip(queries, found, strict=True)
+            best(dot_products(query, exact.vectors_at(rows)), exact.ids[rows], k)
+            for query, rows in zip(queries, (one[one >= 0] for one in found), strict=True)
         ]
 
     def _selecting(self, k: int, selection: Selection) -> Any:
@@ -179,7 +177,7 @@ class IvfIndex:
         else:
             gone = np.bincount(self._list_of_row[selection.never], minlength=lists)
             there = self._sizes > gone
-        in_lists, share = int(there.sum()), selection.count / len(self._exact)
+        in_lists, share = int(there.sum()), np.count_nonzero(selection.mask) / len(self._exact)
         if not in_lists:
             return None
         probes = math.ceil(self._index.nprobe * _effort(k) / math.sqrt(share))
@@ -201,10 +199,6 @@ class IvfIndex:
             if size := lists.list_size(number):
                 found[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
         return found
-
-    def _best(self, query: Vectors, rows: NDArray[np.int64], k: int) -> Found:
-        scores = dot_products(query, self._exact.vectors_at(rows))
-        return best(scores, self._exact.ids[rows], k)
 
 
 def _effort(k: int) -> float:

@@ -40,6 +40,7 @@ from mmsearch.store.rows import (
     is_sound,
     under,
 )
+from mmsearch.store.vector_index import spread
 from mmsearch.types import TEXT, EncoderSpec, Facts, Failure, Ids, Modality, Vectors
 
 _QUERY_WORDS = 64
@@ -64,7 +65,7 @@ class Queries:
         """Takes the connection of the transaction."""
         self._connection = connection
 
-    def rows_in(self, query: str, ids: Iterable[int], *before: Any) -> list[tuple[Any, ...]]:
+    def rows_in(self, query: str, ids: Iterable[int] | Ids, *before: Any) -> list[tuple[Any, ...]]:
         """The rows of a query that ends with a column: those where it is one of some ids.
 
         Args:
@@ -235,9 +236,10 @@ class Queries:
     @decoding()
     def some_paths(self, count: int) -> list[bytes]:
         """The absolute paths of up to so many media, evenly spaced in the order of their ids."""
+        ids = self._ids("SELECT id FROM media ORDER BY id")
         found = self.rows_in(
             "SELECT root.path, media.path FROM media JOIN root ON root.id = root_id WHERE media.id",
-            _spread(self._ids("SELECT id FROM media ORDER BY id"), count),
+            ids[spread(len(ids), count)],
         )
         return [join(top, path) for top, path in found]
 
@@ -507,12 +509,17 @@ class Queries:
                 vectors = vectors_from(b"".join(row[2] for row in rows), tower.dim)
             yield rows[-1][0], ids, vectors
 
+    def last_embedding(self, tower: TowerRow) -> int:
+        """The newest embedding of a tower; 0 where there is none."""
+        query = "SELECT coalesce(max(id), 0) FROM embedding WHERE space_id = ? AND tower = ?"
+        return self.number(query, tower.space_id, tower.key)
+
     @decoding()
     def some_vectors(self, tower: TowerRow, count: int) -> Vectors:
         """Up to so many vectors, (n, dim), evenly spaced in the order of writing."""
         query = "SELECT id FROM embedding WHERE space_id = ? AND tower = ? ORDER BY id"
-        chosen = _spread(self._ids(query, (tower.space_id, tower.key)), count)
-        found = self.rows_in("SELECT vector FROM embedding WHERE id", chosen)
+        ids = self._ids(query, (tower.space_id, tower.key))
+        found = self.rows_in("SELECT vector FROM embedding WHERE id", ids[spread(len(ids), count)])
         return vectors_from(b"".join(vector for (vector,) in found), tower.dim)
 
     @decoding()
@@ -570,13 +577,6 @@ def _without_vector(tower: TowerRow) -> str:
 
 def _key(tower: TowerRow) -> tuple[int, str, Modality]:
     return tower.space_id, tower.key, tower.modality
-
-
-def _spread(ids: Ids, count: int) -> list[int]:
-    """Up to so many ids, evenly spaced."""
-    places = np.linspace(0, max(0, len(ids) - 1), min(count, len(ids))).astype(np.int64)
-    found: list[int] = ids[places].tolist()
-    return found
 
 
 def _missing(row: Sequence[Any]) -> MissingSegment:

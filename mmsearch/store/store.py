@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,17 +125,7 @@ class Store:
                 space, revision = queries.active_space(), queries.revision()
                 towers = space.towers if space else {}
 
-                def view_of(
-                    tower: TowerRow, queries: Queries = queries, revision: int = revision
-                ) -> VectorView:
-                    try:
-                        return self._view(queries, tower, revision)
-                    except FileNotFoundError as error:
-                        raise DamageError(
-                            f"{self.folder}: a vector file is missing; run 'mmsearch repair', "
-                            "which writes it again from the catalog"
-                        ) from error
-
+                view_of = partial(self._view, queries, revision)
                 try:  # a reader keeps these: their files may go while it reads
                     views = {
                         name: view_of(towers[name])
@@ -149,15 +140,25 @@ class Store:
                 yield Reader(queries, space, view_of, views)
                 return
 
-    def _view(self, queries: Queries, tower: TowerRow, revision: int) -> VectorView:
-        """The vectors as of this very transaction; the newest view is kept for the next search."""
+    def _view(self, queries: Queries, revision: int, tower: TowerRow) -> VectorView:
+        """The vectors as of this very transaction; the newest view is kept for the next search.
+
+        Raises:
+            DamageError: the vector file is missing.
+        """
         with self._views_lock:
             if self._identity != self.catalog.identity:  # a repair put another in its place
                 self._views.clear()
                 self._identity = self.catalog.identity
-            return self._newest_view(queries, tower, revision)
+            try:
+                return self._newest_view(queries, revision, tower)
+            except FileNotFoundError as error:
+                raise DamageError(
+                    f"{self.folder}: a vector file is missing; run 'mmsearch repair', "
+                    "which writes it again from the catalog"
+                ) from error
 
-    def _newest_view(self, queries: Queries, tower: TowerRow, revision: int) -> VectorView:
+    def _newest_view(self, queries: Queries, revision: int, tower: TowerRow) -> VectorView:
         view = self._views.get(tower)
         if view is not None and view.revision == revision:
             return view

@@ -45,19 +45,19 @@ class ExactIndex:
     """Compares with every vector: for the few that are newer than the snapshot."""
 
     def __init__(self, ids: Ids, vectors: Vectors) -> None:
-        self._ids = ids
+        self.ids = ids
         self._vectors = vectors
         self._room: tuple[Ids, Vectors] = (ids, vectors)
         """Arrays that these are the beginning of, with room for more."""
         self._is_newest = True
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def search(
         self, queries: Vectors, k: int, *, among: Ids | None = None, without: Ids | None = None
     ) -> list[Found]:
-        ids, vectors = self._ids, self._vectors
+        ids, vectors = self.ids, self._vectors
         if among is not None or without is not None:
             keep = np.ones(len(ids), dtype=bool)
             if among is not None:
@@ -68,10 +68,6 @@ class ExactIndex:
         if len(queries) == 1:
             return [best(dot_products(queries[0], vectors), ids, k)]
         return [best(scores, ids, k) for scores in queries @ vectors.T]
-
-    @property
-    def ids(self) -> Ids:
-        return self._ids
 
     def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
         found: Vectors = self._vectors[rows]
@@ -87,11 +83,16 @@ class ExactIndex:
         if not self._is_newest or total > len(room[0]):
             size = max(2 * total, 64)
             room = np.empty(size, np.int64), np.empty((size, vectors.shape[1]), np.float32)
-            room[0][:count], room[1][:count] = self._ids, self._vectors
+            room[0][:count], room[1][:count] = self.ids, self._vectors
         room[0][count:total], room[1][count:total] = ids, vectors
         found = ExactIndex(room[0][:total], room[1][:total])
         found._room, self._is_newest = room, False  # another has its place in there now
         return found
+
+
+def spread(count: int, most: int) -> Ids:
+    """Up to so many of the numbers below `count`, evenly spaced."""
+    return np.linspace(0, max(0, count - 1), min(most, count)).astype(np.int64)
 
 
 def dot_products(query: Vectors, vectors: Vectors) -> Vectors:

@@ -18,7 +18,7 @@ import numpy as np
 from mmsearch.errors import DamageError
 from mmsearch.store.queries import Queries
 from mmsearch.store.rows import TowerRow
-from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex
+from mmsearch.store.vector_index import ExactIndex, Found, VectorIndex, spread
 from mmsearch.types import Ids, Vectors
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,7 @@ class VectorView:
         if len(self.hidden):  # the ids of a large snapshot are looked at only where they matter
             ids = np.concatenate([part.ids for part in parts])
             there = np.flatnonzero(~np.isin(ids, self.hidden))
-        places = np.linspace(0, max(0, len(there) - 1), min(_SAMPLE, len(there)))
-        rows = there[np.unique(places.astype(np.int64))]
+        rows = there[spread(len(there), _SAMPLE)]
         older = total - len(self.delta)
         found = [self.delta.vectors_at(rows[rows >= older] - older)]
         if self.snapshot is not None:

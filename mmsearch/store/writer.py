@@ -17,7 +17,7 @@ from mmsearch.store.files import make_folder, replacing
 from mmsearch.store.paths import canonical, join, relative
 from mmsearch.store.rows import RootRow, SnapshotRow, SpaceRow, TowerRow
 from mmsearch.store.vectors import ivf_name
-from mmsearch.types import IMAGE, TEXT, EncoderSpec, Ids, Vectors
+from mmsearch.types import IMAGE, TEXT, EncoderSpec
 
 if TYPE_CHECKING:
     from mmsearch.store.faiss_index import FaissIndex
@@ -153,10 +153,9 @@ class Writer:
     def compact(self, *, only_if: str = "always") -> None:
         """Writes new snapshots. `only_if`: "always", or where the delta is "short" or "long"."""
         for tower, row, waiting in self._loads():
-            held = row.vectors if row else 0
-            when = self._compaction
-            least = {"always": 1, "short": when.short, "long": when.long}[only_if]
-            if waiting >= (least if only_if == "always" else max(least, held * when.share)):
+            when, share = self._compaction, row.vectors * self._compaction.share if row else 0
+            least = {"always": 1, "short": max(when.short, share), "long": max(when.long, share)}
+            if waiting >= least[only_if]:
                 self._write_snapshot(tower, row)
         if only_if != "long":  # in the midst of a run they would be made again and again
             self._make_ivf()
@@ -206,15 +205,9 @@ class Writer:
         name = f"{tower.space_id}-{tower.key}-{generation}.faiss"
         path = self._folder / name
         with self._catalog.read() as queries:
-            last = 0
-
-            def batches() -> Iterator[tuple[Ids, Vectors]]:
-                nonlocal last
-                for newest, ids, vectors in queries.embeddings_after(tower, 0):
-                    last = newest
-                    yield ids, vectors
-
-            index = FaissIndex.build(tower.dim, batches())
+            last = queries.last_embedding(tower)
+            batches = ((ids, vectors) for _, ids, vectors in queries.embeddings_after(tower, 0))
+            index = FaissIndex.build(tower.dim, batches)
         row = SnapshotRow(generation, name, len(index), last, self._keep(index, path))
         with self.change() as change:
             change.set_snapshot(tower, row)
