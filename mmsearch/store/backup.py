@@ -145,14 +145,11 @@ def _places(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> dict[int,
     used: set[bytes] = set()
     places: dict[int, bytes] = {}
     for path, number in roots.items():
-        above = [old for old in moved if relative(path, old) is not None]
-        old = max(above, key=len, default=None)
-        rest = relative(path, old) if old is not None else None
-        if old is None or rest is None:
-            places[number] = path
-            continue
+        above = [(old, rest) for old in moved if (rest := relative(path, old)) is not None]
+        old, rest = max(above, key=lambda one: len(one[0]), default=(path, b""))
         used.add(old)
-        places[number] = join(moved[old], rest) if rest else moved[old]
+        top = moved.get(old, path)
+        places[number] = join(top, rest) if rest else top
     if strange := sorted(set(moved) - used):
         known = ", ".join(os.fsdecode(path) for path in roots) or "none"
         raise UsageError(
@@ -165,7 +162,9 @@ def _places(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> dict[int,
 
 def _move_roots(copy: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:
     places = _places(copy, moved)
-    for number in places:  # aside first: one may take the place that another leaves
-        copy.execute("UPDATE root SET path = ? WHERE id = ?", (b"\0%d" % number, number))
-    for number, path in places.items():
-        copy.execute("UPDATE root SET path = ? WHERE id = ?", (path, number))
+    aside = {number: b"\0%d" % number for number in places}  # one may take another's place
+    for one in (aside, places):
+        copy.executemany(
+            "UPDATE root SET path = ? WHERE id = ?",
+            [(path, number) for number, path in one.items()],
+        )

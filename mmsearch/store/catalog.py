@@ -84,7 +84,7 @@ class Catalog:
             # the file alone is all, as long as nobody changes it.
             if os.access(path.parent, os.W_OK) or companions(path)[0].exists():
                 raise
-            self._drop_idle()
+            self.close()
             self._fixed = os.stat(path)
             version = self._version()
         if version < FORMAT_VERSION:
@@ -113,9 +113,11 @@ class Catalog:
 
     def close(self) -> None:
         """Lets go of the file; an open transaction keeps its connection to its end."""
-        self._drop_idle()
         with self._lock:
+            idle, self._idle = self._idle, []
             engine, self._engine = self._engine, None
+        for connection in idle:
+            connection.close()
         if engine is not None:
             engine.dispose()
 
@@ -127,12 +129,6 @@ class Catalog:
         if now not in (None, self.identity):
             self.close()
             self.identity = now
-
-    def _drop_idle(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
 
     def copy(self, to: Catalog) -> None:
         """Copies everything, as of now, over another catalog; writers are not held up."""
@@ -192,7 +188,7 @@ class Catalog:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         if self._fixed is not None and _has_changed(self.path, self._fixed):
             self._fixed = None
-            self._drop_idle()
+            self.close()
         self._follow()
         with self._lock:
             found = self._idle.pop() if self._idle else None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from mmsearch.errors import SpaceError
 from mmsearch.store.paths import canonical, join, relative
-from mmsearch.store.queries import Queries
+from mmsearch.store.queries import Condition, Queries
 from mmsearch.store.rows import RootRow, SpaceRow, TowerRow, stored_time, under
 from mmsearch.types import Filter, Ids
 
@@ -34,29 +33,21 @@ def matching_ids(queries: Queries, where: Filter, tower: TowerRow | None) -> Ids
     Args:
         tower: None is for the media themselves.
     """
-    conditions: list[str] = []
-    values: list[Any] = []
+    conditions: list[Condition] = []
     if where.after is not None:
-        conditions.append("captured >= ?")
-        values.append(stored_time(where.after))
+        conditions.append(("captured >= ?", [stored_time(where.after)]))
     if where.before is not None:
-        conditions.append("captured < ?")
-        values.append(stored_time(where.before))
+        conditions.append(("captured < ?", [stored_time(where.before)]))
     if where.under is not None:
-        condition, own = _under(queries, os.fsencode(os.path.abspath(where.under)))
-        conditions.append(condition)
-        values += own
-    return queries.ids_where(tower, conditions, values)
+        conditions.append(_under(queries, os.fsencode(os.path.abspath(where.under))))
+    return queries.ids_where(tower, conditions)
 
 
-def _under(queries: Queries, folder: bytes) -> tuple[str, list[Any]]:
-    """The condition that a file lies in a folder, and its values."""
-    conditions: list[str] = []
-    values: list[Any] = []
-    for root, prefix in places_of(queries, folder):
-        condition, own = under(prefix)
-        conditions.append(f"(root_id = ? AND {condition})")
-        values += [root.id, *own]
+def _under(queries: Queries, folder: bytes) -> Condition:
+    """That a file lies in a folder."""
+    places = [(root.id, *under(prefix)) for root, prefix in places_of(queries, folder)]
+    conditions = [f"(root_id = ? AND {condition})" for _, condition, _ in places]
+    values = [value for number, _, own in places for value in (number, *own)]
     return f"({' OR '.join(conditions) or 'FALSE'})", values
 
 

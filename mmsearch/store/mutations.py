@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import (
     Connection,
+    case,
     delete,
     func,
     insert,
@@ -80,9 +81,10 @@ class Change:
 
     def activate(self, space: SpaceRow) -> None:
         """Makes a space the one that searches use; all others become obsolete."""
-        table = schema.space
-        self._connection.execute(update(table).values(state=OBSOLETE))
-        self._connection.execute(update(table).where(table.c.id == space.id).values(state=ACTIVE))
+        is_it = schema.space.c.id == space.id
+        self._connection.execute(
+            update(schema.space).values(state=case((is_it, ACTIVE), else_=OBSOLETE))
+        )
 
     def drop(self, space: SpaceRow) -> None:
         """Says that nothing uses a space any more."""
@@ -226,17 +228,16 @@ class Change:
 
         Where EXIF told no capture time, it is that of the modification.
         """
-        chosen = schema.media.c.id == media_id
+        captured = schema.media.c.captured
+        is_told = schema.media.c.captured_from != "mtime"
         self._connection.execute(
             update(schema.media)
-            .where(chosen)
-            .values(root_id=root_id, path=path, size=size, mtime_ns=mtime_ns)
-        )
-        self._connection.execute(
-            update(schema.media)
-            .where(chosen, schema.media.c.captured_from == "mtime")
-            .values(captured=stored_time(local_time(mtime_ns)))
-        )
+            .where(schema.media.c.id == media_id)
+            .values(
+                root_id=root_id, path=path, size=size, mtime_ns=mtime_ns,
+                captured=case((is_told, captured), else_=stored_time(local_time(mtime_ns))),
+            )
+        )  # fmt: skip
 
     def set_sidecar(self, media_id: int, sidecar: tuple[int, int] | None) -> None:
         size, mtime_ns = sidecar or (None, None)
@@ -267,8 +268,7 @@ class Change:
         """Deletes roots that hold nothing and are not walked, or are among `also`."""
         chosen = set(also)
         for root in self.queries.roots():
-            may_go = not root.walked or root.id in chosen
-            if may_go and self.queries.is_empty(root):
+            if (not root.walked or root.id in chosen) and self.queries.is_empty(root):
                 self._connection.execute(delete(schema.root).where(schema.root.c.id == root.id))
 
     def remove_media(self, ids: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
@@ -56,14 +57,16 @@ _CAPTION = "id, media_id, text, source, segment_id, language, confidence"
 AMONG = "IN (SELECT value FROM json_each(?))"
 
 Table = Literal["media", "caption", "failure"]
+Condition = tuple[str, Sequence[Any]]
+"""A condition of SQL, and its values."""
 
 
+@dataclass(frozen=True)
 class Queries:
     """One transaction's view of the catalog: all that it reads is of one moment."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        """Takes the connection of the transaction."""
-        self._connection = connection
+    connection: sqlite3.Connection
+    """That of the transaction."""
 
     def rows_in(self, query: str, ids: Iterable[int] | Ids, *before: Any) -> list[tuple[Any, ...]]:
         """The rows of a query that ends with a column: those where it is one of some ids.
@@ -76,7 +79,7 @@ class Queries:
 
     def cursor(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """The rows of a query, one at a time."""
-        return self._connection.execute(query, values)
+        return self.connection.execute(query, values)
 
     @decoding()
     def number(self, query: str, *values: Any) -> int:
@@ -196,14 +199,14 @@ class Queries:
         )
         found: dict[bytes, MediaRecord] = {}
         for one in hashes:
-            for number, *where in self.cursor(query, (space.id, *keys, one)).fetchall():
+            rows = self.cursor(query, (space.id, *keys, one)).fetchall()
+            for number, root_id, path, size, mtime_ns in rows:
                 try:
                     segments = self._segment_records(space, number)
                     captions = self.caption_records(space, number, is_wanted)
                 except LookupError:  # one has no vector yet
                     continue
                 facts = self.facts_of([number])[number]
-                root_id, path, size, mtime_ns = where
                 found[one] = MediaRecord(
                     root_id, path, size, mtime_ns, one, facts, segments, captions
                 )
@@ -244,21 +247,21 @@ class Queries:
         return [join(top, path) for top, path in found]
 
     @decoding()
-    def ids_where(
-        self, tower: TowerRow | None, conditions: Sequence[str], values: Sequence[Any]
-    ) -> Ids:
+    def ids_where(self, tower: TowerRow | None, conditions: Sequence[Condition]) -> Ids:
         """The ids of a tower's items whose media meet some conditions, sorted.
 
         Args:
             tower: None is for the media themselves.
         """
-        query = f"SELECT id FROM media WHERE {' AND '.join(conditions) or 'TRUE'}"
+        where = " AND ".join(condition for condition, _ in conditions)
+        values = [value for _, own in conditions for value in own]
+        query = f"SELECT id FROM media WHERE {where or 'TRUE'}"
         if tower is not None:
             query = (
                 f"SELECT id FROM {tower.items} WHERE media_id IN ({query}) "
                 f"AND {tower.modality_of_item} = ?"
             )
-            values = (*values, tower.modality)
+            values.append(tower.modality)
         return np.sort(self._ids(query, values))
 
     @decoding()

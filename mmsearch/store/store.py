@@ -323,14 +323,13 @@ def writer_lock(folder: Path, wait: float = 5.0) -> Iterator[None]:
     """
     # The kernel drops the lock with the process that holds it, so a kill leaves none behind.
     lock = FileLock(folder / _LOCK, timeout=wait)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise IndexInUse(
-            f"{folder}: another process is writing to this index; try again when it has ended"
-        ) from error
-    except OSError as error:
-        raise UnreadableError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    with catalog.writing(folder):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise IndexInUse(
+                f"{folder}: another process is writing to this index; try again when it has ended"
+            ) from error
     try:
         yield
     finally:

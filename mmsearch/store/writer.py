@@ -41,21 +41,21 @@ class Compaction:
     """Smaller snapshots are searched exactly, which is quick enough (docs/performance.md)."""
 
 
+@dataclass(frozen=True)
 class Writer:
     """What the one writer can do. Made by `Store.writer`."""
 
-    def __init__(self, opened: Catalog, folder: Path, compaction: Compaction) -> None:
-        """Takes the catalog and the folder of the vector files."""
-        self._compaction = compaction
-        self._catalog = opened
-        self._folder = folder
+    catalog: Catalog
+    folder: Path
+    """Of the vector files."""
+    compaction: Compaction
 
     @contextmanager
     def change(self) -> Iterator[Change]:
         """A transaction: everything in it is committed together, or nothing is."""
         from mmsearch.store.mutations import Change  # and SQLAlchemy with it
 
-        with self._catalog.write() as connection:
+        with self.catalog.write() as connection:
             change = Change(connection)
             yield change
             change.finish()
@@ -71,7 +71,7 @@ class Writer:
         Raises:
             SpaceError: the index has another space, and `beside` is not asked for.
         """
-        with self._catalog.read() as queries:
+        with self.catalog.read() as queries:
             space = queries.active_space()
             if space is not None and beside and space.spec.space != spec.space:
                 space = queries.pending_space()
@@ -97,7 +97,7 @@ class Writer:
 
     def drop_pending(self) -> SpaceRow | None:
         """Deletes the space that was to take the active one's place, and returns it, if any."""
-        with self._catalog.read() as queries:
+        with self.catalog.read() as queries:
             pending = queries.pending_space()
         if pending is not None:
             with self.change() as change:
@@ -110,7 +110,7 @@ class Writer:
 
         That is the deepest root above it; for paths below none, a new one that is not walked.
         """
-        with self._catalog.read() as queries:
+        with self.catalog.read() as queries:
             roots = queries.roots()
             tops = {root: canonical(root.path) for root in roots}
             known = {
@@ -153,7 +153,7 @@ class Writer:
     def compact(self, *, only_if: str = "always") -> None:
         """Writes new snapshots. `only_if`: "always", or where the delta is "short" or "long"."""
         for tower, row, waiting in self._loads():
-            when, share = self._compaction, row.vectors * self._compaction.share if row else 0
+            when, share = self.compaction, row.vectors * self.compaction.share if row else 0
             least = {"always": 1, "short": max(when.short, share), "long": max(when.long, share)}
             if waiting >= least[only_if]:
                 self._write_snapshot(tower, row)
@@ -168,19 +168,19 @@ class Writer:
 
     def mend(self) -> None:
         """Writes snapshots whose files are gone, and deletes what nothing names any more."""
-        make_folder(self._folder)
+        make_folder(self.folder)
         self._delete_obsolete()
         for tower, row, _ in self._loads():
-            if row is not None and not is_whole(self._folder / row.file, row, tower.dim):
+            if row is not None and not is_whole(self.folder / row.file, row, tower.dim):
                 self._write_snapshot(tower, row)
         files = [row.file for _, row, _ in self._loads() if row is not None]
         named = {*files, *map(ivf_name, files)}
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
 
     def _delete_obsolete(self) -> None:
-        with self._catalog.read() as queries:
+        with self.catalog.read() as queries:
             obsolete = queries.obsolete_spaces()
         for space in obsolete:
             is_gone = False
@@ -191,7 +191,7 @@ class Writer:
     def _loads(self) -> list[tuple[TowerRow, SnapshotRow | None, int]]:
         """For each tower: its snapshot, and how many rows wait to be folded in."""
         found: list[tuple[TowerRow, SnapshotRow | None, int]] = []
-        with self._catalog.read() as queries:
+        with self.catalog.read() as queries:
             for tower in queries.towers():
                 row = queries.snapshot_of(tower)
                 waiting = queries.count_delta(tower, row.last_embedding_id if row else 0)
@@ -203,8 +203,8 @@ class Writer:
 
         generation = (old.generation if old else 0) + 1
         name = f"{tower.space_id}-{tower.key}-{generation}.faiss"
-        path = self._folder / name
-        with self._catalog.read() as queries:
+        path = self.folder / name
+        with self.catalog.read() as queries:
             last = queries.last_embedding(tower)
             batches = ((ids, vectors) for _, ids, vectors in queries.embeddings_after(tower, 0))
             index = FaissIndex.build(tower.dim, batches)
@@ -212,19 +212,19 @@ class Writer:
         with self.change() as change:
             change.set_snapshot(tower, row)
         if old is not None and old.file != name:
-            (self._folder / old.file).unlink(missing_ok=True)
+            (self.folder / old.file).unlink(missing_ok=True)
 
     def _make_ivf(self) -> None:
         """Makes the inverted lists of large snapshots that have none yet."""
         loads = self._loads()
         for tower, row, _ in loads:
-            if row is None or row.vectors < self._compaction.ivf_from:
+            if row is None or row.vectors < self.compaction.ivf_from:
                 continue
             from mmsearch.store.faiss_index import FaissIndex
             from mmsearch.store.ivf_index import TRIAL, IvfIndex
 
-            path = self._folder / ivf_name(row.file)
-            exact = FaissIndex.open(self._folder / row.file, row.checksum)
+            path = self.folder / ivf_name(row.file)
+            exact = FaissIndex.open(self.folder / row.file, row.checksum)
             try:
                 if row.ivf is not None:
                     IvfIndex.open(path, exact, row.ivf)
@@ -232,12 +232,12 @@ class Writer:
             except (FileNotFoundError, DamageError):
                 pass  # made again
             names = ivf_name(f"{tower.space_id}-{tower.key}-*.faiss")
-            older = sorted(other for other in self._folder.glob(names) if other != path)
+            older = sorted(other for other in self.folder.glob(names) if other != path)
             # What asks is of another kind: a text for an image, an image for a caption.
             opposite = IMAGE if tower.modality == TEXT else TEXT
             asks = [one for one, _, _ in loads
                     if (one.space_id, one.modality) == (tower.space_id, opposite)]  # fmt: skip
-            with self._catalog.read() as stored:
+            with self.catalog.read() as stored:
                 asking = [stored.some_vectors(one, TRIAL) for one in asks]
             asking = [one for one in asking if len(one) >= TRIAL // 2]
             queries = asking[0] if asking else None
@@ -255,7 +255,7 @@ class Writer:
                 return index.save(draft)
         except OSError as error:
             raise UnreadableError(
-                f"{self._folder}: a vector file cannot be written: {error.strerror or error}; "
+                f"{self.folder}: a vector file cannot be written: {error.strerror or error}; "
                 "nothing is lost, the next 'mmsearch index' writes it"
             ) from error
 

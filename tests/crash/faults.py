@@ -47,7 +47,7 @@ real = writer.Writer.change
 def change(self):
     with real(self) as one:
         yield one
-    with self._catalog.read() as c:
+    with self.catalog.read() as c:
         numbers = [c.revision(), c.count("media"), c.count("caption")]
     try:
         os.unlink(os.environ["FAULT_DIR"] + "/mark:" + ":".join(map(str, numbers)))
