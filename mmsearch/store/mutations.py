@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class Change:
         self._raw = catalog.raw(connection)
         self.queries = Queries(self._raw)
         """Reads what this transaction has written so far (`flush`)."""
-        self._next: dict[str, int] = {}
+        self._next: dict[str, Iterator[int]] = {}
         self._rows = defaultdict[str, list[dict[str, Any]]](list)
 
     # -- spaces and roots ------------------------------------------------------------------
@@ -412,7 +413,7 @@ class Change:
         if table not in self._next:
             # AUTOINCREMENT's own memory: the highest id ever used, also where it was removed.
             names = ("segment", "media") if table == "segment" else (table,)
-            self._next[table] = 1 + max(
+            highest = max(
                 int(self._connection.execute(query).scalar() or 0)
                 for name in names
                 for query in (
@@ -422,9 +423,8 @@ class Change:
                     select(func.max(schema.metadata.tables[name].c.id)),
                 )
             )
-        number = self._next[table]
-        self._next[table] += 1
-        return number
+            self._next[table] = count(highest + 1)
+        return next(self._next[table])
 
 
 def _place_within(top: bytes, root: bytes, folder: bytes) -> bytes | None:

@@ -180,11 +180,6 @@ class Store:
             space = queries.active_space()
             pending = queries.pending_space()
             roots = {to_path(row.path): row.exclude for row in queries.roots()}
-            missing = [
-                queries.count_without_vector(tower)
-                for tower in (pending.towers.values() if pending else ())
-                if tower.modality != TEXT
-            ]
             return Status(
                 path=self.folder,
                 model=space.spec.model if space else "",
@@ -199,7 +194,11 @@ class Store:
                 format_version=FORMAT_VERSION,
                 patches=queries.count_patches(space) if space else 0,
                 pending=pending.spec.model if pending else "",
-                missing=sum(missing),
+                missing=sum(
+                    queries.count_without_vector(tower)
+                    for tower in (pending.towers.values() if pending else ())
+                    if tower.modality != TEXT
+                ),
             )
 
     def contents(self) -> Contents:
@@ -251,9 +250,8 @@ class Store:
 
 
 def _all(queries: Queries, tower: TowerRow) -> tuple[Ids, Vectors]:
-    parts = [(i, v) for _, i, v in queries.embeddings_after(tower, 0)]
-    if not parts:
-        return np.empty(0, np.int64), np.empty((0, tower.dim), np.float32)
+    none = np.empty(0, np.int64), np.empty((0, tower.dim), np.float32)
+    parts = [none, *((ids, vectors) for _, ids, vectors in queries.embeddings_after(tower, 0))]
     ids, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(ids)
     return ids[order], vectors[order]

@@ -29,16 +29,13 @@ class VectorIndex(Protocol):
             among: only these ids may be found (sorted); None is all of them.
             without: these ids may not be found (sorted).
         """
-        ...
 
     @property
     def ids(self) -> Ids:
         """The ids of all items, (n,), in the order in which they were added."""
-        ...
 
     def vectors_at(self, rows: NDArray[np.int64]) -> Vectors:
         """The vectors of some rows, (n, d), in the order in which they were added."""
-        ...
 
 
 class ExactIndex:

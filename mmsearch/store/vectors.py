@@ -58,20 +58,17 @@ class VectorView:
         from mmsearch.store.faiss_index import FaissIndex  # which takes a while
 
         row = queries.snapshot_of(tower)
-        empty = ExactIndex(np.empty(0, dtype=np.int64), np.empty((0, tower.dim), dtype=np.float32))
-        snapshot = FaissIndex.open(folder / row.file, row.checksum) if row else None
-        view = cls(
+        return cls(
             revision=-1,
             tower=tower,
             generation=row.generation if row else 0,
-            snapshot=snapshot,
+            snapshot=FaissIndex.open(folder / row.file, row.checksum) if row else None,
             folder=folder,
             ivf_file=None,
             last_embedding=row.last_embedding_id if row else 0,
-            delta=empty,
-            hidden=np.empty(0, dtype=np.int64),
-        )
-        return view.advanced(queries)
+            delta=ExactIndex(np.empty(0, np.int64), np.empty((0, tower.dim), np.float32)),
+            hidden=np.empty(0, np.int64),
+        ).advanced(queries)
 
     def advanced(self, queries: Queries) -> VectorView:
         """This view with what was committed since; the snapshot must be the same."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,11 +119,11 @@ class Writer:
                 for row in queries.media_under(root.id, b"")
             }
         roots.sort(key=lambda root: len(tops[root]), reverse=True)
-        found: dict[bytes, RootRow] = {}
-        for path in paths:
-            above = (root for root in roots if relative(path, tops[root]))
-            if (root := next(above, None)) is not None:
-                found[path] = root
+        found = {
+            path: root
+            for path in paths
+            if (root := next((one for one in roots if relative(path, tops[one])), None)) is not None
+        }
         rest = [path for path in paths if path not in found]
         if rest:
             folder = os.path.commonpath([os.path.dirname(path) for path in rest])
@@ -173,8 +173,8 @@ class Writer:
         for tower, row, _ in self._loads():
             if row is not None and not is_whole(self.folder / row.file, row, tower.dim):
                 self._write_snapshot(tower, row)
-        files = [row.file for _, row, _ in self._loads() if row is not None]
-        named = {*files, *map(ivf_name, files)}
+        rows = [row for _, row, _ in self._loads() if row is not None]
+        named = {name for row in rows for name in (row.file, ivf_name(row.file))}
         for path in self.folder.iterdir():
             if path.name not in named and path.is_file():
                 path.unlink(missing_ok=True)
@@ -190,13 +190,12 @@ class Writer:
 
     def _loads(self) -> list[tuple[TowerRow, SnapshotRow | None, int]]:
         """For each tower: its snapshot, and how many rows wait to be folded in."""
-        found: list[tuple[TowerRow, SnapshotRow | None, int]] = []
         with self.catalog.read() as queries:
-            for tower in queries.towers():
-                row = queries.snapshot_of(tower)
-                waiting = queries.count_delta(tower, row.last_embedding_id if row else 0)
-                found.append((tower, row, waiting))
-        return found
+            rows = [(tower, queries.snapshot_of(tower)) for tower in queries.towers()]
+            return [
+                (tower, row, queries.count_delta(tower, row.last_embedding_id if row else 0))
+                for tower, row in rows
+            ]
 
     def _write_snapshot(self, tower: TowerRow, old: SnapshotRow | None) -> None:
         from mmsearch.store.faiss_index import FaissIndex
@@ -225,22 +224,21 @@ class Writer:
 
             path = self.folder / ivf_name(row.file)
             exact = FaissIndex.open(self.folder / row.file, row.checksum)
-            try:
+            with suppress(FileNotFoundError, DamageError):  # else they are made again
                 if row.ivf is not None:
                     IvfIndex.open(path, exact, row.ivf)
                     continue
-            except (FileNotFoundError, DamageError):
-                pass  # made again
             names = ivf_name(f"{tower.space_id}-{tower.key}-*.faiss")
             older = sorted(other for other in self.folder.glob(names) if other != path)
             # What asks is of another kind: a text for an image, an image for a caption.
             opposite = IMAGE if tower.modality == TEXT else TEXT
-            asks = [one for one, _, _ in loads
-                    if (one.space_id, one.modality) == (tower.space_id, opposite)]  # fmt: skip
             with self.catalog.read() as stored:
-                asking = [stored.some_vectors(one, TRIAL) for one in asks]
-            asking = [one for one in asking if len(one) >= TRIAL // 2]
-            queries = asking[0] if asking else None
+                samples = [
+                    stored.some_vectors(one, TRIAL)
+                    for one, _, _ in loads
+                    if (one.space_id, one.modality) == (tower.space_id, opposite)
+                ]
+            queries = next((one for one in samples if len(one) >= TRIAL // 2), None)
             ivf = IvfIndex.build(exact, queries, older[-1] if older else None)
             checksum = self._keep(ivf, path)
             with self.change() as change:
