@@ -313,10 +313,9 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise UnreadableError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except sqlite3.OperationalError as error:
-        raise UnreadableError(f"{path}: cannot be written: {error}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableError(f"{path}: cannot be written: {reason}") from error
     except sqlite3.DatabaseError as error:
         raise explained(error, path) from error
 

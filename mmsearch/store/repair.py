@@ -32,7 +32,7 @@ from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer
 from mmsearch.store.triggers import FILL_WORDS
 from mmsearch.store.verify import unsound, verify
 from mmsearch.store.writer import Writer
-from mmsearch.types import Damage, Ids
+from mmsearch.types import Damage
 
 #: The tables, each after those that it refers to; format 4 has patches in `look`. Words follow from
 #: captions by triggers.
@@ -147,11 +147,9 @@ def _copies(
     found: dict[int, bytes] = {}
     with suppress(FileNotFoundError, DamageError):
         index = FaissIndex.open(folder / row.file, row.checksum)
-        for item in items:
+        for row in index.rows_of(np.array(sorted(items), np.int64))[:, None]:
             with suppress(DamageError):
-                one: Ids = index.rows_of(np.array([item], np.int64))
-                if len(one):
-                    found[item] = index.vectors_at(one)[0].tobytes()
+                found[int(index.ids[row][0])] = index.vectors_at(row)[0].tobytes()
     return found
 
 
