@@ -122,7 +122,7 @@ def bench(
             )  # fmt: skip
         document, text = comparison.to_json(compared), comparison.to_text(compared)
     else:
-        from mmsearch.evaluation import report as reports
+        from mmsearch.evaluation import retrieval
 
         with engine, progress_bar() as bar:
             report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
@@ -133,7 +133,7 @@ def bench(
                 f"{len(report.missing)} images of the set could not be indexed (missing, damaged, "
                 f"or several of that name): {names}"
             )
-        document, text = reports.to_json(report), reports.to_text(report)
+        document, text = retrieval.to_json(report), retrieval.to_text(report)
     if json_:
         print(json.dumps(document))
     else:
