@@ -66,7 +66,7 @@ class Facts:
     captured_from: str = "exif"
     """"exif" for what the file says, "mtime" for when it was modified."""
     kind: str | None = "image"
-    """The media type, which a decoder need not name."""
+    """The media type. A decoder sets neither this nor `captured_from`."""
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ class OpenVinoEncoder:
         self.folder = folder
         """Where the converted model lies."""
         self._streams = streams
+        self._tokenizer: Tokenize | None = None
         self._lock = threading.Lock()
         self._towers: dict[str, SimpleQueue[Any]] = {}
 
@@ -240,9 +241,15 @@ class OpenVinoEncoder:
                 )
         return compile_graph(self.folder / name, options)
 
-    @functools.cached_property
+    @property
     def tokenize(self) -> Tokenize:
         """Texts to ids, (n, context_length), zero where nothing is."""
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load_tokenizer()
+            return self._tokenizer
+
+    def _load_tokenizer(self) -> Tokenize:
         if self.spec.tokenizer == "clip":
             few = FewWords(self.folder / "merges.npy")
             whole = functools.partial(_read_tokenizer, self.folder / "tokenizer.json")

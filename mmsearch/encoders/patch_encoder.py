@@ -47,7 +47,7 @@ class Tokens:
 
 
 class PatchEncoder:
-    """Runs the converted local towers of a model. Safe to call from several threads."""
+    """Runs the converted patch towers of a model. Safe to call from several threads."""
 
     def __init__(self, model: OpenVinoEncoder) -> None:
         """Takes the model whose patch towers were converted by `export_patch_towers`."""

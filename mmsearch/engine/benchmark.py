@@ -220,8 +220,8 @@ def index_listed(
 
 
 def add_missing_patches(opened: OpenIndex, writer: Writer, on_progress: OnProgress) -> None:
-    local, space = opened.patch_encoder(), opened.space
-    add_patches(opened.store, writer, local, space, opened.runner(), on_progress=on_progress)
+    encoder, space = opened.patch_encoder(), opened.space
+    add_patches(opened.store, writer, encoder, space, opened.runner(), on_progress=on_progress)
 
 
 def _name_of(opened: OpenIndex) -> str:

@@ -91,6 +91,7 @@ class Engine:
         precision: str | None = None,
         notify: Notify = log.warning,
         provider: Provider | None = None,
+        media_types: MediaTypes = PICTURES,
     ) -> Self:
         """The engine for the index in folder `path`, which `index` makes if it is not there.
 
@@ -100,10 +101,11 @@ class Engine:
                 None takes an existing index's own, or for a new one what the settings say.
             provider: gives the index its encoder, as `GivenEncoder` does; None opens models by
                 their names.
+            media_types: which files are indexed.
         """
         index = expanded(path) if path is not None else None
         settings = load_settings(index=index, device=device, precision=precision)
-        return cls(settings, model=model, notify=notify, provider=provider)
+        return cls(settings, model=model, notify=notify, provider=provider, media_types=media_types)
 
     @property
     def settings(self) -> Settings:

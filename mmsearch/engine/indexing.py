@@ -281,12 +281,12 @@ class _Run:
 
         with self.tally.timed("patches"):
             try:
-                local = self.opened.provider.patch_encoder_of(space.spec)
+                encoder = self.opened.provider.patch_encoder_of(space.spec)
             except UsageError as error:
                 if not is_new or self.request.patches:
                     raise
                 self.opened.notify(f"patches are no longer kept: {error}")
                 return 0
             return add_patches(
-                store, writer, local, space, self.runner, on_progress=self.request.on_progress
+                store, writer, encoder, space, self.runner, on_progress=self.request.on_progress
             )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.encoders.openvino import Graph
 from mmsearch.errors import UsageError
 from mmsearch.search.trained import Network, read_trained, write_trained
 from mmsearch.types import Vectors
+
+if TYPE_CHECKING:
+    from mmsearch.encoders.openvino import Graph
 
 FILE_NAME = "compose.safetensors"
 NOT_TRAINED = (
@@ -29,7 +33,7 @@ class Composer:
         Args:
             is_for_photos: whether photos have shown that it finds no less than the plain ways.
         """
-        self._network = Graph(network.graph, network.weights)
+        self._network = network
         self.dim = dim
         self.is_for_photos = is_for_photos
 
@@ -38,7 +42,21 @@ class Composer:
 
         Where nothing is left, as with two that are opposite, the row is zero.
         """
-        return self._network(image, text)[0]
+        return self._graph(image, text)[0]
+
+    @cached_property
+    def _graph(self) -> Graph:
+        """Compiled when it is first used, which takes a while."""
+        from mmsearch.encoders.openvino import Graph
+
+        try:
+            return Graph(self._network.graph, self._network.weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise UsageError(
+                f"the network for --compose early cannot be run here ({reason}); train it again "
+                "with 'mmsearch train compose'"
+            ) from error
 
 
 def weighted_sum(image: Vectors, text: Vectors) -> Vectors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from mmsearch.encoders.patch_encoder import PatchEncoder
     from mmsearch.media.sandbox import Decoders
     from mmsearch.search.rerank import PatchScorer, Reranker
+
+log = logging.getLogger(__name__)
 
 #: How many images each of image, captions and words brings to be fused.
 DEPTH = 200
@@ -297,7 +300,11 @@ class Searcher:
             return "early"
         if query.compose == "sum" or not is_pair or query.to != "image" or how != "image":
             return "sum"
-        composer = self.trained.composer()
+        try:
+            composer = self.trained.composer()
+        except UsageError as error:  # nobody asked for it
+            log.warning("%s", error)
+            return "sum"
         return "early" if composer is not None and composer.is_for_photos else "sum"
 
     def embed(self, terms: Sequence[Term], compose: Compose = "sum") -> Vectors:

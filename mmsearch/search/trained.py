@@ -72,9 +72,12 @@ def read_trained(folder: Path, name: str, space: str, build: Build[T], command: 
         except FileNotFoundError:
             continue
         # What safetensors raises depends on what is wrong with the file.
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (  # and a RuntimeError is OpenVINO's, of a graph that it cannot run
+            OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+        ) as error:  # fmt: skip
+            reason = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{path}: cannot be used ({error}); delete it, or train it again with '{command}'"
+                f"{path}: cannot be used ({reason}); delete it, or train it again with '{command}'"
             ) from error
         if found is not None:
             return found  # type: ignore[no-any-return]
@@ -91,7 +94,7 @@ def _read(path, mtime_ns, size, space, build):  # type: ignore[no-untyped-def] #
         if metadata.get("version") != _VERSION:
             raise ValueError("not a version that this program understands")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if metadata["checksum"] != _checksum(tensors):  # before OpenVINO, which trusts what it reads
+    if metadata["checksum"] != _checksum(tensors):  # by accident: OpenVINO trusts what it reads
         raise ValueError("not what was written")
     network = Network(tensors.pop("graph").tobytes(), tensors.pop("weights").tobytes())
     arrays = {key: value.astype(np.float32) for key, value in tensors.items()}

@@ -39,7 +39,7 @@ def backup(store: Store, path: Path, files: Sequence[str]) -> int:
         raise UsageError(f"{path.parent}: no such folder")
     with catalog.writing(path):
         with (
-            catalog.drafted(path) as draft,
+            catalog.drafted(path, is_catalog=False) as draft,
             closing(sqlite3.connect(draft, isolation_level=None)) as target,
         ):
             store.catalog.copy_into(target)

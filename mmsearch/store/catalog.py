@@ -218,16 +218,21 @@ def companions(path: Path) -> tuple[Path, ...]:
 
 
 @contextmanager
-def drafted(path: Path) -> Iterator[Path]:
+def drafted(path: Path, *, is_catalog: bool = True) -> Iterator[Path]:
     """Where to make a database, which then gets its name, durably, where there is none.
 
     What is not finished is deleted: on a full disk its room is needed.
+
+    Args:
+        is_catalog: whether a log beside that name is one that an earlier catalog left.
     """
     unlink_all(draft_of(path))
     try:
         with replacing(path) as draft:
             yield draft
-            for one in companions(path):  # SQLite would write a log that was left into this one
+            for one in (
+                companions(path) if is_catalog else ()
+            ):  # SQLite would write a log that was left into this one
                 one.unlink(missing_ok=True)
     finally:
         unlink_all(draft_of(path))

@@ -9,7 +9,6 @@ import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -39,6 +38,7 @@ from mmsearch.store.rows import (
     ids_of,
     is_snapshot_name,
     is_sound,
+    moment_of,
     under,
 )
 from mmsearch.store.vector_index import spread
@@ -238,7 +238,7 @@ class Queries:
         """The facts of some media, by id."""
         query = f"SELECT id, {_FACTS} FROM media WHERE id"
         return {
-            number: Facts(width, height, datetime.fromisoformat(captured), *rest)
+            number: Facts(width, height, moment_of(captured), *rest)
             for number, width, height, captured, *rest in self.rows_in(query, ids)
         }
 

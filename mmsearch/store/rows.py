@@ -238,6 +238,14 @@ def stored_time(moment: datetime) -> str:
     return moment.replace(tzinfo=None, microsecond=0).isoformat()
 
 
+def moment_of(stored: str) -> datetime | None:
+    """The same the other way; None for what is no moment."""
+    try:
+        return datetime.fromisoformat(stored)
+    except ValueError:
+        return None
+
+
 def local_time(mtime_ns: int) -> datetime:
     """A file's modification time, in local time."""
     try:

@@ -135,7 +135,7 @@ class Store:
                     gone = error.__cause__
                     if isinstance(gone, FileNotFoundError) and gone.filename != missing:
                         missing = gone.filename
-                        continue  # a writer compacted between the catalog and the file: once more
+                        continue  # a writer compacted meanwhile: now another file is named
                     raise
                 yield Reader(queries, space, view_of, views)
                 return

@@ -51,7 +51,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
     for _ in range(_TRIES):
         try:
             with closing(Store(folder)) as store:
-                found, seen, now = _look(store, deep=deep)
+                found, seen, now = _check_all(store, deep=deep)
         except DamageError as error:
             found, seen, now = Verified(0, 0, deep, (_catalog(error.reason),)), 0, 0
         files = any(damage.kind in ("snapshot", "ivf") for damage in found.damages)
@@ -60,7 +60,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
+def _check_all(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     """What is found, and the revisions that it was found in and that there is afterwards."""
     damages: list[Damage] = []
     counts = [0, 0]
@@ -68,7 +68,7 @@ def _look(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     try:
         with store.catalog.read() as queries:
             try:
-                for check in _Look(queries, store.folder / VECTORS, deep).checks():
+                for check in _Checks(queries, store.folder / VECTORS, deep).checks():
                     damages += _found_by(check, store.catalog.path)
                 seen = queries.revision()
                 counts = [queries.count(table) for table in ("media", "caption")]
@@ -104,7 +104,7 @@ def _catalog(reason: str) -> Damage:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Checks:
     """The checks of one transaction."""
 
     queries: Queries
@@ -129,20 +129,17 @@ class _Look:
             broken = self.queries.cursor("PRAGMA foreign_key_check").fetchmany(_SHOWN)
             for table, row, owner, _ in broken:
                 yield Damage("item", f"row {row} of {table} belongs to no {owner}")
-        counts = [
-            (
-                self.queries.number(
-                    "SELECT count(*) FROM embedding WHERE space_id = ? AND tower = ? "
-                    f"AND item_id NOT IN (SELECT id FROM {tower.items})",
-                    tower.space_id, tower.key,
-                ),
-                f"vectors belong to no {tower.key}",
-            )
-            for tower in self.queries.towers()
-        ]  # fmt: skip
+        for tower in self.queries.towers():
+            number = self.queries.number(
+                "SELECT count(*) FROM embedding WHERE space_id = ? AND tower = ? "
+                f"AND item_id NOT IN (SELECT id FROM {tower.items})",
+                tower.space_id, tower.key,
+            )  # fmt: skip
+            if number:
+                yield Damage("item", f"{number} vectors belong to no {tower.key}")
         segments = "SELECT count(*) FROM media WHERE id NOT IN (SELECT media_id FROM segment)"
-        counts.append((self.queries.number(segments), "files have no segment"))
-        yield from (Damage("item", f"{number} {what}") for number, what in counts if number)
+        if number := self.queries.number(segments):
+            yield Damage("item", f"{number} files have no segment")
 
     def _missing(self) -> Iterator[Damage]:
         space = self.queries.active_space()

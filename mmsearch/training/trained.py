@@ -37,7 +37,7 @@ def cosine_steps(
         optimizer.zero_grad()
         yield step
         rate.step()
-        on_progress(Progress("learning", step + 1, count))
+        on_progress(Progress("training", step + 1, count))
 
 
 def export_network(

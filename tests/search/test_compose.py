@@ -12,6 +12,7 @@ from mmsearch.errors import TrainingError, UsageError
 from mmsearch.networks.fusion import EarlyFusion
 from mmsearch.search.compose import FILE_NAME, Composer, read_composer, weighted_sum, write_composer
 from mmsearch.search.searcher import Searcher, Trained
+from mmsearch.search.trained import Network
 from mmsearch.training.compose import export_composer
 from mmsearch.types import Query, Term
 
@@ -69,6 +70,23 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, network, place):
         path.write_bytes(content)
         with pytest.raises(UsageError, match="delete it, or train it again"):
             read_composer(tmp_path, "a", DIM)
+
+
+def test_a_graph_that_cannot_be_run_is_one_clear_line(tmp_path):
+    """As of another OpenVINO."""
+    write_composer(tmp_path, Network(b"<net/>", bytes(64)), DIM, "a", is_for_photos=True)
+    with pytest.raises(UsageError, match="train it again"):
+        read_composer(tmp_path, "a", DIM)(unit_vectors(RNG, 1), unit_vectors(RNG, 1))
+
+
+def test_a_damaged_file_keeps_no_search_from_the_sum(tmp_path, pair, caplog):
+    (tmp_path / FILE_NAME).write_bytes(b"nothing")
+    trained = Trained(composer=lambda: read_composer(tmp_path, "a", DIM))
+    searcher = Searcher(None, FakeEncoder(), trained)
+    assert searcher.compose_of(Query(pair), "image") == "sum"
+    assert "delete it, or train it again" in caplog.text
+    with pytest.raises(UsageError, match="train it again"):
+        searcher.compose_of(Query(pair, compose="early"), "image")
 
 
 def test_files_of_other_programs_are_refused_in_their_own_space_alone(tmp_path):

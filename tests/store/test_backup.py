@@ -153,6 +153,17 @@ def test_a_backup_writes_no_file_but_those_it_knows(store, tmp_path):
     assert not Path("/tmp/escaped").exists()
 
 
+def test_a_backup_leaves_the_files_beside_it(store, tmp_path):
+    beside = [tmp_path / f"photos{end}" for end in ("-wal", "-shm", "-journal")]
+    for path in beside:
+        path.write_text("mine")
+    with engine_at(store.folder) as engine:
+        engine.backup(tmp_path / "photos")
+    assert all(
+        (tmp_path / f"photos{end}").read_text() == "mine" for end in ("-wal", "-shm", "-journal")
+    )
+
+
 def test_backups_while_a_writer_writes_are_each_one_state_of_it(store, tmp_path):
     """Pictures come and go in tens: every backup holds a whole number of these."""
     stop = threading.Event()

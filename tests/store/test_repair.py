@@ -413,7 +413,7 @@ def test_a_flipped_name_of_the_program_is_repaired(damaged):
 
 
 def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
-    real, times = verify._Look._files, []
+    real, times = verify._Checks._files, []
 
     def files(self):
         if not times:
@@ -422,7 +422,7 @@ def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
                 writer.rewrite()
         return real(self)
 
-    monkeypatch.setattr(verify._Look, "_files", files)
+    monkeypatch.setattr(verify._Checks, "_files", files)
     assert damaged.verify(deep=True).damages == ()
     assert times
 
@@ -433,7 +433,7 @@ def test_a_disk_that_is_busy_or_full_is_no_damage(damaged, monkeypatch):
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
         raise error
 
-    monkeypatch.setattr(verify._Look, "_missing", fails)
+    monkeypatch.setattr(verify._Checks, "_missing", fails)
     with pytest.raises(UnreadableError, match="disk I/O error"):
         damaged.verify()
 
@@ -552,7 +552,7 @@ def test_too_little_memory_is_no_damage_to_a_sound_index(damaged, monkeypatch, t
 
     for name in ("_missing", "_files"):
         with monkeypatch.context() as patch:
-            patch.setattr(verify._Look, name, greedy)
+            patch.setattr(verify._Checks, name, greedy)
             with pytest.raises(UnreadableError, match="too little memory"):
                 damaged.verify()
             with pytest.raises(UnreadableError, match="too little memory"):
@@ -572,6 +572,6 @@ def test_a_row_that_claims_all_memory_is_damage_where_the_structure_is(damaged, 
     def structure(self):
         yield verify._catalog("an offset leads out of its page")
 
-    monkeypatch.setattr(verify._Look, "_structure", structure)
-    monkeypatch.setattr(verify._Look, "_missing", greedy)
+    monkeypatch.setattr(verify._Checks, "_structure", structure)
+    monkeypatch.setattr(verify._Checks, "_missing", greedy)
     assert kinds(damaged) == {"catalog"}
