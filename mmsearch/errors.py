@@ -6,7 +6,7 @@
     |   `-- SpaceError        vectors or queries of two different spaces
     |-- NotFoundError                                                               (exit 3)
     |   |-- IndexNotFound     there is no index in that folder
-    |   `-- ModelNotFound     no such model, or its weights are not at hand
+    |   `-- ModelNotFound     no such model, or its weights are missing
     |-- StoreError                                                                  (exit 4)
     |   |-- IndexInUse        another process is writing to the index
     |   |-- FormatError       an index made by an older or newer program
@@ -57,7 +57,7 @@ class IndexNotFound(NotFoundError):
 
 
 class ModelNotFound(NotFoundError):
-    """There is no such model, or its weights are not at hand."""
+    """There is no such model, or its weights are missing."""
 
 
 class StoreError(MmsearchError):

@@ -52,7 +52,7 @@ def verify(
             )
     if found.damages:
         raise DamageError(
-            f"damage found ({len(found.damages)}); 'mmsearch repair' mends what can be mended"
+            f"damage found ({len(found.damages)}); 'mmsearch repair' repairs what it can"
         )
 
 
@@ -84,7 +84,7 @@ def repair(index: IndexOption = None, json_: JsonOption = False) -> None:
         say("'mmsearch index PATH' takes lost files in again where they are there")
     if after.damages:
         hint = (
-            ": where a folder is missing or its model is not at hand, see to that and repair again"
+            ": where a folder is missing or its model is missing, see to that and repair again"
             if after.damages[0].kind == "missing" else ""
         )  # fmt: skip
         raise DamageError(f"still damaged: {printable(after.damages[0].what)}{hint}")

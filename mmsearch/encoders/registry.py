@@ -1,4 +1,4 @@
-"""Names of models, where their weights lie, and whether those are at hand. Imports no torch."""
+"""Names of models, where their weights lie, and whether they are there. Imports no torch."""
 
 from __future__ import annotations
 

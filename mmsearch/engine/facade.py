@@ -467,7 +467,7 @@ class Engine:
     def repair(self, on_progress: OnProgress = no_progress) -> Repaired:
         """Makes a damaged index sound again; what was lost is in the report.
 
-        Images whose vectors are lost are embedded again. Where the model is not at hand, or their
+        Images whose vectors are lost are embedded again. Where the model is missing, or their
         folder is missing, they stay without: `verify` says so, and another repair resumes.
 
         Raises:

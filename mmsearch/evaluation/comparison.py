@@ -90,7 +90,7 @@ class Compared:
 
     fusion: Fusion
     rerank: int
-    """How many of the first images were looked at a second time."""
+    """How many of the first images were re-ranked."""
     metrics: Metrics
     gains: dict[int, Difference] | None
     """The difference of Recall@K, in points; None for the first."""
@@ -124,7 +124,7 @@ def candidates_of(
     """What the index holds for each of the held-out captions, with the query and its vector.
 
     Args:
-        depth: how many images are looked at a second time.
+        depth: how many images are re-ranked.
     """
     for place, one in enumerate(asked, 1):
         query = Query((Term(text=one.text),), rerank=depth)

@@ -1,4 +1,4 @@
-"""Fusion, early: one embedding from an image's and a text's; and late: weights of scores."""
+"""Early fusion (one embedding of an image and a text) and late fusion (weights of scores)."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ _UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError, MemoryError)
 
 @dataclass
 class Outcome:
-    """What was found and done so far; what a new vector can mend is still to do."""
+    """What was found and done so far; what needs a new vector is still to do."""
 
     found: tuple[Damage, ...] = ()
     lost: list[str] = field(default_factory=list)
@@ -147,9 +147,10 @@ def _copies(
     found: dict[int, bytes] = {}
     with suppress(FileNotFoundError, DamageError):
         index = FaissIndex.open(folder / row.file, row.checksum)
-        for row in index.rows_of(np.array(sorted(items), np.int64))[:, None]:
+        for place in index.rows_of(np.array(sorted(items), np.int64)).tolist():
             with suppress(DamageError):
-                found[int(index.ids[row][0])] = index.vectors_at(row)[0].tobytes()
+                vector = index.vectors_at(np.array([place], np.int64))[0]
+                found[int(index.ids[place])] = vector.tobytes()
     return found
 
 

@@ -41,7 +41,7 @@ def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
 
     Raises:
         UsageError: no such architecture, or weights that do not fit.
-        ModelNotFound: the model to start from is not at hand.
+        ModelNotFound: the model to start from is not on this machine.
     """
     bias = {"init_logit_scale": math.log(SIGLIP_SCALE), "init_logit_bias": SIGLIP_BIAS}
     if table.weights is not None:

@@ -11,11 +11,10 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from mmsearch.encoders.registry import ModelSource, full_name, parse_model
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluation.ranking import CUTOFFS
-from mmsearch.store.files import draft_of, sync_file, sync_folder, write_durably
+from mmsearch.store.files import replacing, write_durably
 
 State = dict[str, torch.Tensor]
 T = TypeVar("T")
@@ -225,15 +224,10 @@ def load_remarked(path: Path) -> tuple[State, dict[str, str]]:
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Gives the name of a draft that takes a file's place once it is written."""
-    draft = draft_of(path)
     try:
-        yield draft
-        sync_file(draft)
-        os.replace(draft, path)
-        sync_folder(path.parent)
+        with replacing(path) as draft:
+            yield draft
     except (OSError, RuntimeError, SafetensorError) as error:  # each says a full disk its own way
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
         room = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         reason = f": {error.strerror}" if isinstance(error, OSError) else ""
         raise TrainingError(

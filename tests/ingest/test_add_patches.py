@@ -1,4 +1,4 @@
-"""Second looks at what is indexed: none is lost, none is taken twice."""
+"""Patch embeddings of what is indexed: none is lost, none is made twice."""
 
 from __future__ import annotations
 
