@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,31 +95,39 @@ def compile_graph(graph: Any, options: dict[str, Any]) -> Any:
 
 
 class Graph:
-    """A small graph, compiled for the share of the cores that this process may use.
+    """A graph that is compiled for the CPU. Threads may share it."""
 
-    Threads may share it: each has a request of its own.
-    """
+    def __init__(
+        self, model: Any, options: Mapping[str, Any] | None = None, *, threads: int = 0
+    ) -> None:
+        """Takes a graph of OpenVINO's, or the file of one.
 
-    def __init__(self, graph: bytes, weights: bytes) -> None:
-        """Takes what OpenVINO has in a model's two files.
+        Args:
+            options: OpenVINO's; by default, all cores that this process may use work at one call.
+            threads: how many call it at once, the others wait; by default as many as cores.
+
+        Raises:
+            RuntimeError: it is no graph, or there is too little memory.
+        """
+        shared = {"INFERENCE_NUM_THREADS": available_cores(), "PERFORMANCE_HINT": "LATENCY"}
+        options = {"INFERENCE_PRECISION_HINT": "f32", **(options or shared)}
+        compiled = compile_graph(model, options)
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(threads or available_cores()):
+            self._idle.put(compiled.create_infer_request())
+
+    @classmethod
+    def of_network(cls, graph: bytes, weights: bytes) -> Graph:
+        """The graph that OpenVINO has in a model's two files.
 
         Raises:
             RuntimeError: they are none.
         """
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": available_cores(),
-        }
-        model = openvino_core().read_model(graph, ov.Tensor(np.frombuffer(weights, np.uint8)))
-        self._compiled = compile_graph(model, options)
-        self._idle: SimpleQueue[Any] = SimpleQueue()
+        content = ov.Tensor(np.frombuffer(weights, np.uint8))
+        return cls(openvino_core().read_model(graph, content))
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
-        try:
-            request = self._idle.get_nowait()
-        except Empty:
-            request = self._compiled.create_infer_request()
+        request = self._idle.get()
         try:
             found = request.infer([np.ascontiguousarray(one) for one in inputs])
             return [np.array(value, np.float32) for value in found.values()]
@@ -158,7 +166,7 @@ class OpenVinoEncoder:
         self._streams = streams
         self._tokenizer: Tokenize | None = None
         self._lock = threading.Lock()
-        self._towers: dict[str, SimpleQueue[Any]] = {}
+        self._towers: dict[str, Graph] = {}
 
     def with_streams(self, count: int) -> OpenVinoEncoder:
         if count == self._streams:
@@ -196,27 +204,18 @@ class OpenVinoEncoder:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
         with _explaining(f"'{self.spec.model}'"):
-            requests = self._ready(tower)
-            request = requests.get()  # waits while as many threads as there are streams are at it
-            try:
-                found = np.array(request.infer([batch])[0], dtype=np.float32)
-            finally:
-                requests.put(request)
+            (found,) = self._graph(tower)(batch)
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return usable(unit, self.spec.model, self.precision)
 
-    def _ready(self, tower: str) -> SimpleQueue[Any]:
-        """The idle requests of a tower."""
+    def _graph(self, tower: str) -> Graph:
         with self._lock:
             if tower not in self._towers:
-                compiled, requests = self._compile(tower), SimpleQueue[Any]()
-                for _ in range(self._streams):
-                    requests.put(compiled.create_infer_request())
-                self._towers[tower] = requests
+                self._towers[tower] = self._compile(tower)
             return self._towers[tower]
 
-    def _compile(self, tower: str) -> Any:
+    def _compile(self, tower: str) -> Graph:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self._hint,
             # One for each precision. Where the towers of two are kept in one folder, what is
@@ -239,7 +238,7 @@ class OpenVinoEncoder:
                     f"'{self.spec.model}' has no int8 here yet: 'mmsearch index --precision int8' "
                     "makes it from the pictures that it indexes"
                 )
-        return compile_graph(self.folder / name, options)
+        return Graph(self.folder / name, options, threads=self._streams)
 
     @property
     def tokenize(self) -> Tokenize:

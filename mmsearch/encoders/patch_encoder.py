@@ -8,15 +8,14 @@ they lie in a folder `patches` beside the model's own.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.encoders.openvino import OpenVinoEncoder, compile_graph, read_manifest
+from mmsearch.encoders.openvino import Graph, OpenVinoEncoder, read_manifest
 from mmsearch.encoders.tokenizer import lengths_of
 from mmsearch.types import Pixels, Preprocess, Vectors
 
@@ -57,12 +56,12 @@ class PatchEncoder:
         size = tuple(read_manifest(self._folder)["size"])
         self.preprocess: Preprocess = replace(model.spec.preprocess, size=size)
         """How a picture is prepared for it."""
-        self._lock = threading.Lock()
-        self._towers: dict[str, Any] = {}
+        options = {"PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": str(self._folder / "compiled")}
+        self._tower = cache(lambda name: Graph(self._folder / f"{name}.xml", options, threads=1))
 
     def encode(self, pixels: Pixels) -> PatchEmbeddings:
         """The patches of pictures, (n, height, width, 3), as `preprocess` has them."""
-        vectors, patches = self._run("patches", np.ascontiguousarray(pixels))
+        vectors, patches = self._tower("patches")(pixels)
         return PatchEmbeddings(vectors, patches)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
@@ -71,18 +70,5 @@ class PatchEncoder:
         lengths = lengths_of(ids)
         there = np.arange(ids.shape[1]) < lengths[:, None]
         longest = max(1, int(lengths.max(initial=1)))
-        (rows,) = self._run("tokens", ids)
+        (rows,) = self._tower("tokens")(ids)
         return Tokens(rows[:, :longest], there[:, :longest])
-
-    def _run(self, tower: str, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-        with self._lock:  # one request a tower; OpenVINO itself uses every core
-            if tower not in self._towers:
-                options = {
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "INFERENCE_PRECISION_HINT": "f32",
-                    "CACHE_DIR": str(self._folder / "compiled"),
-                }
-                compiled = compile_graph(self._folder / f"{tower}.xml", options)
-                self._towers[tower] = compiled.create_infer_request()
-            found = self._towers[tower].infer([batch])
-            return [np.array(value, np.float32) for value in found.values()]

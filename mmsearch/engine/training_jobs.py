@@ -117,7 +117,7 @@ def train_rerank(
     chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: training.CAPTIONS]
     captions = photos.captions[np.sort(chosen)].astype(np.float16).astype(np.float32)
     # What is measured is what is kept: half precision.
-    scoring = Graph(exported.graph, exported.weights)
+    scoring = Graph.of_network(exported.graph, exported.weights)
     asked = [text for image in parts["val"] for text in image.captions]
     queries = embed_texts(encoder, asked, cache, "embedding captions", on_progress)
     familiar = training.familiar_from(queries, captions)

@@ -50,7 +50,7 @@ class Composer:
         from mmsearch.encoders.openvino import Graph
 
         try:
-            return Graph(self._network.graph, self._network.weights)
+            return Graph.of_network(self._network.graph, self._network.weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
             raise UsageError(

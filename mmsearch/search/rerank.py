@@ -274,5 +274,5 @@ def read_reranker(folder: Path, space: str) -> Reranker | None:
 def _build(network: Network, arrays: Mapping[str, Floats], metadata: Mapping[str, str]) -> Reranker:
     mix = Mix(float(metadata["hubness"]), float(metadata["match"]))
     low, high = map(float, metadata["familiar"].split())
-    graph = Graph(network.graph, network.weights)
+    graph = Graph.of_network(network.graph, network.weights)
     return Reranker(graph, np.ascontiguousarray(arrays["captions"]), mix, (low, high))

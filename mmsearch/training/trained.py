@@ -64,7 +64,7 @@ def export_network(
         path = Path(scratch) / "network.xml"
         ov.save_model(converted, path, compress_to_fp16=True)
         found = Network(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    got = Graph(found.graph, found.weights)(*(example.numpy() for example in examples))
+    got = Graph.of_network(found.graph, found.weights)(*(example.numpy() for example in examples))
     for want, have in zip([expected] if torch.is_tensor(expected) else expected, got, strict=True):
         if not np.allclose(want.numpy(), have, atol=_AGREEMENT, rtol=_AGREEMENT):
             raise TrainingError("OpenVINO computes something else than the trained network")

@@ -348,17 +348,16 @@ def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], 
 
     if device.type != "cpu":
         return by_torch
-    from mmsearch.encoders.openvino import compile_graph, convert_graph
+    from mmsearch.encoders.openvino import Graph, convert_graph
 
     probe = torch.stack([example, example])
     try:
-        graph = convert_graph(prefix, probe, [-1, *example.shape])
-        compiled = compile_graph(graph, {"INFERENCE_PRECISION_HINT": "f32"})
+        graph = Graph(convert_graph(prefix, probe, [-1, *example.shape]))
     except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
         log.info("not convertible: %s", error)
     else:
-        want, got = by_torch(probe[:1]), compiled(probe[:1].numpy())[0]
+        want, got = by_torch(probe[:1]), graph(probe[:1].numpy())[0]
         if np.abs(want - got).max() <= _SAME * max(1.0, float(np.abs(want).max())):
-            return lambda batch: np.array(compiled(batch.numpy())[0])
+            return lambda batch: graph(batch.numpy())[0]
     log.info("the first layers run in torch, which is slower here")
     return by_torch

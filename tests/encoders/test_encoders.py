@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import weakref
-from queue import SimpleQueue
 
 import numpy as np
 import open_clip
@@ -125,16 +124,10 @@ def test_bf16_agrees_after_fp32_was_compiled(checkpoint, tmp_path):
 
 
 def test_vectors_that_are_no_numbers_are_refused(tiny, monkeypatch):
-    class Broken:
-        def infer(self, batch):
-            return [np.full((len(batch[0]), tiny.spec.dim), np.nan, np.float32)]
+    def broken_graph(*_, **__):
+        return lambda batch: [np.full((len(batch), tiny.spec.dim), np.nan, np.float32)]
 
-    def ready(self, tower):
-        requests = SimpleQueue()
-        requests.put(Broken())
-        return requests
-
-    monkeypatch.setattr(openvino.OpenVinoEncoder, "_ready", ready)
+    monkeypatch.setattr(openvino, "Graph", broken_graph)
     for precision, remedy in (("bf16", "use '--precision fp32'"), ("fp32", "weights are damaged")):
         broken = openvino.OpenVinoEncoder(tiny.folder, precision)
         with pytest.raises(UsageError, match=remedy):

@@ -51,7 +51,7 @@ def made(kind):
 def test_openvino_computes_what_torch_computes(kind):
     network = made(kind)
     exported = export_scoring(network, DIM)
-    scoring = Graph(exported.graph, exported.weights)
+    scoring = Graph.of_network(exported.graph, exported.weights)
     captions = unit_vectors(RNG, 7)
     for length, count in ((1, 1), (7, 5)):
         tokens, vectors = unit_vectors(RNG, length), unit_vectors(RNG, count)
@@ -150,7 +150,7 @@ def test_a_reranker_is_kept_for_its_space_alone(tmp_path, kind):
     tokens, patches = unit_vectors(RNG, 3), unit_vectors(RNG, 8).reshape(2, 4, DIM)
     exported = export_scoring(made(kind), DIM)
     inputs = tokens, patches, patches[:, 0], captions
-    expected = Graph(exported.graph, exported.weights)(*inputs)
+    expected = Graph.of_network(exported.graph, exported.weights)(*inputs)
     np.testing.assert_array_equal(found.network(*inputs), expected)
 
 
