@@ -8,7 +8,6 @@ import numpy as np
 
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders.precision import SAMPLE
-from mmsearch.errors import DecodeError
 from mmsearch.media.fit import fit
 from mmsearch.media.sandbox import Decoders
 from mmsearch.types import InputSpec, Pixels, Preprocess
@@ -24,16 +23,8 @@ def sample_of(
     Those that cannot be read are left out; drawn scenes fill up what is missing.
     """
     places = np.linspace(0, max(0, len(paths) - 1), min(count, len(paths)), dtype=int)
-
-    def opened(place: int) -> Pixels | None:
-        with decoders.open(paths[place]) as file:
-            try:
-                return file.pixels(how)
-            except DecodeError:
-                return None
-
-    with decoders.threads(workers) as pool:
-        good = [pixels for pixels in pool.map(opened, places.tolist()) if pixels is not None]
+    found = decoders.pixels_of((paths[place] for place in places.tolist()), how, workers)
+    good = [pixels for pixels in found if pixels is not None]
     drawn = range(_SEED, _SEED + count - len(good))
     preprocess = Preprocess.from_json(how)
     good += [fit(scene_art.render(scenes.scene(seed)), preprocess) for seed in drawn]

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,6 +172,23 @@ class Decoders:
             yield self._read(process, path)
         finally:
             self._give(process)
+
+    def pixels_of(
+        self, paths: Iterable[bytes], how: InputSpec, workers: int
+    ) -> list[Pixels | None]:
+        """The pixels of pictures, (height, width, 3) each; None where one cannot be read.
+
+        Args:
+            workers: how many are read at once.
+        """
+
+        def read(path: bytes) -> Pixels | None:
+            with self.open(path) as file, contextlib.suppress(DecodeError):
+                return file.pixels(how)
+            return None
+
+        with self.threads(workers) as pool:
+            return list(pool.map(read, paths))
 
     def _read(self, process: _Process, path: bytes) -> OpenFile:
         deadline = time.monotonic() + self._seconds

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
 
-from mmsearch.errors import DecodeError
+from mmsearch.config import available_cores
 from mmsearch.media.sandbox import Decoders
-from mmsearch.types import Hit
+from mmsearch.types import Hit, Pixels
 
 THUMBNAIL_SIDE = 240
 
@@ -71,22 +72,20 @@ def render_page(
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
+    tiles = (tile for section in sections for tile in (*section.tiles, *section.examples))
+    paths = list({tile.path for tile in tiles})
+    how = {"at_least": THUMBNAIL_SIDE // 2, "within": THUMBNAIL_SIDE}
     with Decoders() as decoders:
-        paths = {tile.path for section in sections for tile in (*section.tiles, *section.examples)}
-        pictures = {path: _thumbnail(path, decoders) for path in paths}
+        pixels = decoders.pixels_of(map(os.fsencode, paths), how, available_cores())
+    pictures = dict(zip(paths, map(_thumbnail, pixels), strict=True))
     return template.render(
         title=title, intro=intro, sections=sections, tables=tables, pictures=pictures
     )
 
 
-def _thumbnail(path: Path, decoders: Decoders) -> str:
+def _thumbnail(pixels: Pixels | None) -> str:
     """A small JPEG as a data URI; "" where the file cannot be shown any more."""
-    from PIL import Image
-
-    try:
-        with decoders.open(os.fsencode(path)) as file:
-            pixels = file.pixels({"at_least": THUMBNAIL_SIDE // 2, "within": THUMBNAIL_SIDE})
-    except DecodeError:
+    if pixels is None:
         return ""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=82)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mmsearch.config import available_cores
 from mmsearch.encoders.openvino import Graph
 from mmsearch.encoders.patch_encoder import PatchEmbeddings, PatchEncoder, Tokens
-from mmsearch.errors import DamageError, DecodeError
+from mmsearch.errors import DamageError
 from mmsearch.media.sandbox import Decoders
 from mmsearch.search.trained import Network, read_trained, write_trained
 from mmsearch.store.patches import pack_patches, unpack_patches
@@ -33,7 +33,7 @@ from mmsearch.store.paths import to_path
 from mmsearch.store.reader import Reader
 from mmsearch.store.rows import Item
 from mmsearch.store.vector_index import dot_products
-from mmsearch.types import IMAGE, Ids, Pixels, Term, Vectors
+from mmsearch.types import IMAGE, Ids, Term, Vectors
 
 FILE_NAME = "rerank.safetensors"
 NOT_TRAINED = (
@@ -228,17 +228,8 @@ def embed_patches(
 ) -> dict[int, bytes]:
     """The patch embeddings of the image files that can be read, by id, packed by `pack_patches`."""
     how = dataclasses.asdict(encoder.preprocess)
-
-    def opened(path: Path) -> Pixels | None:
-        with decoders.open(os.fsencode(path)) as file:
-            try:
-                return file.pixels(how)
-            except DecodeError:
-                return None
-
-    with decoders.threads(available_cores()) as pool:
-        pixels = dict(zip(files, pool.map(opened, files.values()), strict=True))
-    good = {number: one for number, one in pixels.items() if one is not None}
+    pixels = decoders.pixels_of(map(os.fsencode, files.values()), how, available_cores())
+    good = {n: one for n, one in zip(files, pixels, strict=True) if one is not None}
     found: dict[int, bytes] = {}
     for start in range(0, len(good), _PICTURES):
         some = list(good)[start : start + _PICTURES]
