@@ -122,5 +122,10 @@ class Interrupted(MmsearchError):
 
 
 def in_a_line(error: BaseException, length: int = 200) -> str:
-    """What a library says is wrong, for a message of our own."""
-    return " ".join(str(error).split())[:length]
+    """What an error says, in one line.
+
+    Args:
+        length: how many characters of its beginning; of its end, where that is negative.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:length] if length > 0 else text[length:]

@@ -17,7 +17,8 @@ from filelock import FileLock
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import (
     BASE_MODEL,
-    LICENCES,
+    KNOWN,
+    NOTHING_KNOWN,
     TINY,
     ModelSource,
     cached_files,
@@ -27,7 +28,7 @@ from mmsearch.encoders.registry import (
     trained_names,
     write_json,
 )
-from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, UsageError
+from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, UsageError, in_a_line
 from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
@@ -141,23 +142,18 @@ def list_models(
     names = dict.fromkeys((TINY, BASE_MODEL, *trained, *known))
     rows = []
     for name in names:
-        spec = known.get(name)
-        dim, parameters = _BY_NAME.get(name, (0, 0))
+        about = known.get(name) or KNOWN.get(name, NOTHING_KNOWN)
         rows.append(
             ModelRow(
                 name=f"{name} (base)" if name == BASE_MODEL else trained.get(name, name),
-                dim=spec.dim if spec else dim,
-                parameters=spec.parameters if spec else parameters,
-                licence=spec.licence if spec else LICENCES.get(name, ""),
+                dim=about.dim,
+                parameters=about.parameters,
+                licence=about.licence,
                 cached=_is_cached(name),
                 indexed=str(index) if active is not None and active.model == name else "",
             )
         )
     return rows
-
-
-#: Dimension and parameters of the models that come by name, before they were ever loaded.
-_BY_NAME = {TINY: (256, 9_966_977), BASE_MODEL: (512, 151_288_833)}
 
 
 def _is_cached(name: str) -> bool:
@@ -257,7 +253,7 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
                 if not openvino.is_exported(folder):
                     openvino.export(model, folder)
         except openvino.ExportError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             notify(f"'{source.name}' stays with torch, which is slower here: {reason}")
             cache.remember(source, model.spec.space, "torch")
             return TorchEncoder(model)
@@ -315,7 +311,7 @@ def with_checked_precision(
         sample: gives pictures like these to compare on, (n, height, width, 3).
     """
     from mmsearch.encoders.openvino import OpenVinoEncoder
-    from mmsearch.encoders.precision import INT8_IMAGE, MEASURED, WORTH_CHECKING, read_verdicts
+    from mmsearch.encoders.precision import INT8_IMAGE, WORTH_CHECKING, read_verdicts
 
     if not isinstance(encoder, OpenVinoEncoder):
         return encoder
@@ -324,7 +320,7 @@ def with_checked_precision(
     def is_due() -> bool:
         if asked == "int8":
             return count > 0 and not (folder / INT8_IMAGE).is_file()
-        unknown = model not in MEASURED and not read_verdicts(folder)
+        unknown = not KNOWN.get(model, NOTHING_KNOWN).precisions and not read_verdicts(folder)
         return asked == "auto" and count >= WORTH_CHECKING and unknown
 
     if not is_due():

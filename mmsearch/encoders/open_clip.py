@@ -20,8 +20,10 @@ from torch import nn
 
 from mmsearch.encoders.base import usable
 from mmsearch.encoders.registry import (
+    ALIGNED,
     HEADS,
-    LICENCES,
+    KNOWN,
+    NOTHING_KNOWN,
     AlignedFolder,
     ModelSource,
     base_source,
@@ -31,7 +33,7 @@ from mmsearch.encoders.registry import (
     tower_source,
 )
 from mmsearch.encoders.tokenizer import ClipTokenizer, Tokenize, build_tokenizer
-from mmsearch.errors import ModelNotFound
+from mmsearch.errors import ModelNotFound, in_a_line
 from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
 from mmsearch.types import IMAGE, TEXT, Batch, EncoderSpec, Modality, Preprocess, Vectors
 
@@ -72,7 +74,7 @@ def load_model(source: ModelSource) -> LoadedModel:
             )
     except Exception as error:
         # open_clip and torch answer weights that do not fit with nearly any exception there is.
-        reason = " ".join(str(error).split())[:300]
+        reason = in_a_line(error, 300)
         raise ModelNotFound(f"model '{source.name}' cannot be loaded: {reason}") from error
     network.eval()
     return LoadedModel(network, _spec(source, network), source)
@@ -86,14 +88,10 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
             f"the weights of '{aligned.base}' are not those that the heads of '{source.name}' were "
             "made for; put those back, or train the heads again"
         )
-    path = Path(source.location) / HEADS
-    try:
-        heads = AlignedHeads(HeadsConfig(**aligned.heads))
-        heads.load_state_dict(load_file(path))
-    except Exception as error:
-        raise ModelNotFound(f"{path}: heads that cannot be loaded: {error}") from error
+    folder = Path(source.location)
+    heads = load_heads(folder)
     network = AlignedModel(base.network, heads).eval()
-    identity = json.dumps([_IDENTITY_VERSION, base.spec.space, _file_hash(path)])
+    identity = json.dumps([_IDENTITY_VERSION, base.spec.space, _file_hash(folder / HEADS)])
     spec = replace(
         base.spec,
         model=source.name,
@@ -103,6 +101,25 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
         licence=f"that of its base ({base.spec.licence}), and of what it was trained on",
     )
     return LoadedModel(network, spec, source)
+
+
+def load_heads(folder: Path) -> AlignedHeads:
+    """The heads in a model's folder, to project vectors with (`encode_image`, `encode_text`).
+
+    Raises:
+        ModelNotFound: there are none.
+    """
+    aligned = read_aligned(folder)
+    if aligned is None:
+        raise ModelNotFound(f"{folder}: no {ALIGNED} there, so it holds no heads")
+    try:
+        heads = AlignedHeads(HeadsConfig(**aligned.heads))
+        heads.load_state_dict(load_file(folder / HEADS))
+    except Exception as error:
+        raise ModelNotFound(
+            f"{folder / HEADS}: heads that cannot be loaded: {in_a_line(error)}"
+        ) from error
+    return heads.eval()
 
 
 @contextmanager
@@ -155,7 +172,7 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
             },
         },
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        licence=LICENCES.get(source.name, "see the model's card"),
+        licence=KNOWN.get(source.name, NOTHING_KNOWN).licence or "see the model's card",
     )
 
 
@@ -302,7 +319,7 @@ def own_tokenizer(source: ModelSource, context_length: int) -> Tokenize:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise ModelNotFound(
             f"'{source.name}' has a tokenizer of its own, which could not be loaded: "
-            f"{' '.join(str(error).split())[:200]}; install mmsearch with the hf extra: "
+            f"{in_a_line(error)}; install mmsearch with the hf extra: "
             "pip install 'mmsearch[hf]'"
         ) from error
     return lambda texts: np.asarray(tokenizer(list(texts), context_length=context_length), np.int64)

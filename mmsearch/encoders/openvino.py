@@ -46,7 +46,7 @@ from mmsearch.encoders.precision import (
 from mmsearch.encoders.registry import parse_model, write_json
 from mmsearch.encoders.telemetry import without_telemetry
 from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, Tokenize, trimmed
-from mmsearch.errors import UnreadableError, UsageError
+from mmsearch.errors import UnreadableError, UsageError, in_a_line
 from mmsearch.types import TEXT, Batch, EncoderSpec, Modality, Pixels, Vectors
 
 with without_telemetry():
@@ -265,7 +265,7 @@ def _explaining(model: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-200:]
+        reason = in_a_line(error, -200)
         raise UnreadableError(
             f"{model} cannot be run here, perhaps for want of memory; OpenVINO says: {reason}"
         ) from error
@@ -350,7 +350,7 @@ def save_towers(
             graph = convert_graph(tower.eval(), *tower.inputs())
             ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
     except Exception as error:  # whatever OpenVINO raises for an operation it lacks
-        raise ExportError(" ".join(str(error).split())[:200]) from error
+        raise ExportError(in_a_line(error)) from error
     write_json(folder / "manifest.json", manifest)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmsearch.encoders.registry import TINY, write_json
+from mmsearch.encoders.registry import KNOWN, NOTHING_KNOWN, write_json
 
 #: Pictures that precisions are compared on.
 SAMPLE = 256
@@ -28,10 +28,6 @@ LEAST_OVERLAP, LEAST_COSINE = 0.93, 0.998
 #: The lowest cosine with torch over the probes, where nothing else is known. In fp32 both compute
 #: the same; bf16 keeps 8 bits of mantissa, so that some noise is its nature.
 AGREEMENT = {"fp32": 0.9999, "bf16": 0.99}
-
-#: Precisions in which models that come with mmsearch were measured on labels: Recall@1 on
-#: Flickr8k's test split within half a point of fp32 both ways (docs/models.md).
-MEASURED = {TINY: ("bf16",)}
 
 FILE_NAME = "precisions.json"
 INT8_IMAGE = "image-int8.xml"
@@ -85,8 +81,8 @@ def choose_precision(
     """
     if asked != "auto":
         return asked
-    if model in MEASURED:
-        return next((name for name in MEASURED[model] if name.upper() in capabilities), "fp32")
+    if measured := KNOWN.get(model, NOTHING_KNOWN).precisions:
+        return next((name for name in measured if name.upper() in capabilities), "fp32")
     if verdicts:
         there = {"fp32", "int8", *(name.lower() for name in capabilities)}
         good = [
@@ -102,7 +98,7 @@ def doubt(
     precision: str, model: str, agreement: Mapping[str, float], verdicts: Verdicts
 ) -> str | None:
     """Why a precision is less exact than one would take unasked; None where it is not."""
-    if precision == "fp32" or precision in MEASURED.get(model, ()):
+    if precision == "fp32" or precision in KNOWN.get(model, NOTHING_KNOWN).precisions:
         return None
     seen = verdicts.get(precision)
     if seen is not None:

@@ -21,9 +21,26 @@ BASE_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"
 BASE_REPOSITORY = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
 BASE_MEGABYTES = 605
 
-LICENCES = {
-    TINY: "research only (weights trained on Flickr8k photos)",
-    BASE_MODEL: "MIT",
+
+@dataclass(frozen=True)
+class KnownModel:
+    """What is known of a model before it was ever loaded; 0 and "" where that is nothing."""
+
+    dim: int = 0
+    parameters: int = 0
+    licence: str = ""
+    precisions: tuple[str, ...] = ()
+    """Those besides fp32 in which it was measured on labels: Recall@1 on Flickr8k's test split
+    within half a point of fp32 both ways (docs/models.md)."""
+
+
+NOTHING_KNOWN = KnownModel()
+#: The models that come with a name of mmsearch's own.
+KNOWN = {
+    TINY: KnownModel(
+        256, 9_966_977, "research only (weights trained on Flickr8k photos)", ("bf16",)
+    ),
+    BASE_MODEL: KnownModel(512, 151_288_833, "MIT"),
 }
 
 Kind = Literal["local-dir", "hf-hub", "tag", "file"]

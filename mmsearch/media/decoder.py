@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmsearch.errors import DecodeError
+from mmsearch.errors import DecodeError, in_a_line
 from mmsearch.media.fingerprint import content_hash, content_of
 from mmsearch.media.media_types import PICTURES, Facts, MediaType, MediaTypes, Part, Segment
 from mmsearch.types import InputSpec, Modality
@@ -105,7 +105,7 @@ def _parts_of(
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged file has a decoder raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = in_a_line(error, 300)
         raise DecodeError(f"damaged: {reason}"[:300]) from error
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 import pillow_heif
 from PIL import Image, UnidentifiedImageError
 
-from mmsearch.errors import DecodeError
+from mmsearch.errors import DecodeError, in_a_line
 from mmsearch.media import png
 from mmsearch.media.colour import to_srgb
 from mmsearch.media.exif import capture_time, orientation
@@ -72,7 +72,7 @@ def decode(
 def _reason(error: Exception, content: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
         return why_not_read(content)
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = in_a_line(error, 300)
     if text.lower().startswith("unsupported"):
         return f"of a kind that is not read: {text}"[:300]
     return f"damaged image: {text}"[:300]

@@ -10,7 +10,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmsearch.errors import DecodeError
+from mmsearch.errors import DecodeError, in_a_line
 from mmsearch.media.colour import scaled_to_8, shown_range
 
 _TAGS = {274: 0x0112, 306: 0x0132}  # orientation and date, as EXIF has them
@@ -38,7 +38,7 @@ def open_tiff(content: bytes, most_pixels: int) -> Image.Image:
         raise
     except Exception as error:
         # What a damaged file makes it raise is anything; what it lacks a library for, a ValueError.
-        reason = " ".join(str(error).split())[:200]
+        reason = in_a_line(error)
         raise DecodeError(
             f"TIFF that is damaged, or of a kind that is not read: {reason}"
         ) from error

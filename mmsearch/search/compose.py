@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.errors import UsageError
+from mmsearch.errors import UsageError, in_a_line
 from mmsearch.search.trained import Network, read_trained, write_trained
 from mmsearch.types import Vectors
 
@@ -52,7 +52,7 @@ class Composer:
         try:
             return Graph.of_network(self._network.graph, self._network.weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-200:]
+            reason = in_a_line(error, -200)
             raise UsageError(
                 f"the network for --compose early cannot be run here ({reason}); train it again "
                 "with 'mmsearch train compose'"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mmsearch.encoders.registry import BUNDLED
-from mmsearch.errors import UsageError
+from mmsearch.errors import UsageError, in_a_line
 from mmsearch.store.checksum import of_parts
 from mmsearch.store.files import write_durably
 
@@ -75,7 +75,7 @@ def read_trained(folder: Path, name: str, space: str, build: Build[T], command: 
         except (  # and a RuntimeError is OpenVINO's, of a graph that it cannot run
             OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
         ) as error:  # fmt: skip
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             raise UsageError(
                 f"{path}: cannot be used ({reason}); delete it, or train it again with '{command}'"
             ) from error

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model, read_aligned
-from mmsearch.errors import ModelNotFound, TrainingError, in_a_line
+from mmsearch.encoders.registry import ALIGNED, HEADS, cached_files, parse_model
 from mmsearch.evaluation.ranking import (
     CUTOFFS,
     Difference,
@@ -30,7 +29,7 @@ from mmsearch.store.files import write_durably
 from mmsearch.training.batches import Source
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.recipe import Schedule
-from mmsearch.training.runs import RUN, load_weights, run_folder, save_weights, write_card
+from mmsearch.training.runs import RUN, run_folder, save_weights, write_card
 from mmsearch.training.sets import Features, read_array, unit
 from mmsearch.training.trainer import Setting, Trainer
 from mmsearch.training.views import CachedViews
@@ -231,25 +230,6 @@ def _write_card(
         ),
         notes=notes,
     )  # fmt: skip
-
-
-def load_heads(folder: Path) -> AlignedHeads:
-    """The heads in a model's folder, to project vectors with (`encode_image`, `encode_text`).
-
-    Raises:
-        ModelNotFound: there are none.
-    """
-    aligned = read_aligned(folder)
-    if aligned is None:
-        raise ModelNotFound(f"{folder}: no {ALIGNED} there, so it holds no heads")
-    try:
-        heads = AlignedHeads(HeadsConfig(**aligned.heads))
-        heads.load_state_dict(load_weights(folder / HEADS))
-    except (OSError, TrainingError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelNotFound(
-            f"{folder / HEADS}: heads that cannot be loaded: {in_a_line(error)}"
-        ) from error
-    return heads.eval()
 
 
 def _write_aligned(heads: AlignedHeads, folder: Path, text: Path, image: Path) -> None:

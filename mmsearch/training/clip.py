@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mmsearch.encoders.base import Encoder
-from mmsearch.encoders.registry import LICENCES, cached_files, name_of
+from mmsearch.encoders.registry import KNOWN, NOTHING_KNOWN, cached_files, name_of
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.evaluation.ranking import LEAST, recall_line
 from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
@@ -317,7 +317,8 @@ def _write_card(run: _Run, report: ClipReport, *, has_learned: bool) -> None:
                         "start, so these are the weights that it started from.")  # fmt: skip
     start = recipe.model.weights
     if start is not None:
-        terms = f"those of the base ({LICENCES.get(start, 'see its card')}), and of the data"
+        own = KNOWN.get(start, NOTHING_KNOWN).licence or "see its card"
+        terms = f"those of the base ({own}), and of the data"
     else:
         start = f"the architecture {Path(recipe.model.config or '').name}, not trained"
         terms = "those of the data, and of the parts"

@@ -18,11 +18,11 @@ from mmsearch.config import load_settings
 from mmsearch.datasets import scene_art, scenes
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.loading import ModelCache, open_encoder
-from mmsearch.encoders.open_clip import TorchEncoder, load_model
+from mmsearch.encoders.open_clip import TorchEncoder, load_heads, load_model
 from mmsearch.encoders.registry import base_source, full_name, parse_model, tower_source
 from mmsearch.errors import ModelNotFound, TrainingError, UsageError
 from mmsearch.networks.aligned import AlignedHeads, HeadsConfig
-from mmsearch.training.align import AlignSettings, align, compare, load_heads
+from mmsearch.training.align import AlignSettings, align, compare
 from mmsearch.training.sets import Features, embed_set, read_features
 
 pytestmark = pytest.mark.slow
