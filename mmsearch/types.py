@@ -459,9 +459,9 @@ class Verified:
 class Repaired:
     """What a repair did."""
 
-    found: tuple[Damage, ...]
+    found: tuple[Damage, ...] = ()
     """What was damaged."""
-    lost: tuple[str, ...]
+    lost: tuple[str, ...] = ()
     """What could not be had again: files that an `index` takes in again where they are there, and
     captions that only a captions file can bring back."""
     embedded: int = 0

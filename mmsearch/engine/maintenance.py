@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,28 +29,28 @@ TRAINED = (fusion.FILE_NAME, compose.FILE_NAME, rerank.FILE_NAME)
 def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
     """Repairs an index; the errors are `Engine.repair`'s."""
     opened.close()  # a new catalog may take the place of the open one
-    outcome = repairs.repair(opened.folder)
-    lost, embedded, store = list(outcome.lost), 0, opened.store
+    done, store = repairs.repair(opened.folder), opened.store
     space = store.active_space()
-    if outcome.found and space is not None:
-        with store.writer() as writer:
-            with store.catalog.read() as queries:
-                is_missing = any(map(queries.count_without_vector, space.towers.values()))
-            if is_missing:
-                from mmsearch.ingest.reembed import embed_missing
+    if not done.found or space is None:
+        return done
+    with store.writer() as writer:
+        with store.catalog.read() as queries:
+            is_missing = any(map(queries.count_without_vector, space.towers.values()))
+        if is_missing:
+            from mmsearch.ingest.reembed import embed_missing
 
-                try:
-                    encoder = opened.encoder_for(space.spec)
-                except ModelNotFound as error:  # what is lost has to be told of all the same
-                    opened.notify(str(error))
-                    return Repaired(outcome.found, tuple(lost), 0, outcome.kept)
-                done = embed_missing(
-                    store, writer, encoder, space, opened.runner(), on_progress=on_progress
-                )
-                embedded = done.images + done.captions
-                lost += _take_out(store, writer, space)
-            writer.compact(only_if="short")
-    return Repaired(outcome.found, tuple(lost), embedded, outcome.kept)
+            try:
+                encoder = opened.encoder_for(space.spec)
+            except ModelNotFound as error:  # what is lost has to be told of all the same
+                opened.notify(str(error))
+                return done
+            again = embed_missing(
+                store, writer, encoder, space, opened.runner(), on_progress=on_progress
+            )
+            lost = (*done.lost, *_take_out(store, writer, space))
+            done = replace(done, lost=lost, embedded=again.images + again.captions)
+        writer.compact(only_if="short")
+    return done
 
 
 def _take_out(store: Store, writer: Writer, space: SpaceRow) -> list[str]:

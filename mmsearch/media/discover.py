@@ -32,7 +32,6 @@ class Unreadable:
 
     path: bytes
     reason: str
-    is_folder: bool
 
 
 def walk(
@@ -61,7 +60,7 @@ def walk(
     try:
         status = os.stat(top)
     except OSError as error:
-        yield Unreadable(start, error.strerror or str(error), is_folder=True)
+        yield Unreadable(start, error.strerror or str(error))
         return
     if not stat.S_ISDIR(status.st_mode):
         yield from _single_file(root, start)
@@ -74,14 +73,14 @@ def _single_file(root: bytes, path: bytes) -> Iterator[FoundFile | Unreadable]:
     try:
         yield _file(root, path, os.stat(os.path.join(root, path)), has_sidecar=True)
     except OSError as error:
-        yield Unreadable(path, error.strerror or str(error), is_folder=False)
+        yield Unreadable(path, error.strerror or str(error))
 
 
 def _file(
     root: bytes, path: bytes, status: os.stat_result, *, has_sidecar: bool
 ) -> FoundFile | Unreadable:
     if not stat.S_ISREG(status.st_mode):
-        return Unreadable(path, "not a regular file", is_folder=False)
+        return Unreadable(path, "not a regular file")
     sidecar = _sidecar_stamp(os.path.join(root, path)) if has_sidecar else None
     return FoundFile(path, Stamp.of(status), sidecar)
 
@@ -121,7 +120,7 @@ class _Walker:
             try:
                 target = os.stat(full)
             except OSError as error:
-                yield Unreadable(path, error.strerror or str(error), is_folder=True)
+                yield Unreadable(path, error.strerror or str(error))
                 continue
             if not self._is_walked_elsewhere(full) and self._is_first_visit(target):
                 yield from self._folder(path)
@@ -137,7 +136,7 @@ class _Walker:
                 with os.scandir(os.path.join(self._root, folder)) as entries:
                     listing = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
-                yield Unreadable(folder, error.strerror or str(error), is_folder=True)
+                yield Unreadable(folder, error.strerror or str(error))
                 continue
             before = folder + b"/" if folder else b""
             texts = {entry.name for entry in listing if entry.name.endswith(b".txt")}
@@ -163,7 +162,7 @@ class _Walker:
                 except OSError as error:
                     # A link that loops or leads nowhere is a failure if it is called a media file.
                     if not entry.is_symlink() or self._is_media(entry.name):
-                        yield Unreadable(path, error.strerror or str(error), is_folder=False)
+                        yield Unreadable(path, error.strerror or str(error))
             stack.extend(reversed(below))
 
     def _is_media(self, name: bytes) -> bool:

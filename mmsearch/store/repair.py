@@ -13,7 +13,7 @@ import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer
 from mmsearch.store.triggers import FILL_WORDS
 from mmsearch.store.verify import unsound, verify
 from mmsearch.store.writer import Writer
-from mmsearch.types import Damage
+from mmsearch.types import Repaired
 
 #: The tables, each after those that it refers to; format 4 has patches in `look`. Words follow from
 #: captions by triggers.
@@ -66,16 +66,7 @@ _GAPS = 10_000
 _UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError, MemoryError)
 
 
-@dataclass
-class Outcome:
-    """What was found and done so far; what needs a new vector is still to do."""
-
-    found: tuple[Damage, ...] = ()
-    lost: list[str] = field(default_factory=list)
-    kept: Path | None = None
-
-
-def repair(folder: Path) -> Outcome:
+def repair(folder: Path) -> Repaired:
     """Repairs what can be repaired without a model.
 
     Items whose vector is gone are left without one: they need a model, or have to go.
@@ -85,15 +76,16 @@ def repair(folder: Path) -> Outcome:
         DamageError: too little is left of the catalog; nothing was changed.
     """
     if not verify(folder, deep=True).damages:  # which needs no lock, nor a disk to write to
-        return Outcome()
+        return Repaired()
     with writer_lock(folder), catalog.writing(folder):
-        outcome = Outcome(verify(folder, deep=True).damages)  # what another left meanwhile
-        kinds = {one.kind for one in outcome.found}
+        done = Repaired(verify(folder, deep=True).damages)  # what another left meanwhile
+        kinds = {one.kind for one in done.found}
         if not kinds:
-            return outcome
+            return done
         make_folder(folder / VECTORS)
         if kinds & {"catalog", "item"}:
-            _salvage(folder, outcome)
+            lost, kept = _salvage(folder)
+            done = replace(done, lost=tuple(lost), kept=kept)
         with closing(Store(folder)) as store:
             writer = Writer(store.catalog, folder / VECTORS, store.compaction)
             vectors_are_whole = _mend_vectors(store, folder / VECTORS)
@@ -104,7 +96,7 @@ def repair(folder: Path) -> Outcome:
                 writer.rewrite()
             writer.mend()
             writer.compact(only_if="short")
-    return outcome
+    return done
 
 
 # -- vectors ---------------------------------------------------------------------------------------
@@ -157,8 +149,11 @@ def _copies(
 # -- a damaged catalog -----------------------------------------------------------------------------
 
 
-def _salvage(folder: Path, outcome: Outcome) -> None:
-    """Reads what can be read of a catalog into a new one, which takes its place."""
+def _salvage(folder: Path) -> tuple[list[str], Path]:
+    """Reads what can be read of a catalog into a new one, which takes its place.
+
+    Returns what could not be read, and where the damaged one lies now.
+    """
     path, scratch = folder / catalog.FILE_NAME, folder / ".salvage.sqlite3"
     for leftover in (scratch, folder / REPAIRED):
         catalog.unlink_all(leftover)
@@ -179,14 +174,14 @@ def _salvage(folder: Path, outcome: Outcome) -> None:
                 migrate(target)
                 with begun(target, "BEGIN IMMEDIATE"):
                     _tidy(target)
-                    outcome.lost += _lost(source, target)
+                    lost = _lost(source, target)
                 target.execute("PRAGMA journal_mode = WAL")
     finally:
         catalog.unlink_all(scratch)
     kept = folder / f"catalog.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}.sqlite3"
     path.replace(kept)
     finish_repair(folder, kept)
-    outcome.kept = kept
+    return lost, kept
 
 
 def _create_like(source: sqlite3.Connection, draft: Path) -> None:
