@@ -168,9 +168,7 @@ def _embedded(
     from mmsearch.encoders.loading import pick_device
     from mmsearch.training.sets import embed_set
 
-    labelled = read_labelled(dataset)
-    if told := labelled.told():
-        say(told)
+    labelled = read_labelled(dataset, say)
     folder = images or find_images(dataset, list(labelled.images))
     models = EncoderProvider(settings, say, None)
     encoder = models.for_new_index(base or settings.model, pick_device(settings.device))

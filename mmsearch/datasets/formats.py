@@ -15,6 +15,7 @@ from mmsearch.datasets.sidecar import NOT_TEXT, decode_text, read_sidecar
 from mmsearch.errors import LabelsError
 from mmsearch.media.discover import FoundFile, sidecar_path, walk
 from mmsearch.media.media_types import is_image_name
+from mmsearch.types import Notify
 
 _IN_FOLDER = (
     "dataset*.json",
@@ -31,18 +32,27 @@ _IN_FOLDER = (
 _NO_LABELS = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json")
 
 
-def read_labelled(path: Path) -> LabelledSet:
+def read_labelled(path: Path, notify: Notify = lambda text: None) -> LabelledSet:
     """The labelled set in a file, or in a folder that holds such a file or sidecars.
 
     Formats: Karpathy's `dataset_*.json`, COCO's `captions_*.json`, Flickr token files,
     `image,caption` CSV, Hugging Face's `metadata.csv` and `metadata.jsonl`, and `name.txt`
     beside `name.jpg`.
 
+    Args:
+        notify: is told in one line of captions that cannot be used.
+
     Raises:
         LabelsError: no such file, or none of these formats.
     """
-    if path.is_dir():
-        return _read_folder(path)
+    found = _read_folder(path) if path.is_dir() else _read_file(path)
+    if found.remarks:
+        more = f" (and {len(found.remarks) - 1} more)" if len(found.remarks) > 1 else ""
+        notify(f"not all of the captions could be used: {found.remarks[0]}{more}")
+    return found
+
+
+def _read_file(path: Path) -> LabelledSet:
     try:
         text = decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
@@ -79,7 +89,7 @@ def _read_folder(folder: Path) -> LabelledSet:
     found = (path for pattern in _IN_FOLDER for path in sorted(folder.glob(pattern)))
     for path in (path for path in found if path.name not in _NO_LABELS):
         try:
-            labelled = read_labelled(path)
+            labelled = _read_file(path)
         except LabelsError as error:
             if path.suffix != ".json":
                 raise

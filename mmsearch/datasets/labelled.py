@@ -99,13 +99,6 @@ class LabelledSet:
             raise UsageError(f"{self.name} has no split '{split}'; {known}")
         return split.lower(), chosen[:limit]
 
-    def told(self) -> str:
-        """The remarks as one line for a person; "" where there are none."""
-        if not self.remarks:
-            return ""
-        more = f" (and {len(self.remarks) - 1} more)" if len(self.remarks) > 1 else ""
-        return f"not all of the captions could be used: {self.remarks[0]}{more}"
-
 
 def _is_name(file: str) -> bool:
     """Whether a file could have that name."""

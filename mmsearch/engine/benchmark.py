@@ -52,10 +52,7 @@ class Labels:
         assert self.dataset is not None
         if isinstance(self.dataset, LabelledSet):
             return self.dataset
-        found = read_labelled(expanded(self.dataset))
-        if told := found.told():
-            notify(told)
-        return found
+        return read_labelled(expanded(self.dataset), notify)
 
     def folder_of(self, images: list[LabelledImage]) -> Path:
         """Where the set's images are."""

@@ -197,10 +197,7 @@ class Engine:
         if isinstance(captions, LabelledSet):
             return captions, Path()
         path = expanded(captions)
-        found = read_labelled(path)
-        if told := found.told():
-            self.opened.notify(told)
-        return found, path if path.is_dir() else path.parent
+        return read_labelled(path, self.opened.notify), path if path.is_dir() else path.parent
 
     def remove(self, paths: PathLike | Iterable[PathLike]) -> int:
         """Takes files and folders out of the index (not off the disk); returns how many files.

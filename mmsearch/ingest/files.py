@@ -110,14 +110,14 @@ class FilesJob(PlanJob):
             self._roots = {root.id: root for root in queries.roots()}
             self._is_first = not queries.has_media()  # then to ask for each file is of no use
         self._read_roots = {item.root.id for item in self.plan.read}
-        self.is_lost: dict[int, bool] = {}
+        self.is_root_gone: dict[int, bool] = {}
         """For roots that were looked at because of a move: whether they are gone as a whole."""
-        self._left: dict[bytes, deque[int]] = {}
+        self._moved: dict[bytes, deque[int]] = {}
         self._changing = defaultdict[bytes, list[int]](list)
         for item in self.plan.read:
             if item.old is not None:
                 self._changing[item.old.content_hash].append(item.old.id)
-        self._left_behind: dict[bytes, list[CaptionRecord]] = {}
+        self._replaced: dict[bytes, list[CaptionRecord]] = {}
 
     @property
     def size(self) -> int:
@@ -227,7 +227,7 @@ class FilesJob(PlanJob):
             good = [(one, claim.result()) for some in outcomes for one, claim in some.good]
             bad = [one for some in outcomes for one in some.bad]
             texts = {text: vector for some in outcomes for text, vector in some.texts.items()}
-            self._look_for_the_left(one.file.digest for one, _ in good)
+            self._look_for_moved(one.file.digest for one, _ in good)
             with self.writer.change() as change:
                 for one in bad:
                     self._note_failure(change, one)
@@ -266,7 +266,7 @@ class FilesJob(PlanJob):
         inherited = self._inherited(change, one)
         if old is not None:
             self._remove_old(change, old)
-        if left := self._left.get(one.file.digest):
+        if left := self._moved.get(one.file.digest):
             moved = left.popleft()
             self.plan.gone.pop(moved, None)
             self._keep(change, moved, one, texts)
@@ -275,29 +275,29 @@ class FilesJob(PlanJob):
         self._add(change, one, record, texts, inherited)
         self.counts["added" if old is None else "updated"] += 1
 
-    def _look_for_the_left(self, contents: Iterable[bytes]) -> None:
+    def _look_for_moved(self, contents: Iterable[bytes]) -> None:
         """Finds the media of some contents whose files are gone.
 
         Once a run for each content, which may have any number of copies.
         """
         with self.store.catalog.read() as queries:
             for digest in contents:
-                if digest not in self._left and (rows := queries.media_with_content(digest)):
-                    left = (number for number, root in rows if self._has_left(number, root))
-                    self._left[digest] = deque(left)
+                if digest not in self._moved and (rows := queries.media_with_content(digest)):
+                    left = (number for number, root in rows if self._is_gone(number, root))
+                    self._moved[digest] = deque(left)
 
-    def _has_left(self, media_id: int, root_id: int) -> bool:
+    def _is_gone(self, media_id: int, root_id: int) -> bool:
         """Whether the file of a medium is gone: by this run's scan, or with its whole root."""
         if media_id in self.plan.gone:
             return True
-        if root_id not in self.is_lost:
+        if root_id not in self.is_root_gone:
             root = self._roots.get(root_id)
-            self.is_lost[root_id] = (
+            self.is_root_gone[root_id] = (
                 root is not None
                 and root_id not in self._read_roots
                 and not os.path.lexists(root.path)
             )
-        return self.is_lost[root_id]
+        return self.is_root_gone[root_id]
 
     def _inherited(self, change: Change, one: Reading) -> list[CaptionRecord]:
         """The captions that a new or changed file takes over, as a captions file gave them once.
@@ -311,22 +311,22 @@ class FilesJob(PlanJob):
         if any(wanted.values()):
             return []
         if one.file.digest in self._changing:
-            found = self._captions_left_behind(change, one.file.digest)
+            found = self._captions_of_replaced(change, one.file.digest)
         else:
             found = change.given_captions(old.id, self.space) if old is not None else []
         return [caption for caption in found if caption.source not in wanted]
 
-    def _captions_left_behind(self, change: Change, digest: bytes) -> list[CaptionRecord]:
+    def _captions_of_replaced(self, change: Change, digest: bytes) -> list[CaptionRecord]:
         """The captions of the files that had a content before this run and are read again."""
-        if digest not in self._left_behind:
+        if digest not in self._replaced:
             given = (
                 change.given_captions(one, self.space) for one in sorted(self._changing[digest])
             )
-            self._left_behind[digest] = next(filter(None, given), [])
-        return self._left_behind[digest]
+            self._replaced[digest] = next(filter(None, given), [])
+        return self._replaced[digest]
 
     def _remove_old(self, change: Change, old: MediaRow) -> None:
-        self._captions_left_behind(change, old.content_hash)  # before they are gone
+        self._captions_of_replaced(change, old.content_hash)  # before they are gone
         change.remove_media([old.id])
 
     def _keep(

@@ -63,7 +63,7 @@ class Pipeline:
                 self.runner.run(files, len(plan.read))
                 seconds = time.perf_counter() - started
                 # Folders that are gone and whose every file was found elsewhere or removed.
-                lost = [number for number, is_lost in files.is_lost.items() if is_lost]
+                lost = [number for number, is_gone in files.is_root_gone.items() if is_gone]
         with tally.timed("write"):
             self._remove_gone(plan, lost)
             self.writer.compact(only_if="short")
@@ -86,13 +86,13 @@ class Pipeline:
 
     def _settle_the_unread(self, plan: Plan) -> None:
         """Enters what the walk could not look at, and strikes what is gone, off the ledger."""
-        if not (plan.unreadable or plan.healed):
+        if not (plan.unreadable or plan.recovered):
             return
         with self.writer.change() as change:
             for root, found in plan.unreadable:
                 reason = f"cannot be read: {found.reason}"
                 change.record_failure(root.id, found.path, NEVER.size, NEVER.mtime_ns, reason)
-            change.clear_failures(plan.healed)
+            change.clear_failures(plan.recovered)
         self.tally.counts["failed"] += len(plan.unreadable)
 
     @staticmethod

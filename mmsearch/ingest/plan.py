@@ -70,7 +70,7 @@ class Plan:
     """Whether what is gone is removed; it is known either way, to tell a move from a copy."""
     reread: bool = False
     """Whether files are read whose size and time are as they were."""
-    healed: list[FileKey] = field(default_factory=list)
+    recovered: list[FileKey] = field(default_factory=list)
     """Entries of the ledger whose files are gone, or are again as they were indexed."""
     known_bad: int = 0
     kept_roots: list[Path] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Plan:
 
     def is_idle(self) -> bool:
         """Whether there is nothing to do: everything is as the index has it."""
-        return not (self.read or self.gone or self.unreadable or self.healed or self.touched())
+        return not (self.read or self.gone or self.unreadable or self.recovered or self.touched())
 
     def report(self, **done: Any) -> IngestReport:
         """What the plan itself says for a report, with what was done."""
@@ -328,7 +328,7 @@ def _plan_scope(
             plan.same.append(candidate)
             # A failure of the same stamp is of the pending model, which waits for this file.
             if failed is not None and not (is_pending and has_failed_so):
-                plan.healed.append(candidate.key)
+                plan.recovered.append(candidate.key)
     if prune is None and known and not seen and _may_be_unmounted(scope, known):
         plan.kept_roots.append(to_path(scope.path))
         return
@@ -340,7 +340,7 @@ def _plan_scope(
         and row.kind in types.kinds
         and all(folder and relative(path, folder) is None for folder in shut)
     }
-    plan.healed.extend((root.id, path) for path in bad if path not in seen and path not in shut)
+    plan.recovered.extend((root.id, path) for path in bad if path not in seen and path not in shut)
 
 
 def _may_be_unmounted(scope: Scope, known: Mapping[bytes, MediaRow]) -> bool:

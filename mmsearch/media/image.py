@@ -29,7 +29,7 @@ MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """A picture, upright and RGB, and what its file says of it."""
 
     image: Image.Image
@@ -42,7 +42,7 @@ class Decoded:
 
 def decode(
     content: bytes, *, at_least: tuple[int, int] | None = None, most_pixels: int = MAX_PIXELS
-) -> Decoded:
+) -> DecodedImage:
     """Decodes the first frame of an image file.
 
     Args:
@@ -78,7 +78,7 @@ def _reason(error: Exception, content: bytes) -> str:
     return f"damaged image: {text}"[:300]
 
 
-def _decode(content: bytes, at_least: tuple[int, int] | None, most_pixels: int) -> Decoded:
+def _decode(content: bytes, at_least: tuple[int, int] | None, most_pixels: int) -> DecodedImage:
     if not content:
         raise DecodeError("empty file")
     profile = None
@@ -102,7 +102,7 @@ def _decode(content: bytes, at_least: tuple[int, int] | None, most_pixels: int) 
             upright = upright.transpose(_TURNS[turn])
     if upright.width < 1 or upright.height < 1:
         raise DecodeError("an image without pixels")
-    return Decoded(upright, width, height, captured)
+    return DecodedImage(upright, width, height, captured)
 
 
 def _opened(content: bytes) -> Image.Image:

@@ -74,9 +74,7 @@ def read_set(
         UsageError: no captioned picture in these splits.
     """
     labels = data / table.labels
-    labelled = read_labelled(labels)
-    if told := labelled.told():
-        notify(told)
+    labelled = read_labelled(labels, notify)
     wanted = table.splits if isinstance(table, DataTable) else (table.split,)
     splits = [name.lower() for name in wanted]
     chosen = [
