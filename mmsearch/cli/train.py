@@ -316,6 +316,7 @@ def fusion(
 
 
 def compose(
+    context: typer.Context,
     dataset: Annotated[
         Path | None,
         typer.Argument(
@@ -338,8 +339,8 @@ def compose(
         raise UsageError("--images goes with a DATASET")
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_compose(
-            dataset, images=images, keep=keep, seed=seed, on_progress=bar
-        )
+            dataset, images=images, keep=keep, seed=seed, on_progress=bar, recipe=context.obj
+        )  # a program that runs this command may give a recipe
     measured = [*found.drawn, *([found.photos] if found.photos else [])]
     if json_:
         rows = [dataclasses.asdict(row) for row in measured]
@@ -369,6 +370,7 @@ def compose(
 
 
 def rerank(
+    context: typer.Context,
     dataset: Annotated[
         Path, typer.Argument(metavar="DATASET", help="Captioned photos: a folder or a file.")
     ],
@@ -396,7 +398,7 @@ def rerank(
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_rerank(
             dataset, kind=one_of("--kind", kind, KINDS), images=images, keep=keep, seed=seed,
-            on_progress=bar,
+            on_progress=bar, recipe=context.obj,
         )  # fmt: skip
     if json_:
         print(

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from mmsearch.evaluation.retrieval import BenchReport
     from mmsearch.search.rerank import Kind
     from mmsearch.search.searcher import Searcher, Trained
-    from mmsearch.training.compose import TrainedComposer
+    from mmsearch.training import compose as composing
+    from mmsearch.training import rerank as reranking
     from mmsearch.training.fusion import TrainedFusion
-    from mmsearch.training.rerank import TrainedReranker
 
 log = logging.getLogger(__name__)
 
@@ -368,13 +368,15 @@ class Engine:
         keep: bool = False,
         seed: int = 0,
         on_progress: OnProgress = no_progress,
-    ) -> tuple[TrainedComposer, bool]:
+        recipe: composing.Recipe | None = None,
+    ) -> tuple[composing.TrainedComposer, bool]:
         """Trains early fusion ("this picture, but ...") for this index's model on drawn scenes.
 
         Args:
             dataset: captioned photos to train and to measure on too.
             images: the folder of the photos, where it is not beside the labels.
             keep: keep it also where it does not help.
+            recipe: how much is learned and measured; None is what `mmsearch train compose` does.
 
         Returns what was trained, and whether it was kept: where the 95% interval of its gain on
         drawn scenes lies above nothing. Searches take it unasked only if photos have shown that
@@ -388,7 +390,7 @@ class Engine:
 
         labels = Labels(dataset, images)
         return training_jobs.train_compose(
-            self.opened, labels, keep=keep, seed=seed, on_progress=on_progress
+            self.opened, labels, keep=keep, seed=seed, on_progress=on_progress, recipe=recipe
         )
 
     def train_rerank(
@@ -400,7 +402,8 @@ class Engine:
         keep: bool = False,
         seed: int = 0,
         on_progress: OnProgress = no_progress,
-    ) -> tuple[TrainedReranker, bool]:
+        recipe: reranking.Recipe | None = None,
+    ) -> tuple[reranking.TrainedReranker, bool]:
         """Trains a re-ranker for this index's model on captioned photos.
 
         Args:
@@ -409,6 +412,7 @@ class Engine:
             kind: "interaction" (the best patch of each token) or "attention" (cross-modal).
             images: the folder of the photos, where it is not beside the labels.
             keep: keep it also where it does not help.
+            recipe: how long it learns, and from what; None is that of its kind.
 
         Returns what was trained, and whether it was kept: where the 95% interval of its gain on
         the test photos lies above nothing.
@@ -422,8 +426,9 @@ class Engine:
 
         labels = Labels(dataset, images)
         return training_jobs.train_rerank(
-            self.opened, labels, kind=kind, keep=keep, seed=seed, on_progress=on_progress
-        )
+            self.opened, labels, kind=kind, keep=keep, seed=seed, on_progress=on_progress,
+            recipe=recipe,
+        )  # fmt: skip
 
     # -- the rest --------------------------------------------------------------------------
 

@@ -24,9 +24,9 @@ from mmsearch.types import OnProgress, Progress, Query, Term
 
 if TYPE_CHECKING:
     from mmsearch.engine.open_index import OpenIndex
-    from mmsearch.training.compose import TrainedComposer
+    from mmsearch.training import compose, rerank
     from mmsearch.training.fusion import TrainedFusion
-    from mmsearch.training.rerank import Candidates, TrainedReranker
+    from mmsearch.training.rerank import Candidates
 
 _QUERIES = 4000  # held-out captions that three weights are trained on: more tell nothing new
 
@@ -61,8 +61,14 @@ def train_fusion(
 
 
 def train_compose(
-    opened: OpenIndex, labels: Labels, *, keep: bool, seed: int, on_progress: OnProgress
-) -> tuple[TrainedComposer, bool]:
+    opened: OpenIndex,
+    labels: Labels,
+    *,
+    keep: bool,
+    seed: int,
+    on_progress: OnProgress,
+    recipe: compose.Recipe | None,
+) -> tuple[compose.TrainedComposer, bool]:
     """`Engine.train_compose`."""
     from mmsearch.training.compose import train_composer
     from mmsearch.training.sets import embed_set
@@ -76,7 +82,7 @@ def train_compose(
         images = labels.read(opened.notify).images
         folder, cache = labels.folder_of(list(images)), opened.settings.cache_folder() / "views"
         photos = embed_set(encoder, folder, images, cache, seed, on_progress, opened.notify)
-    found = train_composer(encoder, photos, seed, on_progress)
+    found = train_composer(encoder, photos, seed, on_progress, recipe)
     is_kept = keep or found.is_gain
     if is_kept:
         with _keeping(opened, own):
@@ -88,8 +94,15 @@ def train_compose(
 
 
 def train_rerank(
-    opened: OpenIndex, labels: Labels, *, kind: Kind, keep: bool, seed: int, on_progress: OnProgress
-) -> tuple[TrainedReranker, bool]:
+    opened: OpenIndex,
+    labels: Labels,
+    *,
+    kind: Kind,
+    keep: bool,
+    seed: int,
+    on_progress: OnProgress,
+    recipe: rerank.Recipe | None,
+) -> tuple[rerank.TrainedReranker, bool]:
     """`Engine.train_rerank`."""
     from mmsearch.training import rerank as training
     from mmsearch.training.sets import embed_texts, merge_copies, splits_of
@@ -111,8 +124,9 @@ def train_rerank(
     photos = training.embed_photos(
         encoder, patch_encoder, [folder / image.file for image in parts["train"]],
         [image.captions for image in parts["train"]], cache, seed, on_progress,
+        (recipe or training.RECIPES[kind]).views,
     )  # fmt: skip
-    network = training.fit_network(photos, kind, seed, on_progress=on_progress)
+    network = training.fit_network(photos, kind, seed, recipe, on_progress)
     exported = training.export_scoring(network, encoder.spec.dim)
     chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: training.CAPTIONS]
     captions = photos.captions[np.sort(chosen)].astype(np.float16).astype(np.float32)

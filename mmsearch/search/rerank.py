@@ -48,7 +48,6 @@ Scoring = Callable[[Floats, Floats, Vectors, Vectors], Sequence[Floats]]
 
 _NEAREST = 10
 _PICTURES = 16  # that are embedded together
-_BLOCK = 256  # images whose patches are in memory at once
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ class PatchScorer:
     reranker: Reranker
     patch_encoder: Callable[[], PatchEncoder]
     decoders: Decoders
+    block: int = 256  # images whose patches are in memory at once
 
     def scores(
         self,
@@ -184,8 +184,8 @@ class PatchScorer:
         texts = [(term.weight, rows) for term, rows in zip(wanted, tokens, strict=True)]
         places: list[int] = []
         found: list[Parts] = []
-        for start in range(0, len(items), _BLOCK):
-            own, patches, there = self._patches(encoder, items[start : start + _BLOCK])
+        for start in range(0, len(items), self.block):
+            own, patches, there = self._patches(encoder, items[start : start + self.block])
             if there:
                 places += [start + place for place in there]
                 found.append(self.reranker.parts(query, texts, own, patches))

@@ -26,14 +26,11 @@ from mmsearch.training.sets import Features
 from mmsearch.training.trained import cosine_steps, export_network
 from mmsearch.types import Ids, OnProgress, Progress, Vectors, no_progress
 
-#: Drawn triplets to train on, and of scenes that are held out.
-LEARNED, MEASURED = 8000, 1200
 PHOTOS = "photo"
 
 _HELD_OUT_SEED = 10_000_000
 _HIDDEN, _DROPOUT, _RATE, _DECAY, _WARMUP = 512, 0.5, 1e-3, 0.05, 50
-_STEPS, _BATCH, _SCALE = 2500, 256, 20.0
-_MARGIN = 1.0  # points
+_BATCH, _SCALE = 256, 20.0
 #: The length of the noise on a photo's caption, which is 1 long: a model has mostly learned from
 #: captions like those, and the network would trust them more than it should trust others.
 _NOISE = 1.0
@@ -42,6 +39,19 @@ _BLOCK = 256
 _PICTURES = 64
 
 Compose = Callable[[Vectors, Vectors], Vectors]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, and how much of it is measured."""
+
+    #: Drawn triplets to train on, and of scenes that are held out.
+    learned: int = 8000
+    measured: int = 1200
+    #: Batches.
+    steps: int = 2500
+    #: So many points less than the plain ways find in photos are as good.
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ class TrainedComposer:
     """On drawn scenes: by kind of change, and over all."""
     photos: Composed | None
     """On photos, where there are some."""
+    margin: float  # `Recipe.margin`
 
     @property
     def is_gain(self) -> bool:
@@ -94,7 +105,7 @@ class TrainedComposer:
     @property
     def is_for_photos(self) -> bool:
         """Whether photos have shown that it finds no less: a point is within what is allowed."""
-        return self.photos is not None and self.photos.gain.low > -_MARGIN
+        return self.photos is not None and self.photos.gain.low > -self.margin
 
 
 def train_composer(
@@ -102,29 +113,33 @@ def train_composer(
     photos: Features | None,
     seed: int = 0,
     on_progress: OnProgress = no_progress,
+    recipe: Recipe | None = None,
 ) -> TrainedComposer:
     """A network for an encoder's space, trained in minutes; the same seed gives the same.
 
     Args:
         encoder: stays as it is.
         photos: captioned photos of the same space to train on too.
+        recipe: fewer triplets and steps take less time and teach less; None is the usual one.
 
     Raises:
         UsageError: photos that all have the same captions.
         TrainingError: what came out are no numbers, or OpenVINO computes something else.
     """
-    learn = [drawn_triplets(encoder, LEARNED, on_progress, held_out=False)]
-    unseen = drawn_triplets(encoder, MEASURED, on_progress, held_out=True)
+    recipe = recipe or Recipe()
+    learn = [drawn_triplets(encoder, recipe.learned, on_progress, held_out=False)]
+    unseen = drawn_triplets(encoder, recipe.measured, on_progress, held_out=True)
     test = None
     if photos is not None:  # before anything is learned: these may be of no use
         learn.append(photo_triplets(photos.of("train")))
         test = photo_triplets(photos.of("test"))
-    network = export_composer(fit_network(learn, seed, on_progress))
+    network = export_composer(fit_network(learn, seed, on_progress, recipe.steps))
     composer = Composer(network, encoder.spec.dim)  # what is measured is what is kept
     return TrainedComposer(
         network,
         compare(unseen, composer),
         compare(test, composer)[-1] if test is not None else None,
+        recipe.margin,
     )
 
 
@@ -234,7 +249,10 @@ def _ids_by_caption(photos: Features) -> Ids:
 
 
 def fit_network(
-    parts: Sequence[Triplets], seed: int, on_progress: OnProgress = no_progress
+    parts: Sequence[Triplets],
+    seed: int,
+    on_progress: OnProgress = no_progress,
+    steps: int = Recipe.steps,
 ) -> EarlyFusion:
     """The network that finds the targets among the targets and references of a batch.
 
@@ -243,6 +261,7 @@ def fit_network(
 
     Args:
         parts: drawn scenes first.
+        steps: how many batches it learns from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -255,7 +274,7 @@ def fit_network(
     share = sizes / sizes.sum()
     share[0] = max(0.5, share[0])
     share[1:] *= (1 - share[0]) / max(share[1:].sum(), 1e-12)
-    for _ in cosine_steps(optimizer, _STEPS, _WARMUP, on_progress):
+    for _ in cosine_steps(optimizer, steps, _WARMUP, on_progress):
         part, rows = next(batches[rng.choice(len(parts), p=share)])
         reference, change, target = (
             torch.from_numpy(vectors[rows])

@@ -42,8 +42,6 @@ from mmsearch.types import OnProgress, Progress, Vectors, no_progress
 CAPTIONS = 2000
 HEADS = 4
 _TEMPERATURE = 20.0  # exp(temperature * cosine) says how near a caption is
-#: Augmented views of every photo that is trained on.
-VIEWS = 4
 
 _HUBNESS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _MATCH = (0.0, 1 / 160, 1 / 120, 1 / 80, 1 / 60, 1 / 40, 1 / 30, 1 / 20)
@@ -65,6 +63,8 @@ class Recipe:
     alike: int
     """How many photos of a batch look alike; 1 takes them at random."""
     rate: float = 1e-3
+    views: int = 4
+    """Augmented views of every photo that is trained on."""
 
 
 RECIPES: dict[Kind, Recipe] = {
@@ -98,20 +98,24 @@ def embed_photos(
     cache: Path,
     seed: int,
     on_progress: OnProgress = no_progress,
+    views: int = Recipe.views,
 ) -> Photos:
     """Embeds photos and their captions; patches come from `cache` where they were kept.
+
+    Args:
+        views: how many augmented views of each photo (`Recipe.views`).
 
     Raises:
         LabelsError: none of the photos can be used.
     """
-    views = [
-        _embed_view(patch_encoder, files, cache, seed, number, on_progress)
-        for number in range(VIEWS)
+    seen = [
+        _embed_view(patch_encoder, files, cache, seed, number, views, on_progress)
+        for number in range(views)
     ]
-    good = [place for place in range(len(files)) if all(view[place] for view in views)]
+    good = [place for place in range(len(files)) if all(view[place] for view in seen)]
     if not good:
         raise LabelsError(f"none of the {len(files)} photos to train on can be used")
-    patches = [[view[place] for place in good] for view in views]
+    patches = [[view[place] for place in good] for view in seen]
     texts = [text for place in good for text in captions[place]]
     owner = np.repeat(np.arange(len(good)), [len(captions[place]) for place in good])
     dim = encoder.spec.dim
@@ -134,9 +138,10 @@ def _embed_view(
     cache: Path,
     seed: int,
     number: int,
+    count: int,
     on_progress: OnProgress,
 ) -> list[bytes]:
-    """Packed patches of one augmented view of each photo; empty where it cannot be used."""
+    """Packed patches of one of `count` augmented views of each photo; empty if it is of no use."""
     height, width = patch_encoder.preprocess.size
     augment = v2.Compose(
         [
@@ -171,7 +176,7 @@ def _embed_view(
                 found += [packed.pop(0) if image is not None else b"" for image in images]
                 done = start + first + len(images)
                 on_progress(
-                    Progress(f"embedding patches, view {number + 1} of {VIEWS}", done, len(files))
+                    Progress(f"embedding patches, view {number + 1} of {count}", done, len(files))
                 )
         size = max(map(len, found), default=0)
         rows = [np.frombuffer(one.ljust(size, b"\0"), np.uint8) for one in found]

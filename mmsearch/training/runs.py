@@ -42,7 +42,7 @@ RUN = "training"
 CHECKPOINT = "checkpoint.pt"
 #: By this file a folder is known as a run's own; it is there from before the first step.
 _MARK = "mmsearch-run"
-_PORTION = 2048  # what is made and kept at once: a run that is stopped loses no more
+PORTION = 2048  # what is made and kept at once: a run that is stopped loses no more
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FINISHED = ("open_clip_config.json", "mmsearch_model.json")
 _RESULTS = (*_FINISHED, "open_clip_model.safetensors", "heads.safetensors", "README.md",
@@ -242,16 +242,18 @@ def remembered(
     items: Sequence[T],
     about: Callable[[Sequence[T], int], Any],
     make: Callable[[Sequence[T], int], State],
+    portion: int = PORTION,
 ) -> Iterator[State]:
     """What is made of items, portion by portion: from `cache` where it was made before.
 
     Args:
         about: all that a portion's outcome depends on, as plain values.
         make: takes a portion and the place of its first item.
+        portion: how many items are made and kept at once.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(items), _PORTION):
-        part = items[start : start + _PORTION]
+    for start in range(0, len(items), portion):
+        part = items[start : start + portion]
         key = hashlib.sha256(json.dumps(about(part, start)).encode()).hexdigest()[:16]
         kept = cache / f"{kind}-{key}.safetensors"
         with FileLock(kept.with_suffix(".lock")):  # another process may be at the same

@@ -28,7 +28,7 @@ from mmsearch.jobs.runner import Runner
 from mmsearch.media.fingerprint import content_hash
 from mmsearch.media.fit import fit
 from mmsearch.training.recipe import DataTable, HeldOutTable
-from mmsearch.training.runs import State, remembered
+from mmsearch.training.runs import PORTION, State, remembered
 from mmsearch.training.views import decode_picture, decoders, stamps
 from mmsearch.types import Notify, OnProgress, Progress, Vectors
 
@@ -275,7 +275,12 @@ def embed_set(
 
 
 def embed_pictures(
-    encoder: Encoder, files: Sequence[Path], cache: Path, job: str, on_progress: OnProgress
+    encoder: Encoder,
+    files: Sequence[Path],
+    cache: Path,
+    job: str,
+    on_progress: OnProgress,
+    portion: int = PORTION,
 ) -> tuple[Vectors, NDArray[np.bool_]]:
     """The vectors of the pictures that can be used, (m, dim), and which of them can, (n,).
 
@@ -297,7 +302,7 @@ def embed_pictures(
     def about(part: Sequence[Path], _start: int) -> Any:
         return [encoder.spec.space, encoder.precision, stamps(part)]
 
-    found = list(remembered(cache, "features", files, about, embed))
+    found = list(remembered(cache, "features", files, about, embed, portion))
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
     vectors += [part["images"].numpy() for part in found]
     good = [np.empty(0, bool), *(part["good"].numpy().astype(bool) for part in found)]

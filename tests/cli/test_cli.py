@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from mmsearch.cli.app import app
 from mmsearch.datasets import scene_art, scenes
+from mmsearch.encoders.registry import BUNDLED
 
 
 def mmsearch(*arguments, cwd=None, check=None, **environment):
@@ -32,9 +33,9 @@ def mmsearch(*arguments, cwd=None, check=None, **environment):
     return done
 
 
-def run(*arguments, code=0):
-    """Runs a command within this process, which spares the imports."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+def run(*arguments, code=0, recipe=None):
+    """Runs a command within this process, which spares the imports; a recipe is for training."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], obj=recipe)
     assert result.exit_code == code, result.output
     return result
 
@@ -54,6 +55,19 @@ def index(gallery, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexes") / "index"
     run("index", gallery, "--index", folder, "--model", "tiny")
     return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(gallery, tmp_path_factory):
+    """An index of the same scenes by a model without trained networks: almost `tiny`."""
+    top = tmp_path_factory.mktemp("untrained")
+    shutil.copytree(BUNDLED / "tiny", top / "model")
+    config = top / "model/open_clip_config.json"
+    how = json.loads(config.read_text())
+    how["preprocess_cfg"]["mean"][0] += 0.01  # another space
+    config.write_text(json.dumps(how))
+    run("index", gallery, "--index", top / "index", "--model", f"local-dir:{top / 'model'}")
+    return top / "index"
 
 
 def test_training_without_what_it_needs_is_one_line_each(tmp_path):
@@ -141,22 +155,19 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_path, monkeypatch):
-    from mmsearch.search import trained
-    from mmsearch.training import compose
+def test_a_change_is_learned_and_composed_with_a_picture(untrained, gallery, tmp_path):
+    from mmsearch.training.compose import Recipe
 
-    monkeypatch.setattr(trained, "BUNDLED", tmp_path)  # where nothing lies
-    for name, value in {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60}.items():
-        monkeypatch.setattr(compose, name, value)
+    recipe = Recipe(learned=300, measured=60, steps=60)
     own = tmp_path / "index"
-    shutil.copytree(index, own)
+    shutil.copytree(untrained, own)
     ask = ("search", "but in blue", "--image", gallery / "00.png", "--index", own, "--json")
     added = run(*ask, "--compose", "sum").stdout
-    told = run("train", "compose", "--index", own).stdout
+    told = run("train", "compose", "--index", own, recipe=recipe).stdout
     assert "all drawn scenes  60 " in told
     assert "not kept" in told  # so few steps teach next to nothing
     assert "train compose" in run(*ask, "--compose", "early", code=2).stderr
-    told = run("train", "compose", "--index", own, "--keep").stdout
+    told = run("train", "compose", "--index", own, "--keep", recipe=recipe).stdout
     assert f"kept in {own}: --compose early uses it" in told
     assert "without captioned photos" in told
     early = run(*ask, "--compose", "early").stdout
@@ -175,19 +186,18 @@ def test_a_change_is_learned_and_composed_with_a_picture(index, gallery, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypatch):
-    from mmsearch.training import compose
+def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path):
+    from mmsearch.training.compose import Recipe
 
-    changes = {"LEARNED": 300, "MEASURED": 60, "_STEPS": 60, "_MARGIN": 100}
-    for name, value in changes.items():
-        monkeypatch.setattr(compose, name, value)
+    lenient, strict = (Recipe(300, 60, steps=60, margin=points) for points in (100, -100))
     own, photos = tmp_path / "index", tmp_path / "photos"
     shutil.copytree(index, own)
     photos.mkdir()
     for number, scene in enumerate(scenes.gallery(100, seed=900)):
         scene_art.render(scene).save(photos / f"{number:03}.png")
         (photos / f"{number:03}.txt").write_text("\n".join(scenes.captions(scene)[:2]))
-    learned = json.loads(run("train", "compose", photos, "--index", own, "--keep", "--json").stdout)
+    train = ("train", "compose", photos, "--index", own, "--keep")
+    learned = json.loads(run(*train, "--json", recipe=lenient).stdout)
     assert (learned["kept"], learned["auto"]) == (True, True)
     last = learned["measured"][-1]
     assert last["kind"] == "all photos"
@@ -195,8 +205,7 @@ def test_a_change_is_learned_from_captioned_photos_too(index, tmp_path, monkeypa
     ask = ("search", "but in blue", "--image", photos / "000.png", "--index", own, "--json")
     assert run(*ask).stdout == run(*ask, "--compose", "early").stdout
     assert run(*ask).stdout != run(*ask, "--compose", "sum").stdout
-    monkeypatch.setattr(compose, "_MARGIN", -100)
-    told = run("train", "compose", photos, "--index", own, "--keep").stdout
+    told = run(*train, recipe=strict).stdout
     assert "all photos" in told
     assert "not used unasked" in told
     assert run(*ask).stdout == run(*ask, "--compose", "sum").stdout
@@ -221,15 +230,12 @@ def test_patches_are_kept_and_dropped(gallery, tmp_path):
 
 
 @pytest.mark.slow
-def test_ranking_again_is_learned_searched_with_and_measured(gallery, index, tmp_path, monkeypatch):
-    from mmsearch.search import trained
-    from mmsearch.training import rerank
+def test_ranking_again_is_learned_searched_with_and_measured(gallery, untrained, tmp_path):
+    from mmsearch.training.rerank import Recipe
 
-    monkeypatch.setattr(trained, "BUNDLED", tmp_path)  # where nothing lies
-    monkeypatch.setattr(rerank, "VIEWS", 1)
-    monkeypatch.setitem(rerank.RECIPES, "attention", rerank.Recipe(epochs=1, batch=16, alike=2))
+    recipe = Recipe(epochs=1, batch=16, alike=2, views=1)
     own, photos = tmp_path / "index", tmp_path / "photos"
-    shutil.copytree(index, own)
+    shutil.copytree(untrained, own)
     photos.mkdir()
     for number, scene in enumerate(scenes.gallery(100, seed=900)):
         scene_art.render(scene).save(photos / f"{number:03}.png")
@@ -237,11 +243,11 @@ def test_ranking_again_is_learned_searched_with_and_measured(gallery, index, tmp
     ask = ("search", "a red circle", "--index", own, "-k", 3)
     assert "train rerank" in run(*ask, "--rerank", 5, code=2).stderr
     train = ("train", "rerank", photos, "--index", own, "--kind", "attention")
-    told = run(*train).stdout
+    told = run(*train, recipe=recipe).stdout
     assert " captions of photos that were not trained on" in told
     for part in ("first", "test-time augmentation", "hubness", "match"):
         assert f"\n{part} " in told
-    found = json.loads(run(*train, "--keep", "--json").stdout)
+    found = json.loads(run(*train, "--keep", "--json", recipe=recipe).stdout)
     assert found["kept"]
     assert found["kind"] == "attention"
     assert [set(row) for row in found["recalls"].values()] == [{"R@1", "R@5", "R@10"}] * 4

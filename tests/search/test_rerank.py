@@ -244,13 +244,19 @@ def test_looks_that_are_not_kept_are_taken_now(store):
     assert keep_looks(store, local) == 0
 
 
-def test_many_are_looked_at_in_portions(store, monkeypatch):
+def test_many_are_looked_at_in_portions(store):
     searcher = searcher_of(store, FakePatchEncoder())
-    whole = ask(searcher, rerank=11, fusion="image")
-    monkeypatch.setattr(rerank, "_BLOCK", 4)
-    for mine, theirs in zip(ask(searcher, rerank=11, fusion="image"), whole, strict=True):
-        assert mine.path == theirs.path
-        assert mine.score == pytest.approx(theirs.score, abs=1e-6)
+    vector = searcher.embed(RED.terms)
+    answer = searcher.rank(vector[None], "image", 11)[0]
+    scorer = searcher.patch_scorer(RED)
+    whole, parts = (
+        one.scores(vector, RED.terms, answer.items, np.array(answer.scores))
+        for one in (scorer, replace(scorer, block=4))
+    )
+    assert not np.allclose(whole, answer.scores)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    hits = ask(searcher, rerank=11, fusion="image")
+    assert [hit.score for hit in hits] == pytest.approx(sorted(parts, reverse=True)[:3], abs=1e-6)
 
 
 def test_patches_that_cannot_be_read_are_told(store):

@@ -10,7 +10,6 @@ from fakes import FakeEncoder
 from PIL import Image
 
 from mmsearch.errors import LabelsError
-from mmsearch.training import runs
 from mmsearch.training.sets import embed_pictures, embed_texts, unusable
 
 
@@ -77,13 +76,12 @@ def pictures(folder, count):
     return files
 
 
-def test_embedding_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_PORTION", 3)
+def test_embedding_goes_on_where_it_was_stopped(tmp_path):
     files = pictures(tmp_path, 8)
     with pytest.raises(KeyboardInterrupt):
-        embed_pictures(Stopping("x"), files, tmp_path / "cache", "job", quiet)
+        embed_pictures(Stopping("x"), files, tmp_path / "cache", "job", quiet, portion=3)
     told, encoder = [], FakeEncoder("x")
-    vectors, _ = embed_pictures(encoder, files, tmp_path / "cache", "job", told.append)
+    vectors, _ = embed_pictures(encoder, files, tmp_path / "cache", "job", told.append, portion=3)
     assert encoder.images_encoded == 5
     assert told[-1].done == told[-1].total == 8
     at_once, _ = embed_pictures(FakeEncoder("x"), files, tmp_path / "other", "job", quiet)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,24 +126,23 @@ def swapped(count, seed):
     )
 
 
-def test_a_rule_is_learned_and_the_same_seed_gives_the_same(monkeypatch):
-    monkeypatch.setattr(compose, "_STEPS", 250)
+def test_a_rule_is_learned_and_the_same_seed_gives_the_same():
     learn, unseen = swapped(2000, 0), swapped(200, 1)
     told = []
-    network = compose.fit_network([learn], 0, told.append)
+    network = compose.fit_network([learn], 0, told.append, 250)
     composer = Composer(compose.export_composer(network), 16)
     assert np.mean(compose.ranks_of(unseen, composer) <= 5) > 0.8
     assert np.mean(compose.ranks_of(unseen, weighted_sum) <= 5) < 0.2
     assert (told[-1].done, told[-1].total) == (250, 250)
-    monkeypatch.setattr(compose, "_STEPS", 5)
-    once, again, other = (compose.fit_network([learn], seed).state_dict() for seed in (3, 3, 4))
+    once, again, other = (
+        compose.fit_network([learn], seed, steps=5).state_dict() for seed in (3, 3, 4)
+    )
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not all(torch.equal(once[name], other[name]) for name in once)
 
 
 def test_what_answers_to_the_same_words_is_not_held_against_a_target(monkeypatch):
     """Two targets of one meaning: with each other as negatives the loss could not get so low."""
-    monkeypatch.setattr(compose, "_STEPS", 1)
     losses = []
     keep = torch.nn.functional.cross_entropy
     monkeypatch.setattr(
@@ -150,7 +151,7 @@ def test_what_answers_to_the_same_words_is_not_held_against_a_target(monkeypatch
     )  # fmt: skip
     rows = unit_vectors(RNG, 4)
     part = Triplets(rows, rows, rows, np.array([5, 6, 7, 1]), np.array([1, 1, 2, 3]), ("add",) * 4)
-    compose.fit_network([part], 0)
+    compose.fit_network([part], 0, steps=1)
     (logits,) = losses
     masked = torch.isinf(logits)
     # Target 1 stands twice as a target and once as a reference.
@@ -168,28 +169,22 @@ def photos_of(count, seed=0):
     return Features(images, texts, np.repeat(np.arange(3 * count), 2), splits)
 
 
-def test_what_is_kept_is_what_was_measured_and_test_photos_are_not_learned_from(monkeypatch):
-    for name, value in {"LEARNED": 80, "MEASURED": 30, "_STEPS": 8}.items():
-        monkeypatch.setattr(compose, name, value)
-    learned_from = []
-    fit = compose.fit_network
-    monkeypatch.setattr(
-        compose, "fit_network", lambda parts, *rest: learned_from.extend(parts) or fit(parts, *rest)
-    )
+def test_what_is_kept_is_what_was_measured_and_test_photos_are_not_learned_from():
+    recipe = compose.Recipe(learned=80, measured=30, steps=8)
     photos = photos_of(20)
-    found = compose.train_composer(FakeEncoder(), photos)
+    found = compose.train_composer(FakeEncoder(), photos, recipe=recipe)
     composer = Composer(found.network, FakeEncoder().spec.dim)
     unseen = compose.drawn_triplets(FakeEncoder(), 30, lambda progress: None, held_out=True)
     assert found.drawn == compose.compare(unseen, composer)
     test = compose.photo_triplets(photos.of("test"))
     assert found.photos == compose.compare(test, composer)[-1]
-    drawn, of_photos = learned_from
-    np.testing.assert_array_equal(
-        drawn.changes,
-        compose.drawn_triplets(FakeEncoder(), 80, lambda progress: None, held_out=False).changes,
-    )
+    drawn = compose.drawn_triplets(FakeEncoder(), 80, lambda progress: None, held_out=False)
+    of_photos = compose.photo_triplets(photos.of("train"))
     np.testing.assert_array_equal(of_photos.changes, photos.of("train").texts)
-    without = compose.train_composer(FakeEncoder(), None)
+    # The same seed gives the same, so these are what it learned from, and in this order.
+    learned = compose.export_composer(compose.fit_network([drawn, of_photos], 0, steps=8))
+    assert found.network.weights == learned.weights
+    without = compose.train_composer(FakeEncoder(), None, recipe=recipe)
     assert without.photos is None
     assert not without.is_for_photos
 
@@ -208,23 +203,26 @@ def test_photos_that_share_a_caption_are_no_change_from_each_other():
         compose.photo_triplets(alike)
 
 
-def test_parts_have_their_share_of_the_steps(monkeypatch):
-    monkeypatch.setattr(compose, "_STEPS", 40)
-    taken = []
+class Watched(np.ndarray):
+    """Vectors that count the batches that are taken of them."""
 
-    def batches(part, _rng):
-        while True:
-            taken.append(part.kinds[0])
-            yield part, np.arange(2)
+    taken = 0
 
-    monkeypatch.setattr(compose, "_batches", batches)
-    drawn = Triplets(**{**vars(some_triplets(90)), "kinds": ("add",) * 90})
-    photos = Triplets(**{**vars(some_triplets(30)), "kinds": (compose.PHOTOS,) * 30})
-    compose.fit_network([drawn, photos], 0)
-    assert 3 <= taken.count(compose.PHOTOS) <= 18  # a quarter of 40
-    taken.clear()
-    compose.fit_network([some(drawn, 5), photos], 0)
-    assert 10 <= taken.count(compose.PHOTOS) <= 30  # never more than a half
+    def __getitem__(self, rows):
+        self.taken += 1
+        return np.asarray(self)[rows]
+
+
+def test_parts_have_their_share_of_the_steps():
+    drawn = replace(some_triplets(90), kinds=("add",) * 90)
+    photos = replace(some_triplets(30), kinds=(compose.PHOTOS,) * 30)
+    for part, least, most in (
+        (drawn, 3, 18),  # a quarter of 40
+        (some(drawn, 5), 10, 30),  # never more than a half
+    ):
+        changes = photos.changes.view(Watched)
+        compose.fit_network([part, replace(photos, changes=changes)], 0, steps=40)
+        assert least <= changes.taken <= most
 
 
 def some(part, count):

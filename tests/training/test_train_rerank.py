@@ -92,7 +92,7 @@ def test_photos_are_looked_at_in_several_views(tmp_path):
     captions = [["red", "so red"], ["nothing"], ["blue"], ["green", "a green thing"]]
     local = FakePatchEncoder()
     found = rerank.embed_photos(FakeEncoder(), local, files, captions, tmp_path / "cache", 0)
-    assert local.looked == 3 * rerank.VIEWS
+    assert local.looked == 3 * Recipe.views
     assert found.owner.tolist() == [0, 0, 1, 2, 2]
     assert [len(rows) for rows in found.tokens] == [1, 2, 1, 1, 3]
     expected = FakeEncoder().encode("text", ["red", "so red", "blue", "green", "a green thing"])
@@ -101,7 +101,7 @@ def test_photos_are_looked_at_in_several_views(tmp_path):
     assert len({view[0] for view in found.patches}) > 1  # no view is like another
     again = rerank.embed_photos(FakeEncoder(), local, files, captions, tmp_path / "cache", 0)
     assert again.patches == found.patches
-    assert local.looked == 3 * rerank.VIEWS  # kept
+    assert local.looked == 3 * Recipe.views  # kept
     with pytest.raises(LabelsError, match="none of the 1 photos"):
         rerank.embed_photos(
             FakeEncoder(), local, files[1:2], captions[1:2], tmp_path / "cache", 0
