@@ -92,7 +92,7 @@ def train_heads(
     torch.manual_seed(settings.seed)
     heads = AlignedHeads(HeadsConfig(image_width, text_width, dim, settings.head, settings.dropout))
     train, val = (
-        Source(split, CachedViews([one.images[:, None]]), one.texts_by_image())
+        Source(split, CachedViews([torch.from_numpy(one.images[:, None])]), one.texts_by_image())
         for split, one in (("train", features.of("train")), ("val", features.of("val")))
     )
     wanted = settings.batch or min(512, max(32, len(train.images) // 8))

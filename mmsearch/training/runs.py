@@ -246,6 +246,8 @@ def remembered(
 ) -> Iterator[State]:
     """What is made of items, portion by portion: from `cache` where it was made before.
 
+    Tensors stay in their file, from which the system reads what is used of them.
+
     Args:
         about: all that a portion's outcome depends on, as plain values.
         make: takes a portion and the place of its first item.
@@ -260,8 +262,8 @@ def remembered(
             try:
                 found = load_weights(kept)
             except (FileNotFoundError, TrainingError):  # nothing yet, or damaged: made again
-                found = make(part, start)
-                save_weights(kept, found)
+                save_weights(kept, make(part, start))
+                found = load_weights(kept)
         yield found
 
 

@@ -12,7 +12,6 @@ import copy
 import functools
 import hashlib
 import itertools
-import json
 import logging
 import os
 import random
@@ -27,7 +26,6 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from filelock import FileLock
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
@@ -37,13 +35,13 @@ from mmsearch.errors import DecodeError, LabelsError, UsageError, in_a_line
 from mmsearch.jobs.runner import parts
 from mmsearch.media.sandbox import Decoders
 from mmsearch.training.batches import seed_of
-from mmsearch.training.runs import replaced
+from mmsearch.training.runs import State, remembered
 from mmsearch.types import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 64
-_VIEWS_VERSION = 3
+_VIEWS_VERSION = 4
 _PORTION = 512  # pictures
 _SAME = 1e-3  # fp16 keeps about as much
 
@@ -185,8 +183,8 @@ def open_picture(file: Path, side: int) -> Image.Image:
 class CachedViews:
     """What a network's first layers made of every picture."""
 
-    def __init__(self, files: Sequence[np.ndarray]) -> None:
-        """Takes arrays (n, views, ...) that have one portion of the pictures each."""
+    def __init__(self, files: Sequence[torch.Tensor]) -> None:
+        """Takes tensors (n, views, ...) that have one portion of the pictures each."""
         self._files = files
         self._portion = max(1, len(files[0]) if files else 0)
 
@@ -195,7 +193,7 @@ class CachedViews:
 
     def load(self, place: int, seed: int) -> torch.Tensor:
         views = self._files[place // self._portion][place % self._portion]
-        return torch.from_numpy(views[seed % len(views)].astype(np.float32))
+        return views[seed % len(views)].float()
 
 
 # -- the first layers ----------------------------------------------------------------------
@@ -291,50 +289,35 @@ def compute_views(
     Raises:
         TrainingError: a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    key = _key(prefix, pictures, views, seed)
     run = functools.cache(lambda: _runtime(prefix, pictures.load(0, seed)))
+    weights = hashlib.sha256()
+    for module in prefix.modules_used:
+        for weight in prefix.network.get_submodule(module).state_dict().values():
+            weights.update(weight.cpu().numpy().tobytes())
+    how = [_VIEWS_VERSION, prefix.modules_used, weights.hexdigest(), pictures.transform.name]
+
+    def about(part: Sequence[Path], start: int) -> Any:
+        return [*how, views, seed, start, stamps(part)]
 
     def load(some: list[tuple[int, int]]) -> torch.Tensor:
         return torch.stack([pictures.load(i, seed_of(seed, i, view) >> 1) for i, view in some])
 
-    def compute(places: range) -> np.ndarray:
+    def compute(part: Sequence[Path], start: int) -> State:
         found = []
         # One thread: transforms draw from a generator that threads would share.
         with ThreadPoolExecutor(1) as pool:
+            places = range(start, start + len(part))
             jobs = parts(itertools.product(places, range(views)), _BLOCK)
             blocks = (pool.submit(load, some) for some in jobs)
             # In pairs: the next block is loaded while one is used.
             for block, _ in itertools.pairwise(itertools.chain(blocks, [Future[torch.Tensor]()])):
                 found.append(run()(block.result()).astype(np.float16))
-                done = views * places.start + sum(map(len, found))
+                done = views * start + sum(map(len, found))
                 on_progress(Progress(f"views of {name}", done, views * len(pictures)))
-        rows = np.concatenate(found)
-        return rows.reshape(len(places), views, *rows.shape[1:])
+        return {"views": torch.from_numpy(np.concatenate(found)).unflatten(0, (len(part), views))}
 
-    files = []
-    for start in range(0, len(pictures), portion):
-        file = folder / f"{name}-{key}-{start}.npy"
-        with FileLock(file.with_suffix(".lock")):  # another run may be at the same
-            try:
-                files.append(np.load(file, mmap_mode="r"))
-            except (OSError, ValueError, EOFError):  # nothing yet, or damaged: made again
-                rows = compute(range(start, min(len(pictures), start + portion)))
-                with replaced(file) as draft, draft.open("wb") as target:
-                    np.save(target, rows)
-                files.append(np.load(file, mmap_mode="r"))
-    return CachedViews(files)
-
-
-def _key(prefix: Prefix, pictures: Pictures, views: int, seed: int) -> str:
-    found = hashlib.sha256()
-    for name in prefix.modules_used:
-        for weight in prefix.network.get_submodule(name).state_dict().values():
-            found.update(weight.cpu().numpy().tobytes())
-    about = [_VIEWS_VERSION, prefix.modules_used, pictures.transform.name, views, seed,
-             stamps(pictures.files)]  # fmt: skip
-    found.update(json.dumps(about).encode())
-    return found.hexdigest()[:16]
+    made = remembered(folder, name, pictures.files, about, compute, portion)
+    return CachedViews([one["views"] for one in made])
 
 
 def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:

@@ -188,6 +188,6 @@ def test_a_damaged_file_of_views_is_made_again(network, files, tmp_path, keep):
         return compute_views(prefix, pictures, 2, 0, tmp_path / "v", "toy", lambda p: None)
 
     whole = views_of().load(3, 1)
-    (done,) = (tmp_path / "v").glob("*.npy")
+    (done,) = (tmp_path / "v").glob("*.safetensors")
     done.write_bytes(done.read_bytes()[:keep])
     assert torch.equal(views_of().load(3, 1), whole)
