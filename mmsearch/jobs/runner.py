@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mmsearch.media.sandbox import Decoders
+if TYPE_CHECKING:
+    # A search that needs no pictures does without both.
+    from concurrent.futures import Future
+
+    from mmsearch.media.sandbox import Decoders
+
 
 #: Items that are committed together.
 BATCH = 64
