@@ -7,35 +7,33 @@ import logging
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from mmsearch.config import available_cores
 from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
-from mmsearch.errors import DecodeError, LabelsError, UsageError
+from mmsearch.errors import LabelsError, UsageError
 from mmsearch.evaluation.ranking import LEAST
-from mmsearch.jobs.runner import Runner
+from mmsearch.jobs.runner import parts
 from mmsearch.media.fingerprint import content_hash
-from mmsearch.media.fit import fit
 from mmsearch.training.recipe import DataTable, HeldOutTable
 from mmsearch.training.runs import PORTION, State, remembered
-from mmsearch.training.views import decode_picture, decoders, stamps
-from mmsearch.types import Notify, OnProgress, Progress, Vectors
+from mmsearch.training.views import decoders, stamps
+from mmsearch.types import IMAGE, TEXT, InputSpec, Notify, OnProgress, Pixels, Progress, Vectors
 
 log = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
-_TEXTS = 256
+_PICTURES, _TEXTS = 64, 256  # that are embedded at once
 _KNOWN = {"val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 _RANK = {"train": 0, "val": 1, "test": 2}
 
@@ -111,32 +109,34 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
         LabelsError: a picture that cannot be read.
     """
     good: list[bool] = []
-    with decoders().threads(available_cores()) as pool:
 
-        def look(part: Sequence[Path], _start: int) -> State:
-            found = pool.map(lambda file: picture_of(file, 1) is not None, part)
-            return {"good": torch.tensor(list(found), dtype=torch.uint8)}
+    def look(part: Sequence[Path], _start: int) -> State:
+        found = _pixels_of(part, {"at_least": 2, "within": 1})
+        return {"good": torch.tensor([one is not None for one in found], dtype=torch.uint8)}
 
-        for looked in remembered(cache, "looked", files, lambda part, _: stamps(part), look):
-            good += looked["good"].tolist()
-            on_progress(Progress(job, len(good), len(files)))
+    for looked in remembered(cache, "decoded", files, lambda part, _: stamps(part), look):
+        good += looked["good"].tolist()
+        on_progress(Progress(job, len(good), len(files)))
     return {place for place, is_good in enumerate(good) if not is_good}
 
 
-def picture_of(file: Path, side: int) -> Image.Image | None:
-    """A labelled picture, at least twice `side` where it is that large; None: not to be used.
+def _pixels_of(files: Sequence[Path], how: InputSpec) -> list[Pixels | None]:
+    """The pixels of labelled pictures; None where one is damaged or missing.
 
     Raises:
-        LabelsError: it is there and cannot be read.
+        LabelsError: one is there and cannot be read.
     """
-    try:
-        return decode_picture(file, side)
-    except (DecodeError, FileNotFoundError):
-        return None
-    except OSError as error:  # permissions, a network disk: the file may be fine
-        raise LabelsError(
-            f"{file}: cannot be read: {error.strerror}; correct that, or leave it out of the labels"
-        ) from error
+    for file in files:
+        try:
+            os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # permissions, a network disk: the file may be fine
+            raise LabelsError(
+                f"{file}: cannot be read: {error.strerror}; correct that, or leave it out of the "
+                "labels"
+            ) from error
+    return decoders().pixels_of(map(os.fsencode, files), how, available_cores())
 
 
 def known_split(split: str) -> str:
@@ -292,53 +292,26 @@ def embed_pictures(
     """
 
     def embed(part: Sequence[Path], start: int) -> State:
-        pictures = _Pictures(
-            encoder, part, lambda done: on_progress(Progress(job, start + done, len(files)))
-        )
-        Runner(decoders(), available_cores()).run(pictures, len(part))
-        vectors, good = np.concatenate(pictures.vectors), np.array(pictures.good, "u1")
-        return {"images": torch.from_numpy(vectors), "good": torch.from_numpy(good)}
+        good: list[bool] = []
+        vectors = [np.empty((0, encoder.spec.dim), np.float32)]
+        for some in parts(part, _PICTURES):
+            pixels = _pixels_of(some, encoder.spec.inputs[IMAGE])
+            good += [one is not None for one in pixels]
+            if any(good[-len(some) :]):
+                usable = np.stack([one for one in pixels if one is not None])
+                vectors.append(encoder.encode(IMAGE, usable))
+            on_progress(Progress(job, start + len(good), len(files)))
+        found = torch.from_numpy(np.concatenate(vectors))
+        return {"images": found, "good": torch.tensor(good, dtype=torch.uint8)}
 
     def about(part: Sequence[Path], _start: int) -> Any:
         return [encoder.spec.space, encoder.precision, stamps(part)]
 
-    found = list(remembered(cache, "features", files, about, embed, portion))
+    found = list(remembered(cache, "pictures", files, about, embed, portion))
     vectors = [np.empty((0, encoder.spec.dim), np.float32)]
     vectors += [part["images"].numpy() for part in found]
     good = [np.empty(0, bool), *(part["good"].numpy().astype(bool) for part in found)]
     return np.concatenate(vectors), np.concatenate(good)
-
-
-@dataclass
-class _Pictures:
-    """Embeds picture files. A `mmsearch.jobs.runner.Job` whose outcome is kept here."""
-
-    encoder: Encoder
-    files: Sequence[Path]
-    told: Callable[[int], None]
-    size: int = 64
-    vectors: list[Vectors] = field(default_factory=list)
-    good: list[bool] = field(default_factory=list)
-
-    def missing(self) -> Iterator[Path]:
-        return iter(self.files)
-
-    def read(self, item: Path) -> NDArray[np.uint8] | None:
-        how = self.encoder.spec.preprocess
-        image = picture_of(item, max(how.size))
-        return fit(image, how) if image is not None else None
-
-    def compute(self, reads: Sequence[NDArray[np.uint8] | None]) -> tuple[list[bool], Vectors]:
-        usable = [pixels for pixels in reads if pixels is not None]
-        nothing = np.empty((0, self.encoder.spec.dim), np.float32)
-        found = self.encoder.encode("image", np.stack(usable)) if usable else nothing
-        return [pixels is not None for pixels in reads], found
-
-    def commit(self, outcomes: Sequence[tuple[list[bool], Vectors]]) -> None:
-        for good, vectors in outcomes:
-            self.good += good
-            self.vectors.append(vectors)
-        self.told(len(self.good))
 
 
 def embed_texts(
@@ -349,10 +322,9 @@ def embed_texts(
 
     def embed(part: Sequence[str], first: int) -> State:
         found = []
-        for start in range(0, len(part), _TEXTS):
-            found.append(encoder.encode("text", part[start : start + _TEXTS]))
-            done = first + min(start + _TEXTS, len(part))
-            on_progress(Progress(job, done, len(each)))
+        for some in parts(part, _TEXTS):
+            found.append(encoder.encode(TEXT, some))
+            on_progress(Progress(job, first + sum(map(len, found)), len(each)))
         return {"texts": torch.from_numpy(np.concatenate(found))}
 
     def about(part: Sequence[str], _start: int) -> Any:

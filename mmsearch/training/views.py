@@ -144,18 +144,6 @@ def stamps(files: Sequence[Path]) -> list[Any]:
     return found
 
 
-def decode_picture(file: Path, side: int) -> Image.Image:
-    """A labelled picture, upright and RGB, at least twice `side` where it is that large.
-
-    Raises:
-        OSError: it cannot be read.
-        DecodeError: it is damaged.
-    """
-    os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))  # raises what is wrong
-    with decoders().open(os.fsencode(file)) as opened:
-        return Image.fromarray(opened.pixels({"at_least": 2 * side, "within": 0}))
-
-
 def decoders() -> Decoders:
     """What reads pictures in this process, until it ends."""
     return _decoders_of(os.getpid())  # those of a process that it was forked from are not its own
@@ -169,14 +157,15 @@ def _decoders_of(_process: int) -> Decoders:
 
 
 def open_picture(file: Path, side: int) -> Image.Image:
-    """The same, for who cannot do without it.
+    """A labelled picture, upright and RGB, at least twice `side` where it is that large.
 
     Raises:
         LabelsError: it is missing or damaged.
     """
     try:
-        return decode_picture(file, side)
-    except (OSError, DecodeError) as error:
+        with decoders().open(os.fsencode(file)) as opened:
+            return Image.fromarray(opened.pixels({"at_least": 2 * side, "within": 0}))
+    except DecodeError as error:
         raise LabelsError(f"{file}: cannot be trained on: {error}") from error
 
 
