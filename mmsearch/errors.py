@@ -13,7 +13,7 @@
     |   `-- UnreadableError   the index cannot be read or written
     |-- DamageError           the index is there, but damaged                       (exit 5)
     |-- TrainingError         training cannot go on: it diverged, or another run is there  (exit 6)
-    |-- DecodeError           one file is not a usable image: data, kept in the ledger
+    |-- DecodeError           one file is not a usable image: data, kept as a failure
     `-- Interrupted           stopped by the user; what was committed is kept       (exit 130)
 
 The exit codes are the command line's; every message is one line that says what is wrong and
@@ -112,7 +112,7 @@ class TrainingError(MmsearchError):
 
 
 class DecodeError(MmsearchError):
-    """One file is not a usable image; its message is the reason kept in the ledger."""
+    """One file is not a usable image; its message is the reason that is kept."""
 
 
 class Interrupted(MmsearchError):

@@ -424,7 +424,7 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class Failure:
-    """An entry of the ledger: a file that is not in the index, and why."""
+    """A failed file: one that is not in the index, and why."""
 
     path: Path
     reason: str

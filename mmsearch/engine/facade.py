@@ -437,12 +437,12 @@ class Engine:
         return self.store.status()
 
     def errors(self) -> list[Failure]:
-        """The ledger: files that could not be used, and why."""
+        """The files that could not be used, and why."""
         with self.store.catalog.read() as queries:
             return queries.failures()
 
     def retry(self, on_progress: OnProgress = no_progress) -> IngestReport:
-        """Tries all files of the ledger again, whether they changed or not, in a rescan.
+        """Tries all failed files again, whether they changed or not, in a rescan.
 
         Raises:
             IndexNotFound: there is no index.

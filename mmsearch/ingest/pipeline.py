@@ -85,7 +85,7 @@ class Pipeline:
         )
 
     def _settle_the_unread(self, plan: Plan) -> None:
-        """Enters what the walk could not look at, and strikes what is gone, off the ledger."""
+        """Records what the walk could not look at as failed, and forgets failures that are gone."""
         if not (plan.unreadable or plan.recovered):
             return
         with self.writer.change() as change:

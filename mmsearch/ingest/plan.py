@@ -71,7 +71,7 @@ class Plan:
     reread: bool = False
     """Whether files are read whose size and time are as they were."""
     recovered: list[FileKey] = field(default_factory=list)
-    """Entries of the ledger whose files are gone, or are again as they were indexed."""
+    """Failures whose files are gone, or are again as they were indexed."""
     known_bad: int = 0
     kept_roots: list[Path] = field(default_factory=list)
     labels: Labels = field(default_factory=lambda: Labels({}, ()))

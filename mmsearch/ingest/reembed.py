@@ -84,7 +84,7 @@ def embed_missing(
 
     A batch at a time is committed: what was done stays, whatever happens. Files that are not
     there, or not as they were indexed, are passed over: the next look at their folder is for them.
-    Those that cannot be used go to the ledger.
+    Those that cannot be used are recorded as failures.
     """
     with store.catalog.read() as queries:
         totals = {tower: queries.count_without_vector(tower) for tower in space.towers.values()}

@@ -251,7 +251,7 @@ class Change:
     def forget(self, path: bytes) -> tuple[list[int], bool]:
         """The media at or below an absolute path, and whether the index knows of the path.
 
-        Roots there are no longer walked, and the ledger's entries there are struck off.
+        Roots there are no longer walked, and failures there are forgotten.
         """
         found: list[int] = []
         known = False
@@ -329,7 +329,7 @@ class Change:
     def remove_patches(self) -> None:
         self._connection.execute(delete(schema.patch_embedding))
 
-    # -- the ledger ------------------------------------------------------------------------
+    # -- failures ----------------------------------------------------------------------------
 
     def record_failure(
         self, root_id: int, path: bytes, size: int, mtime_ns: int, reason: str
@@ -342,11 +342,11 @@ class Change:
         )  # fmt: skip
 
     def clear_failures(self, files: Iterable[tuple[int, bytes]]) -> None:
-        """Strikes files off the ledger: roots and paths."""
+        """Forgets the failures of files, given as roots and paths."""
         self._raw.executemany("DELETE FROM failure WHERE root_id = ? AND path = ?", files)
 
     def forget_failures(self) -> None:
-        """Has the files of the ledger tried again, as if they had changed."""
+        """Has failed files tried again, as if they had changed."""
         self._connection.execute(update(schema.failure).values(size=-1))
 
     # -- snapshots -------------------------------------------------------------------------

@@ -175,7 +175,7 @@ class Queries:
         return sorted({os.path.dirname(path) for (path,) in rows})
 
     def is_empty(self, root: RootRow) -> bool:
-        """Whether a root holds neither media nor entries of the ledger."""
+        """Whether a root holds neither media nor failures."""
         return not any(
             self.has(f"SELECT 1 FROM {table} WHERE root_id = ?", root.id)
             for table in ("media", "failure")
@@ -286,7 +286,7 @@ class Queries:
             for number, media_id, top, path, *rest in rows
         }
 
-    # -- the ledger ------------------------------------------------------------------------
+    # -- failures ----------------------------------------------------------------------------
 
     @decoding()
     def failures_under(self, root_id: int, prefix: bytes) -> list[FailureRow]:

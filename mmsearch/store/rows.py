@@ -160,7 +160,7 @@ class CaptionRow(NamedTuple):
 
 
 class FailureRow(NamedTuple):
-    """An entry of the ledger."""
+    """A failed file."""
 
     path: bytes
     size: int

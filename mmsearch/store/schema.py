@@ -190,7 +190,7 @@ snapshot = Table(
     Column("ivf", LargeBinary),  # of the file of inverted lists over it, once that is made
 )
 
-#: The ledger: files that could not be used, retried only when size or time change.
+#: Files that could not be used, retried only when size or time change.
 failure = Table(
     "failure",
     metadata,

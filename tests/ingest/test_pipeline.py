@@ -392,7 +392,7 @@ def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, monk
     assert store.status().failures == 0
 
 
-def test_a_bad_file_that_is_gone_leaves_the_ledger(run, store, photos):
+def test_a_bad_file_that_is_gone_fails_no_more(run, store, photos):
     (photos / "bad.png").write_bytes(b"nothing")
     run(photos)
     (photos / "bad.png").unlink()
@@ -436,7 +436,7 @@ def test_a_folder_that_cannot_be_read_keeps_what_was_indexed_of_it(run, store, p
     assert len(paths_in(store, photos)) == 6
 
 
-def test_a_link_that_is_mended_leaves_the_ledger(run, store, photos, tmp_path):
+def test_a_link_that_is_mended_fails_no_more(run, store, photos, tmp_path):
     target = paint(tmp_path / "elsewhere" / "a.png", "red", mark=8)
     (photos / "link.png").symlink_to(target)
     run(photos)

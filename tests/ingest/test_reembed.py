@@ -186,7 +186,7 @@ def test_what_is_gone_for_good_does_not_hold_it_up(engine_for, encoders, gallery
     assert (report.removed, report.missing, report.replaced) == (1, 0, "one")
 
 
-def test_a_damaged_file_holds_it_up_and_is_in_the_ledger(engine_for, encoders, gallery, tmp_path):
+def test_a_damaged_file_holds_it_up_and_is_listed(engine_for, encoders, gallery, tmp_path):
     import os
 
     engine_for("one").index([gallery])
@@ -348,9 +348,7 @@ def test_a_model_that_is_lost_holds_up_no_switch_without_anything_new(
     assert (report.removed, report.replaced) == (1, "one")
 
 
-def test_what_holds_a_switch_up_stays_in_the_ledger_until_it_does_not(
-    engine_for, encoders, gallery
-):
+def test_what_holds_a_switch_up_stays_listed_until_it_does_not(engine_for, encoders, gallery):
     import os
 
     engine_for("one").index([gallery])

@@ -163,7 +163,7 @@ def test_names_and_captions_reach_no_terminal_as_they_are(tmp_path, tiny):
     assert found
 
 
-def test_what_is_no_file_is_in_the_ledger_and_ends_nothing(tmp_path, monkeypatch, encoder):
+def test_what_is_no_file_is_listed_and_ends_nothing(tmp_path, monkeypatch, encoder):
     provider = GivenEncoder(encoder)
     folder = tmp_path / "photos"
     paint(folder / "good.png", "red")

@@ -106,7 +106,7 @@ def vectors(engine):
         return reader.vectors("image", np.sort(reader.items_of("image", files)[0]))
 
 
-def test_what_a_decoder_should_not_send_is_in_the_ledger(engine, top):
+def test_what_a_decoder_should_not_send_is_listed(engine, top):
     (top / "lies.clip").write_text("red lies")
     (top / "sings.clip").write_text("red sings")
     assert engine.index().failed == 2
