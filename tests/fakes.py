@@ -89,6 +89,16 @@ class FakeEncoder:
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+class FakeClock:
+    """Tells seconds, which pass only when a test adds them to `now`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FakeProvider:
     """Gives encoders by the names of their models; the first for "auto"."""
 

@@ -215,7 +215,7 @@ def fit_network(
         network.parameters(), lr=recipe.rate, weight_decay=_DECAY, betas=(0.9, 0.98)
     )
     per_epoch = max(1, len(photos.vectors) // recipe.batch)
-    batches = _batches(photos, recipe, rng)
+    batches = batches_of(photos, recipe, rng)
     for step in cosine_steps(optimizer, recipe.epochs * per_epoch, _WARMUP, on_progress):
         scores = _scores(network, photos, next(batches), rng)
         target = torch.arange(len(scores))
@@ -279,13 +279,13 @@ def _scores(
     return found.float()
 
 
-def _batches(
+def batches_of(
     photos: Photos, recipe: Recipe, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Rows of photos, for ever: groups that look alike, every photo once an epoch."""
     count = len(photos.vectors)
     batch = min(recipe.batch, count)
-    near = _neighbours(photos.vectors, 15) if recipe.alike > 1 else None
+    near = neighbours(photos.vectors, 15) if recipe.alike > 1 else None
     while True:
         order = rng.permutation(count)
         if near is not None:
@@ -294,7 +294,7 @@ def _batches(
             yield order[start : start + batch]
 
 
-def _neighbours(vectors: Vectors, count: int) -> NDArray[np.int64]:
+def neighbours(vectors: Vectors, count: int) -> NDArray[np.int64]:
     """The nearest others of each row, (n, count)."""
     found = []
     for start in range(0, len(vectors), 1024):

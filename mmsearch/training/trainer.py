@@ -106,6 +106,7 @@ class Trainer:
         history: Sequence[Entry] = (),
         on_progress: OnProgress = no_progress,
         notify: Callable[[str], None] = log.info,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Takes the network as it is to start.
 
@@ -115,6 +116,7 @@ class Trainer:
                 is refused,
             before: but for those of the stages that led here.
             history: what those measured, for the log.
+            clock: tells the seconds by which checkpoints and plots are due, from any beginning.
 
         Raises:
             UsageError: a batch that processes cannot share, or a module that there is not.
@@ -122,7 +124,7 @@ class Trainer:
         """
         self.schedule, self.setting, self._loss = schedule, setting, loss
         self._folder, self._run, self._before = folder, run, before
-        self._progress, self._notify = on_progress, notify
+        self._progress, self._notify, self._clock = on_progress, notify, clock
         self._device = torch.device(setting.device)
         self.network: Any = network.to(self._device)
         if self._device.type == "cuda":
@@ -209,7 +211,7 @@ class Trainer:
             rank=self.setting.rank,
             world=self.setting.world,
         )
-        started = time.monotonic()
+        started = self._clock()
         before = self.seconds
         if not resumed:
             self._validate()  # where it starts from may be the best there is
@@ -217,13 +219,13 @@ class Trainer:
         for batch in batches:
             self._learn(batch)
             self.step += 1
-            self.seconds = before + time.monotonic() - started
+            self.seconds = before + self._clock() - started
             self._progress(Progress(f"stage {self.schedule.name}", self.step, self.total))
             if self.step % self._every == 0 or self.step == self.total:
                 self._validate()
                 self._save()
                 self._show()
-            elif time.monotonic() > self._save_after:
+            elif self._clock() > self._save_after:
                 self._save()
 
     def _learn(self, batch: Example) -> None:
@@ -386,21 +388,21 @@ class Trainer:
             "best": vars(self._best) if self._best is not None else None,
             "history": self.history,
         }
-        began = time.monotonic()
+        began = self._clock()
         with replaced(self._folder / CHECKPOINT) as draft:
             torch.save(state, draft)
         self._saved_step = self.step
-        took = time.monotonic() - began
+        took = self._clock() - began
         self._save_after = began + max(self.setting.checkpoint_seconds, took / _SAVE_SHARE)
 
     def _show(self, *, last: bool = False) -> None:
         """For people: the log, its plot now and then, and the best weights so far."""
         if self.setting.rank:
             return
-        plot = last or time.monotonic() - self._drawn > _DRAW_SECONDS
+        plot = last or self._clock() - self._drawn > _DRAW_SECONDS
         write_log(self._folder, self.history, plot=plot)
         if plot:
-            self._drawn = time.monotonic()
+            self._drawn = self._clock()
         if self._best is not None:
             save_weights(self._folder / "best.safetensors", self._best.state)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import errno
 import json
 import os
 import signal
@@ -25,8 +24,8 @@ from typer.testing import CliRunner
 from mmsearch.cli.app import app
 from mmsearch.encoders.open_clip import load_model
 from mmsearch.encoders.registry import parse_model
-from mmsearch.errors import TrainingError, UsageError
-from mmsearch.training import runs
+from mmsearch.errors import Interrupted, TrainingError, UsageError
+from mmsearch.store.files import draft_of
 from mmsearch.training.clip import train_clip
 from mmsearch.training.distributed import processes
 from mmsearch.training.network import carry_meanings, start_network
@@ -396,18 +395,19 @@ def test_copies_of_a_picture_are_one_to_learn_from(tmp_path):
     assert "23 pictures, 48 captions" in (tmp_path / "m/README.md").read_text()
 
 
-def test_a_disk_that_fills_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full")
+def test_a_disk_that_fills_says_what_to_do(tmp_path):
     recipe = write_recipe(tmp_path)
 
-    write = runs.write_durably
+    def stop(progress):
+        if progress.stage == "stage first":
+            raise KeyboardInterrupt
 
-    def full(path, content):  # at the log, after the run has begun
-        if path.name == "log.csv":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, content)
-
-    monkeypatch.setattr(runs, "write_durably", full)
-    told = run("train", "clip", recipe, "--out", tmp_path / "m", code=6).stderr
+    with pytest.raises(Interrupted):
+        train_clip(read_recipe(recipe), place_in(tmp_path), open_model=None, on_progress=stop)
+    log = tmp_path / "model/training/log.csv"
+    draft_of(log).symlink_to("/dev/full")  # the log, after the run has begun
+    told = run("train", "clip", recipe, "--out", tmp_path / "model", code=6).stderr
     assert "No space left on device; once there is room, the same command resumes" in told
 
 

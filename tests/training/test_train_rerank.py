@@ -75,12 +75,12 @@ def test_every_photo_comes_once_an_epoch_beside_those_that_look_like_it():
     vectors = np.repeat(unit_vectors(RNG, 8), 16, axis=0) + 0.01 * unit_vectors(RNG, 128)
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     photos = Photos([], vectors, [], vectors, np.arange(128))
-    batches = rerank._batches(photos, Recipe(1, batch=8, alike=4), np.random.default_rng(0))
+    batches = rerank.batches_of(photos, Recipe(1, batch=8, alike=4), np.random.default_rng(0))
     seen = [next(batches) for _ in range(16)]
     assert sorted(np.concatenate(seen).tolist()) == list(range(128))
     alike = [len({row // 16 for row in batch.tolist()}) for batch in seen]
     assert np.mean(alike) < 3.5  # of random ones it would be above 5
-    near = rerank._neighbours(vectors, 15)
+    near = rerank.neighbours(vectors, 15)
     assert all({n // 16 for n in row} == {place // 16} for place, row in enumerate(near.tolist()))
     assert all(place not in row for place, row in enumerate(near.tolist()))
 

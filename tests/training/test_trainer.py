@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import FakeClock
 from PIL import Image
 from torch import nn
-from toys import heads_trainer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from toys import Altered, Rows, heads_trainer
 
 from mmsearch.errors import Interrupted, TrainingError, UsageError
-from mmsearch.training.losses import Embeddings
+from mmsearch.training.losses import ContrastiveLoss, Embeddings
 from mmsearch.training.recipe import Schedule
 from mmsearch.training.runs import load_checkpoint
 from mmsearch.training.trainer import Setting, parameter_groups
@@ -43,10 +45,17 @@ def test_it_learns_to_pair(tmp_path):
 
 
 def test_it_logs_and_plots_every_validation(tmp_path):
-    trainer = heads_trainer(tmp_path)
+    clock = FakeClock()
+
+    def three_seconds(_progress):
+        clock.now += 3
+
+    trainer = heads_trainer(tmp_path, clock=clock, on_progress=three_seconds)
     trainer.fit()
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
+    # A step's time is taken before it is told: three of four steps have passed at the first.
+    assert [float(row["seconds"]) for row in rows] == [0, 9, 21, 33, 45, 57, 69]
     assert [float(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     assert float(rows[-1]["loss"]) < float(rows[1]["loss"])
     assert float(rows[-1]["rate"]) < 1e-6  # the cosine has come down
@@ -57,14 +66,13 @@ def test_it_logs_and_plots_every_validation(tmp_path):
 
 def test_the_best_weights_are_returned_not_the_last(tmp_path):
     """Labels that are shuffled in the middle ruin what was learned before."""
-    trainer = heads_trainer(tmp_path, setting=Setting())
-    loss = trainer._loss
+    loss = ContrastiveLoss()
 
     def ruined(own, *rest):
         text = own.text.roll(1, 0) if trainer.step > 12 else own.text
         return loss(Embeddings(own.image, text), *rest)
 
-    trainer._loss = ruined
+    trainer = heads_trainer(tmp_path, setting=Setting(), loss=ruined)
     outcome = trainer.fit()
     scores = [
         sum(entry[f"{way}_R@{k}"] for way in ("t2i", "i2t") for k in (1, 5, 10)) / 6
@@ -99,9 +107,9 @@ def test_a_run_that_was_killed_comes_to_the_same_weights(tmp_path, killed_at):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    resumed = heads_trainer(folder, setting=Setting(ema=0.9, checkpoint_seconds=0))
     told = []
-    resumed._notify = told.append
+    setting = Setting(ema=0.9, checkpoint_seconds=0)
+    resumed = heads_trainer(folder, setting=setting, notify=told.append)
     outcome = resumed.fit()
     assert reached >= killed_at
     assert any("going on at step" in line for line in told)
@@ -144,26 +152,39 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path):
     assert equal(resumed.state, heads_trainer(tmp_path / "b").fit().state)
 
 
-@pytest.mark.parametrize("place", ["_validate", "_learn", "_save"])
+@pytest.mark.parametrize("place", ["step", "weights", "validation", "checkpoint"])
 def test_ctrl_c_at_any_point_changes_nothing(tmp_path, place):
-    """Right after a step was learned, in the middle of a validation, before a checkpoint."""
+    """In the middle of a step, once weights have changed, while it validates, before it saves."""
+    calls = []
+
+    def reached(one):
+        if one == place:
+            calls.append(one)
+            if trainer.step >= 8:
+                raise KeyboardInterrupt
+
+    def lost(loss, _step):
+        reached("step")
+        return loss
+
+    class HeldOut(Rows):
+        def load(self, place, seed):
+            if place == 7:
+                reached("validation")
+            return super().load(place, seed)
+
     setting = Setting(ema=0.9, checkpoint_seconds=0)
-    trainer = heads_trainer(tmp_path / "a", setting=setting)
-    done, calls = getattr(trainer, place), []
-
-    def interrupted(*arguments):
-        calls.append(place)
-        if place == "_learn":
-            done(*arguments)
-        if trainer.step >= 8:
-            raise KeyboardInterrupt
-        if place != "_learn":
-            done(*arguments)
-
-    setattr(trainer, place, interrupted)
-    with pytest.raises(Interrupted):
-        trainer.fit()
-    assert calls
+    trainer = heads_trainer(
+        tmp_path / "a", setting=setting, loss=Altered(lost), held_out=HeldOut,
+        notify=lambda line: reached("checkpoint"),  # what was validated is told before it is saved
+    )  # fmt: skip
+    hook = register_optimizer_step_post_hook(lambda *_: reached("weights"))
+    try:
+        with pytest.raises(Interrupted, match="at step 8 "):
+            trainer.fit()
+    finally:
+        hook.remove()
+    assert len(calls) > 1
     undisturbed = heads_trainer(tmp_path / "b", setting=setting)
     resumed = heads_trainer(tmp_path / "a", setting=setting)
     assert equal(resumed.fit().state, undisturbed.fit().state)
@@ -171,6 +192,22 @@ def test_ctrl_c_at_any_point_changes_nothing(tmp_path, place):
     assert epochs[0] == epochs[1]
     last, first = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in "ab")
     assert equal(last["network"], first["network"])
+
+
+def test_checkpoints_between_validations_are_made_when_they_are_due(tmp_path):
+    clock, saved = FakeClock(), []
+
+    def learned(_progress):
+        saved.append(load_checkpoint(tmp_path / "checkpoint.pt")["step"])
+        clock.now += 25
+
+    schedule = Schedule(epochs=6, validate_every=6, batch=16, rate=3e-2, warmup=2)
+    setting = Setting(checkpoint_seconds=60)
+    trainer = heads_trainer(
+        tmp_path, schedule=schedule, setting=setting, clock=clock, on_progress=learned
+    )
+    trainer.fit()
+    assert saved == [3 * (step // 3) for step in range(24)]  # the third step ends 75 s after
 
 
 def test_another_run_s_checkpoint_is_refused(tmp_path):
@@ -188,13 +225,8 @@ def test_a_damaged_checkpoint_is_named_and_runs_nothing(tmp_path, content):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(tmp_path, bad):
-    trainer = heads_trainer(tmp_path)
-    loss = trainer._loss
-
-    def spoiled(*arguments):
-        return loss(*arguments) * (bad if trainer.step == 9 else 1.0)
-
-    trainer._loss = spoiled
+    spoiled = Altered(lambda loss, step: loss * (bad if step == 9 else 1.0))
+    trainer = heads_trainer(tmp_path, loss=spoiled)
     with pytest.raises(TrainingError, match=r"not a finite number at step 10 .*\(step 8\)"):
         trainer.fit()
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -205,9 +237,8 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(tmp_path, 
 
 def test_a_loss_that_grows_beyond_its_beginning_stops(tmp_path):
     schedule = Schedule(epochs=30, batch=16, rate=1e-3, warmup=2)
-    trainer = heads_trainer(tmp_path, schedule=schedule)
-    loss = trainer._loss
-    trainer._loss = lambda *arguments: loss(*arguments) + 0.4 * trainer.step
+    rising = Altered(lambda loss, step: loss + 0.4 * step)
+    trainer = heads_trainer(tmp_path, schedule=schedule, loss=rising)
     with pytest.raises(TrainingError, match=r"diverges to .* where it began with"):
         trainer.fit()
 
@@ -215,9 +246,8 @@ def test_a_loss_that_grows_beyond_its_beginning_stops(tmp_path):
 def test_a_good_start_that_collapses_is_stopped(tmp_path):
     """Into what guessing costs, which for a start from nothing would be no bad loss."""
     schedule = Schedule(epochs=60, batch=16, rate=1e-3, warmup=2)
-    trainer = heads_trainer(tmp_path, schedule=schedule)
-    loss = trainer._loss
-    trainer._loss = lambda *arguments: loss(*arguments) * 0.0 + min(0.3 + 0.2 * trainer.step, 3.2)
+    collapsing = Altered(lambda loss, step: loss * 0.0 + min(0.3 + 0.2 * step, 3.2))
+    trainer = heads_trainer(tmp_path, schedule=schedule, loss=collapsing)
     with pytest.raises(TrainingError, match=r"diverges to 2\..*where it began with 0.30"):
         trainer.fit()
 
@@ -225,18 +255,18 @@ def test_a_good_start_that_collapses_is_stopped(tmp_path):
 def test_a_loss_that_settles_higher_than_it_began_is_saved(tmp_path):
     """A trained start under stronger augmentation, say."""
     schedule = Schedule(epochs=60, batch=16, rate=1e-3, warmup=2)
-    trainer = heads_trainer(tmp_path, schedule=schedule, setting=Setting(checkpoint_seconds=0))
-    loss = trainer._loss
-    trainer._loss = lambda *arguments: loss(*arguments) * 0.0 + (1.0 if trainer.step else 0.3)
+    higher = Altered(lambda loss, step: loss * 0.0 + (1.0 if step else 0.3))
+    setting = Setting(checkpoint_seconds=0)
+    trainer = heads_trainer(tmp_path, schedule=schedule, setting=setting, loss=higher)
     trainer.fit()
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == trainer.total
 
 
 def test_a_rising_loss_does_not_replace_the_last_good_checkpoint(tmp_path):
     schedule = Schedule(epochs=30, batch=16, rate=1e-3, warmup=2)
-    trainer = heads_trainer(tmp_path, schedule=schedule, setting=Setting(checkpoint_seconds=0))
-    loss = trainer._loss
-    trainer._loss = lambda *arguments: loss(*arguments) + max(0, trainer.step - 10)
+    rising = Altered(lambda loss, step: loss + max(0, step - 10))
+    setting = Setting(checkpoint_seconds=0)
+    trainer = heads_trainer(tmp_path, schedule=schedule, setting=setting, loss=rising)
     with pytest.raises(TrainingError, match="diverges") as caught:
         trainer.fit()
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -247,21 +277,21 @@ def test_a_rising_loss_does_not_replace_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_loss_that_is_no_number_at_once_leaves_where_it_began(tmp_path):
-    trainer = heads_trainer(tmp_path)
+    trainer = heads_trainer(tmp_path, loss=Altered(lambda loss, step: loss * math.nan))
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
-    trainer._loss = lambda own, *_: own.image.sum() * math.nan
     with pytest.raises(TrainingError, match=r"at step 1 .*\(step 0\)"):
         trainer.fit()
     assert equal(load_checkpoint(tmp_path / "checkpoint.pt")["network"], before)
 
 
 def test_a_start_that_nothing_beats_is_kept_and_said(tmp_path):
-    trainer = heads_trainer(tmp_path, setting=Setting())
+    def apart(own, *_):  # not together
+        return (own.image * own.text).sum()
+
     told = []
-    trainer._notify = told.append
+    trainer = heads_trainer(tmp_path, setting=Setting(), loss=apart, notify=told.append)
     trained = heads_trainer(tmp_path / "first").fit()
     trainer.network.load_state_dict(trained.state)
-    trainer._loss = lambda own, network, _: (own.image * own.text).sum()  # apart, not together
     outcome = trainer.fit()
     assert outcome.step == 0
     assert equal(outcome.state, trained.state)
@@ -311,26 +341,31 @@ def test_modules_have_the_rates_and_the_decay_that_are_set():
 def test_kept_in_eval_mode_means_that_statistics_stay(tmp_path):
     """A batch norm that is folded into an identity would be destroyed by training mode."""
     trainer = heads_trainer(tmp_path, schedule=Schedule(keep_eval=("image",), batch=16))
-    trainer._mode()
-    assert not trainer.network.image.training
-    assert trainer.network.text.training
+    modes = []
+    trainer.network.image.register_forward_hook(
+        lambda image, *_: modes.append((image.training, trainer.network.text.training))
+    )
+    trainer.fit()  # what is validated is the average, which has no hook
+    assert set(modes) == {(False, True)}
 
 
 def test_the_average_follows_the_weights_as_its_decay_says(tmp_path):
     """Against the recurrence, written out."""
-    trainer = heads_trainer(tmp_path, setting=Setting(ema=0.5))
-    seen = []
-    update = trainer._average.update_parameters
+    clock, seen = FakeClock(), []
 
-    def watched(network):
-        update(network)
-        seen.append((network.text.projection.weight.clone(),
-                     trainer._average.module.text.projection.weight.clone()))  # fmt: skip
+    def look(_progress=None):
+        state = load_checkpoint(tmp_path / "checkpoint.pt")
+        assert state["step"] == len(seen)
+        seen.append((state["network"]["text.projection.weight"],
+                     state["average"]["module.text.projection.weight"]))  # fmt: skip
+        clock.now += 1  # so that a checkpoint of every step is due
 
-    trainer._average.update_parameters = watched
-    trainer.fit()
-    expected = seen[0][0]  # torch starts the average at the first weights that it sees
-    for weights, average in seen[1:]:
+    setting = Setting(ema=0.5, checkpoint_seconds=0)
+    heads_trainer(tmp_path, setting=setting, clock=clock, on_progress=look).fit()
+    look()
+    _, (expected, _), *later = seen  # torch starts the average at the first weights that it sees
+    assert len(later) == 23
+    for weights, average in later:
         expected = 0.5 * expected + 0.5 * weights
         torch.testing.assert_close(average, expected)
 
@@ -360,7 +395,7 @@ def test_inputs_drop_out_in_training_alone(tmp_path):
     head = trainer.network.text.projection
     seen = []
     head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    trainer._mode()
+    trainer.network.train()
     rows = torch.ones(1000, 8)
     head(rows)
     assert seen[-1].unique().tolist() == pytest.approx([0, 1 / 0.75])
@@ -375,12 +410,10 @@ def test_inputs_drop_out_in_training_alone(tmp_path):
               RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
 )  # fmt: skip
 def test_too_little_memory_is_one_clear_line(tmp_path, error):
-    trainer = heads_trainer(tmp_path)
-
     def full(*_):
         raise error
 
-    trainer._loss = full
+    trainer = heads_trainer(tmp_path, loss=full)
     with pytest.raises(
         TrainingError, match=r"^stage 'train': the memory is full, with 16 pairs.*chunk"
     ):
@@ -391,14 +424,13 @@ def test_too_little_memory_is_one_clear_line(tmp_path, error):
 def test_a_disk_that_fills_keeps_the_last_checkpoint(tmp_path):
     resource = pytest.importorskip("resource")
     schedule = Schedule(epochs=6, batch=16, rate=3e-2, warmup=2)
-    trainer = heads_trainer(tmp_path, schedule=schedule)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(progress):
         if progress.done == 7:
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
 
-    trainer._progress = fill
+    trainer = heads_trainer(tmp_path, schedule=schedule, on_progress=fill)
     try:
         with pytest.raises(TrainingError, match=r"checkpoint.pt: cannot be written .* resumes$"):
             trainer.fit()
@@ -444,8 +476,8 @@ with processes("cpu") as own:
         Path({folder!r}) / str(own.world), head="linear",
         schedule=Schedule(epochs=2, batch=16, rate=1e-2, warmup=2),
         setting=Setting(rank=own.rank, world=own.world), bias={bias},
+        loss=ContrastiveLoss({loss!r}, rank=own.rank, world=own.world),
     )
-    trainer._loss = ContrastiveLoss({loss!r}, rank=own.rank, world=own.world)
     trainer.fit()
 """
 
@@ -492,8 +524,8 @@ with processes("cpu") as own:
         Path({folder!r}), head="linear", wrap=Normed,
         schedule=Schedule(epochs=2, batch=16, rate=1e-2, warmup=2),
         setting=Setting(rank=own.rank, world=own.world),
+        loss=ContrastiveLoss(rank=own.rank, world=own.world),
     )
-    trainer._loss = ContrastiveLoss(rank=own.rank, world=own.world)
     unused = trainer.network.image.unused.weight.clone()
     if own.rank:  # as if the processes had not begun alike
         with torch.no_grad():

@@ -56,10 +56,26 @@ def paired_vectors(images=64, captions=2, widths=(6, 8), seed=0, dtype=torch.flo
     return image, [unit((hidden[i] @ to_text).expand(captions, -1)) for i in range(images)]
 
 
+class Altered:
+    """The contrastive loss, changed: `change` takes it and how many steps were learned before."""
+
+    def __init__(self, change):
+        self.loss, self.change, self.step = ContrastiveLoss(), change, 0
+
+    def __call__(self, *arguments):
+        found = self.change(self.loss(*arguments), self.step)
+        self.step += 1
+        return found
+
+
 def heads_trainer(
-    folder, *, images=64, head="residual", schedule=None, setting=None, wrap=None, bias=None, **more
-):
-    """A run over paired vectors, to be fitted; `wrap` is put around the image head."""
+    folder, *, images=64, head="residual", schedule=None, setting=None, wrap=None, bias=None,
+    loss=None, held_out=Rows, **more,
+):  # fmt: skip
+    """A run over paired vectors, to be fitted.
+
+    `wrap` is put around the image head, `held_out` around the images to validate on.
+    """
     image, texts = paired_vectors(images)
     torch.manual_seed(0)
     network = AlignedHeads(HeadsConfig(6, 8, 5, head, 0.1))
@@ -71,10 +87,10 @@ def heads_trainer(
     return Trainer(
         network,
         [Source("toy", Rows(image), texts)],
-        Source("held out", Rows(image[:32]), texts[:32]),
+        Source("held out", held_out(image[:32]), texts[:32]),
         schedule or Schedule(epochs=6, batch=16, rate=3e-2, warmup=2),
         setting or Setting(ema=0.9),
-        ContrastiveLoss(),
+        loss or ContrastiveLoss(),
         folder,
         **more,
     )
