@@ -17,10 +17,11 @@ from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.jobs.runner import BATCH, Runner
 from mmsearch.media.sandbox import Decoders
+from mmsearch.media.source import LocalFiles
 from mmsearch.search.candidates import find_candidates
 from mmsearch.search.searcher import Searcher
 from mmsearch.store.rows import CaptionRecord, MediaRecord, SegmentRecord
-from mmsearch.types import EncoderSpec, Facts, Filter, Preprocess
+from mmsearch.types import EncoderSpec, Facts, Filter, Preprocess, no_progress
 
 DIM = 16
 #: For all tests of one process.
@@ -35,6 +36,20 @@ _COLOURS = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
 }
+
+
+class WatchedFiles:
+    """This machine's files, as a source of `Decoders`; `look` is told of each that is opened.
+
+    What it raises is what comes of the file.
+    """
+
+    def __init__(self, look) -> None:
+        self._look = look
+
+    def open(self, path):
+        self._look(path)
+        return LocalFiles().open(path)
 
 
 class FakeEncoder:
@@ -52,7 +67,7 @@ class FakeEncoder:
                 "text": {"context_length": 77, "tokenizer": "clip"},
             },
         )
-        self._basis = np.random.default_rng(7).normal(size=(4, DIM)).astype(np.float32)
+        self.basis = np.random.default_rng(7).normal(size=(4, DIM)).astype(np.float32)
         self.images_encoded = 0
         self._lock = threading.Lock()
 
@@ -85,7 +100,7 @@ class FakeEncoder:
     def _unit(self, colours):
         # The fourth coordinate keeps black from being the zero vector.
         full = np.concatenate([colours, np.full((len(colours), 1), 0.3)], axis=1)
-        vectors = full.astype(np.float32) @ self._basis
+        vectors = full.astype(np.float32) @ self.basis
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -204,10 +219,13 @@ def candidates(store, query, text, depth, where=Filter()):  # noqa: B008 - it ne
         return find_candidates(reader, query, text, depth, where)
 
 
-def run_plan(store, writer, plan, encoder=None, *, workers=2, batch=BATCH, decoders=DECODERS):
+def run_plan(
+    store, writer, plan, encoder=None, *, workers=2, batch=BATCH, decoders=DECODERS,
+    on_progress=no_progress,
+):  # fmt: skip
     """Indexes the files of a plan."""
     runner = Runner(decoders, workers, batch)
-    return Pipeline(store, writer, encoder or FakeEncoder(), runner).run(plan)
+    return Pipeline(store, writer, encoder or FakeEncoder(), runner, on_progress).run(plan)
 
 
 def unit_vectors(rng: np.random.Generator, count: int, dim: int = DIM) -> np.ndarray:

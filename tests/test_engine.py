@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fakes import FakeEncoder, paint
+from huggingface_hub import constants
 
 from mmsearch import Engine, Filter, Query, Term
 from mmsearch.config import load_settings
@@ -13,7 +16,6 @@ from mmsearch.datasets import scene_art, scenes
 from mmsearch.encoders import registry
 from mmsearch.encoders.encoder_provider import EncoderProvider, GivenEncoder
 from mmsearch.errors import IndexNotFound, Interrupted, ModelNotFound, UsageError
-from mmsearch.types import EncoderSpec
 
 
 @pytest.fixture
@@ -54,36 +56,50 @@ def test_threads_share_an_engine_while_it_writes(engine, tmp_path):
     assert {count for count, _ in answers} <= {30, 40, 50, 60}
 
 
-def test_an_interrupt_becomes_an_error_that_says_what_is_kept(engine, photos, monkeypatch):
-    from mmsearch.ingest.pipeline import Pipeline
-
-    def stop(self, plan):
+def test_an_interrupt_becomes_an_error_that_says_what_is_kept(engine, photos):
+    def stop(_progress):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pipeline, "run", stop)
     with pytest.raises(Interrupted, match="is kept"):
-        engine.index([photos])
+        engine.index([photos], on_progress=stop)
+    assert engine.status().images == 6
 
 
-def test_auto_takes_base_where_its_weights_are(tmp_path, photos, monkeypatch, tiny):
+@pytest.fixture
+def base():
+    """Files by the names of the weights of `base`, where the hub's client keeps those."""
+    name = f"models--{registry.BASE_REPOSITORY.replace('/', '--')}"
+    folder = Path(constants.HF_HUB_CACHE) / name
+    for file, content in {
+        "refs/main": "some-commit",
+        "snapshots/some-commit/open_clip_model.safetensors": "no weights",
+    }.items():
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text(content)
+    yield
+    shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("base")
+def test_auto_takes_base_where_its_weights_are(tmp_path, photos, tiny):
     """Stood in for by weights of the same kind: what is loaded is asked for by name."""
     asked = []
 
-    def load(self, source, device):
+    def load(source, *_, **options):
         asked.append(source.name)
         return tiny
 
-    monkeypatch.setattr(EncoderProvider, "_load", load)
-    monkeypatch.setattr("mmsearch.encoders.encoder_provider.cached_files", lambda source: [])
-    Engine.open(tmp_path / "i").index([photos])
-    assert asked[0] == registry.BASE_MODEL
+    settings = load_settings(index=tmp_path / "i")
+    with Engine(settings, provider=EncoderProvider(settings, print, None, load)) as engine:
+        engine.index([photos])
+    assert asked == [registry.BASE_MODEL]
 
 
 @pytest.mark.parametrize("agreed", [True, False])
-def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, monkeypatch, tiny, agreed):
+def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, tiny, agreed):
     asked, said, questions = [], [], []
 
-    def load(self, source, device):
+    def load(source, *_, **options):
         asked.append(source.name)
         if source.name == registry.BASE_MODEL:
             raise ModelNotFound("the connection broke")
@@ -93,9 +109,9 @@ def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, monkeypat
         questions.append(question)
         return agreed
 
-    monkeypatch.setattr(EncoderProvider, "_load", load)
     settings = load_settings(index=tmp_path / "i")
-    with Engine(settings, notify=said.append, confirm=confirm) as engine:
+    provider = EncoderProvider(settings, said.append, confirm, load)
+    with Engine(settings, provider=provider) as engine:
         engine.index([photos])
     assert asked[: 2 if agreed else 1] == ([registry.BASE_MODEL] if agreed else []) + ["tiny"]
     assert "605 MB" in questions[0]
@@ -112,12 +128,11 @@ def test_weights_that_changed_since_are_refused(tmp_path, photos, monkeypatch, t
     class Other:
         spec = dataclasses.replace(tiny.spec, space="0" * 32)
 
-    monkeypatch.setattr("mmsearch.encoders.encoder_provider.open_space", lambda *args: None)
-    monkeypatch.setattr(
-        "mmsearch.encoders.encoder_provider.open_encoder", lambda *args, **options: Other()
-    )
+    monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "fresh"))  # nothing is converted there
+    settings = load_settings(index=tmp_path / "i")
+    provider = EncoderProvider(settings, print, None, lambda *_, **options: Other())
     with (
-        Engine.open(tmp_path / "i") as engine,
+        Engine(settings, provider=provider) as engine,
         pytest.raises(ModelNotFound, match="are not those"),
     ):
         engine.search("red")
@@ -170,11 +185,13 @@ def test_a_warm_query_is_one_transaction_and_parses_no_description(tmp_path, pho
         )  # fmt: skip
         for query in queries:
             engine.search(query)
-        begun = []
+        described, begun = engine.store.active_space().spec, []
         read = engine.store.catalog.read
         monkeypatch.setattr(engine.store.catalog, "read", lambda: begun.append(1) or read())
-        monkeypatch.setattr(EncoderSpec, "of_towers", lambda *_: 1 / 0)
         for query in queries:
             assert engine.search(query)
             assert len(begun) == 1
+            begun.clear()
+            with engine.searcher() as searcher:  # parsed again it would be another object
+                assert searcher.reader.space.spec is described
             begun.clear()

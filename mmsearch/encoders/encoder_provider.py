@@ -103,10 +103,18 @@ class EncoderProvider:
     """Opens models as the settings say: each once."""
 
     def __init__(
-        self, settings: Settings, notify: Notify, confirm: Callable[[str], bool] | None
+        self,
+        settings: Settings,
+        notify: Notify,
+        confirm: Callable[[str], bool] | None,
+        open_model: Callable[..., Encoder] = open_encoder,
     ) -> None:
-        """Takes what to say to a user, and how to ask one; None asks nobody."""
-        self._settings = settings
+        """Takes what to say to a user, and how to ask one; None asks nobody.
+
+        Args:
+            open_model: opens a model that is asked for by its name, as `open_encoder` does.
+        """
+        self._settings, self._open_model = settings, open_model
         self._notify = notify
         self._confirm = confirm
         self._open: dict[tuple[str, str], Any] = {}
@@ -211,7 +219,7 @@ class EncoderProvider:
         return source.name == spec.model or (entry is not None and entry["space"] == spec.space)
 
     def _load(self, source: ModelSource, device: str) -> Encoder:
-        return open_encoder(
+        return self._open_model(
             source,
             self.cache,
             device=device,

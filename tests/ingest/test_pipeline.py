@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import nearest, paint, run_plan
+from fakes import DECODERS, FakeEncoder, WatchedFiles, nearest, paint, run_plan
 
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import UsageError
-from mmsearch.ingest import files
 from mmsearch.ingest.plan import make_plan, scopes_of
-from mmsearch.jobs.runner import BATCH
-from mmsearch.media import sandbox
+from mmsearch.media.sandbox import Decoders
 from mmsearch.store import queries as queries_module
 from mmsearch.store.store import Store
 
@@ -28,14 +29,45 @@ def store(tmp_path):
 
 @pytest.fixture
 def run(store, encoder):
-    def index(*paths, prune=None, exclude=None, captions=None, batch=BATCH):
+    def index(*paths, prune=None, exclude=None, captions=None, encoder=encoder, **options):
         with store.writer() as writer:
             scopes = scopes_of(store, writer, paths, exclude)
             labelled = (LabelledSet("set", tuple(captions)), paths[0]) if captions else None
             plan = make_plan(store, scopes, prune=prune, labelled=labelled)
-            return run_plan(store, writer, plan, encoder, batch=batch)
+            return run_plan(store, writer, plan, encoder, **options)
 
     return index
+
+
+@pytest.fixture
+def opening():
+    """Makes decoders that tell a function of each file before they open it."""
+    made = []
+
+    def make(look):
+        made.append(Decoders(source=WatchedFiles(look)))
+        return made[-1]
+
+    yield make
+    for decoders in made:
+        decoders.close()
+
+
+def never(path):
+    raise AssertionError(f"{path} was opened")
+
+
+class OnlyHashes:
+    """Decoders that open and hash files, and decode none."""
+
+    threads = DECODERS.threads
+
+    @contextmanager
+    def open(self, path):
+        with DECODERS.open(path) as file:
+            yield SimpleNamespace(
+                stamp=file.stamp, digest=file.digest, reason=file.reason, kind=file.kind
+            )
 
 
 def counts(report):
@@ -71,10 +103,9 @@ def test_a_folder_is_taken_in_and_found(run, store, encoder, photos):
         assert first(store, encoder, f"something {colour}").startswith(colour)
 
 
-def test_a_second_run_over_an_unchanged_folder_opens_no_file(run, photos, monkeypatch):
+def test_a_second_run_over_an_unchanged_folder_opens_no_file(run, photos, opening):
     run(photos)
-    monkeypatch.setattr(sandbox.Decoders, "open", lambda self, path: 1 / 0)
-    assert counts(run(photos)) == {"unchanged": 6}
+    assert counts(run(photos, decoders=opening(never))) == {"unchanged": 6}
 
 
 def test_what_is_new_is_added_and_what_changed_is_embedded_again(run, store, encoder, photos):
@@ -102,12 +133,11 @@ def test_a_touched_file_is_not_embedded_again(run, encoder, photos):
     assert counts(run(photos)) == {"unchanged": 6}
 
 
-def test_a_moved_file_keeps_its_id_and_is_not_decoded(run, store, encoder, photos, monkeypatch):
+def test_a_moved_file_keeps_its_id_and_is_not_decoded(run, store, encoder, photos):
     run(photos)
     before = _ids_by_path(store)
     (photos / "red.png").rename(photos / "more" / "scarlet.png")
-    monkeypatch.setattr(sandbox.OpenFile, "read", lambda *a, **k: 1 / 0)
-    assert counts(run(photos)) == {"unchanged": 5, "moved": 1}
+    assert counts(run(photos, decoders=OnlyHashes())) == {"unchanged": 5, "moved": 1}
     after = _ids_by_path(store)
     assert set(after[1]) == set(before[1])
     assert first(store, encoder, "red") == "scarlet.png"
@@ -147,11 +177,10 @@ def test_a_touched_file_without_exif_gets_the_new_date(run, store, photos):
     assert rows[b"red.png"].startswith("2014-05-1")
 
 
-def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos, monkeypatch):
+def test_a_copy_counts_as_added_and_is_not_decoded(run, encoder, photos):
     run(photos)
     shutil.copy(photos / "red.png", photos / "copy.png")
-    monkeypatch.setattr(sandbox.OpenFile, "read", lambda *a, **k: 1 / 0)
-    assert counts(run(photos)) == {"added": 1, "unchanged": 6}
+    assert counts(run(photos, decoders=OnlyHashes())) == {"added": 1, "unchanged": 6}
     assert encoder.images_encoded == 6
 
 
@@ -230,20 +259,16 @@ def test_what_was_damaged_leaves_its_captions_to_its_copy(run, store, photos):
     assert captions_in(store) == [("saved.png", "mine")]
 
 
-def test_a_root_that_vanishes_during_a_run_loses_no_row_to_itself(
-    run, store, photos, tmp_path, monkeypatch
-):
+def test_a_root_that_vanishes_during_a_run_loses_no_row_to_itself(run, store, photos, tmp_path):
     for number in range(4):
         shutil.copy(photos / "red.png", photos / f"copy{number}.png")
-    original = files.FilesJob.commit
 
-    def commit(self, outcomes):
-        if photos.exists() and self.counts["done"]:
+    def vanish(_progress):
+        if photos.exists():
             photos.rename(tmp_path / "kept")
-        original(self, outcomes)
 
-    monkeypatch.setattr(files.FilesJob, "commit", commit)
-    run(photos, batch=1)
+    run(photos, batch=1, on_progress=vanish)
+    assert not photos.exists()
     held = paths_in(store, photos)
     assert len(held) == len(set(held)) >= 2
 
@@ -380,12 +405,10 @@ def test_a_bad_file_is_noted_and_costs_nobody_else(run, store, photos):
     assert noted == {"bad.png": "not an image, or damaged at its start", "empty.jpg": "empty file"}
 
 
-def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, monkeypatch):
+def test_a_bad_file_is_tried_again_only_when_it_changes(run, store, photos, opening):
     (photos / "bad.png").write_bytes(b"nothing")
     run(photos)
-    with monkeypatch.context() as patch:
-        patch.setattr(sandbox.Decoders, "open", lambda self, path: 1 / 0)
-        report = run(photos)
+    report = run(photos, decoders=opening(never))
     assert (report.failed, report.known_bad, report.unchanged) == (0, 1, 6)
     paint(photos / "bad.png", "red", mark=9)
     assert counts(run(photos)) == {"added": 1, "unchanged": 6}
@@ -407,18 +430,15 @@ def test_a_picture_that_becomes_bad_is_no_longer_found(run, store, photos):
     assert "red.png" not in paths_in(store, photos)
 
 
-def unreadable(_decoders, process, _path):
-    return sandbox.OpenFile(process, 0.0, sandbox.NEVER, b"", "cannot be read: EIO", 0, "image")
+def unreadable(_path):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
-    run, store, photos, monkeypatch
-):
+def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(run, store, photos, opening):
     run(photos)
     os.utime(photos / "red.png", ns=(1, 1))
-    with monkeypatch.context() as patch:
-        patch.setattr(sandbox.Decoders, "_read", unreadable)
-        assert counts(run(photos)) == {"unchanged": 5, "failed": 1}
+    again = run(photos, decoders=opening(unreadable))
+    assert counts(again) == {"unchanged": 5, "failed": 1}
     assert "red.png" in paths_in(store, photos)
     assert counts(run(photos)) == {"unchanged": 6}
     assert store.status().failures == 0
@@ -427,11 +447,7 @@ def test_a_file_that_cannot_be_read_just_now_stays_and_is_tried_again(
 def test_a_folder_that_cannot_be_read_keeps_what_was_indexed_of_it(run, store, photos, monkeypatch):
     run(photos)
     with monkeypatch.context() as patch:
-
-        def broken(path):
-            raise OSError(5, "Input/output error")
-
-        patch.setattr("mmsearch.media.discover.os.scandir", broken)
+        patch.setattr("mmsearch.media.discover.os.scandir", unreadable)
         assert run(photos, prune=True).removed == 0
     assert len(paths_in(store, photos)) == 6
 
@@ -612,18 +628,18 @@ def test_odd_captions_are_kept_as_far_as_text_goes(run, store, photos):
 # -- interruption ------------------------------------------------------------------------------
 
 
-def test_an_interrupt_keeps_what_was_committed(run, store, encoder, photos, monkeypatch):
-    taken = encoder.encode
+class Interrupted(FakeEncoder):
+    """Ctrl-C after four pictures."""
 
-    def interrupted(modality, batch):
-        if encoder.images_encoded >= 4:
+    def encode(self, modality, batch):
+        if self.images_encoded >= 4:
             raise KeyboardInterrupt
-        return taken(modality, batch)
+        return super().encode(modality, batch)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(encoder, "encode", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(photos, batch=2)
+
+def test_an_interrupt_keeps_what_was_committed(run, store, photos):
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, batch=2, encoder=Interrupted())
     assert len(paths_in(store, photos)) == 4
     assert counts(run(photos)) == {"added": 2, "unchanged": 4}
 
@@ -637,12 +653,12 @@ def test_names_that_are_not_text_are_indexed(run, store, photos):
 
 @pytest.mark.parametrize("what", ["vanishes", "changes", "becomes a folder", "becomes a FIFO"])
 def test_a_file_that_does_not_stay_as_the_walk_saw_it_costs_itself(
-    run, store, photos, monkeypatch, what
+    run, store, photos, opening, what
 ):
-    path, real = photos / "red.png", files.FilesJob.read
+    path = photos / "red.png"
 
-    def read(self, candidate):
-        if candidate.file.path == b"red.png" and path.is_file():
+    def change(opened):
+        if opened == os.fsencode(path) and path.is_file():
             if what == "changes":
                 paint(path, "blue", mark=77)
             else:
@@ -651,11 +667,8 @@ def test_a_file_that_does_not_stay_as_the_walk_saw_it_costs_itself(
                 path.mkdir()
             elif what == "becomes a FIFO":
                 os.mkfifo(path)
-        return real(self, candidate)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(files.FilesJob, "read", read)
-        report = run(photos)
+    report = run(photos, decoders=opening(change))
     assert report.added == (6 if what == "changes" else 5)
     assert report.failed == (0 if what == "changes" else 1)
     again = run(photos)

@@ -9,7 +9,6 @@ from fakes import FakeEncoder, FakeProvider, paint
 from mmsearch import Engine
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import Interrupted, UsageError
-from mmsearch.store.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +22,7 @@ class OtherEncoder(FakeEncoder):
     def __init__(self, name):
         super().__init__(name)
         seed = sum(name.encode())
-        self._basis = np.random.default_rng(seed).normal(size=(4, self.spec.dim)).astype("f4")
+        self.basis = np.random.default_rng(seed).normal(size=(4, self.spec.dim)).astype("f4")
         self.breaks_after = None
 
     def images(self, pixels):
@@ -272,22 +271,28 @@ def test_an_open_engine_follows_the_switch(engine_for, encoders, gallery):
     assert all(tower.space_id == 2 for tower in reader.store._views)
 
 
+class Overtaken(FakeProvider):
+    """Has another model take over while a search waits for its first encoder."""
+
+    def __init__(self, switch, *encoders):
+        super().__init__(*encoders)
+        self.switch, self.given = switch, []
+
+    def for_space(self, spec, device):
+        self.given.append(spec.model)
+        if len(self.given) == 1:
+            self.switch()
+        return super().for_space(spec, device)
+
+
 def test_a_search_that_is_overtaken_by_the_switch_asks_again(
-    engine_for, encoders, gallery, monkeypatch
+    engine_for, encoders, gallery, tmp_path
 ):
-    reader = engine_for(None)
     engine_for("one").index([gallery])
-    read, calls = Store.reader, []
-
-    def overtaken(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 1:
-            engine_for("other").index()
-        return read(self, *args, **kwargs)
-
-    monkeypatch.setattr(Store, "reader", overtaken)
-    assert all(name.startswith("blue") for name in found(reader))
-    assert len(calls) == 2
+    provider = Overtaken(lambda: engine_for("other").index(), *encoders.values())
+    with Engine.open(tmp_path / "index", provider=provider) as reader:
+        assert all(name.startswith("blue") for name in found(reader))
+    assert provider.given == ["one", "other"]
 
 
 def test_the_model_that_an_index_has_is_needed_only_for_what_is_new(engine_for, encoders, gallery):
