@@ -67,7 +67,7 @@ def load_model(source: ModelSource) -> LoadedModel:
             network = open_clip.create_model(
                 source.open_clip_name,
                 pretrained=source.pretrained,
-                force_quick_gelu=_wants_quick_gelu(source),
+                force_quick_gelu=wants_quick_gelu(source),
                 precision="fp32",
                 require_pretrained=True,
                 weights_only=True,
@@ -176,7 +176,7 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
     )
 
 
-def _wants_quick_gelu(source: ModelSource) -> bool:
+def wants_quick_gelu(source: ModelSource) -> bool:
     """OpenAI's weights need another activation; open_clip only warns where a name lacks it."""
     if source.kind != "tag":
         return False
@@ -189,7 +189,7 @@ def model_config(source: ModelSource) -> dict[str, Any]:
     config = open_clip.get_model_config(source.open_clip_name)
     if config is None:
         raise ModelNotFound(f"open_clip knows no architecture '{source.architecture}'")
-    return {**config, "quick_gelu": True} if _wants_quick_gelu(source) else dict(config)
+    return {**config, "quick_gelu": True} if wants_quick_gelu(source) else dict(config)
 
 
 def _identity(

@@ -79,10 +79,10 @@ def test_weights_that_are_not_here_and_cannot_be_fetched():
 
 @pytest.mark.parametrize(("tag", "wanted"), [("openai", True), ("laion2b_s34b_b79k", False)])
 def test_openai_weights_get_the_activation_they_learned_with(tag, wanted):
-    from mmsearch.encoders.open_clip import _wants_quick_gelu, model_config
+    from mmsearch.encoders.open_clip import model_config, wants_quick_gelu
 
     source = parse_model(f"ViT-B-32/{tag}")
-    assert _wants_quick_gelu(source) is wanted
+    assert wants_quick_gelu(source) is wanted
     assert model_config(source).get("quick_gelu", False) is wanted
 
 
