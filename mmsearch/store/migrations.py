@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mmsearch.errors import DamageError, FormatError
@@ -193,12 +193,19 @@ def begun(connection: sqlite3.Connection, how: str) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Takes the missing steps, each in a transaction of its own."""
+def migrate(
+    connection: sqlite3.Connection,
+    steps: Sequence[Callable[[sqlite3.Connection], None]] = MIGRATIONS,
+) -> None:
+    """Takes the missing steps, each in a transaction of its own.
+
+    Args:
+        steps: from each format to the next, from `OLDEST` on.
+    """
     while True:
         with begun(connection, "BEGIN IMMEDIATE"):
             number = format_version(connection)
             if number == FORMAT_VERSION:
                 return
-            MIGRATIONS[number - OLDEST](connection)
+            steps[number - OLDEST](connection)
             connection.execute(f"PRAGMA user_version = {number + 1}")

@@ -11,7 +11,7 @@ import os
 import shutil
 import sqlite3
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ from mmsearch.store.store import REPAIRED, VECTORS, Store, finish_repair, writer
 from mmsearch.store.triggers import FILL_WORDS
 from mmsearch.store.verify import unsound, verify
 from mmsearch.store.writer import Writer
-from mmsearch.types import Repaired
+from mmsearch.types import Repaired, Verified
 
 #: The tables, each after those that it refers to; format 4 has patches in `look`. Words follow from
 #: captions by triggers.
@@ -66,19 +66,22 @@ _GAPS = 10_000
 _UNREADABLE = (sqlite3.DatabaseError, ValueError, OverflowError, MemoryError)
 
 
-def repair(folder: Path) -> Repaired:
+def repair(folder: Path, examine: Callable[..., Verified] = verify) -> Repaired:
     """Repairs what can be repaired without a model.
 
     Items whose vector is gone are left without one: they need a model, or have to go.
+
+    Args:
+        examine: finds what is damaged, as `verify` does.
 
     Raises:
         IndexNotFound: there is no index.
         DamageError: too little is left of the catalog; nothing was changed.
     """
-    if not verify(folder, deep=True).damages:  # which needs no lock, nor a disk to write to
+    if not examine(folder, deep=True).damages:  # which needs no lock, nor a disk to write to
         return Repaired()
     with writer_lock(folder), catalog.writing(folder):
-        done = Repaired(verify(folder, deep=True).damages)  # what another left meanwhile
+        done = Repaired(examine(folder, deep=True).damages)  # what another left meanwhile
         kinds = {one.kind for one in done.found}
         if not kinds:
             return done
@@ -251,7 +254,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, table: str) ->
     marks = ", ".join("?" * len(columns))
     target.execute(f"DELETE FROM {table}")
     insert = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
-    for row in _readable(source, table, columns):
+    for row in readable(source, table, columns):
         with suppress(sqlite3.IntegrityError, sqlite3.InterfaceError):
             target.execute(insert, row)
 
@@ -268,9 +271,10 @@ def _add_roots(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
         )
 
 
-def _readable(
+def readable(
     source: sqlite3.Connection, table: str, columns: Sequence[str]
 ) -> Iterator[tuple[object, ...]]:
+    """The rows of a damaged table, (columns,) each, but for those in places that cannot be read."""
     query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid"
     after: int | None = 0  # our ids begin at 1
     was_short: int | None = None

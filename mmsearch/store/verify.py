@@ -34,13 +34,14 @@ _ITEM = np.dtype([("item", np.int64), ("checksum", np.int64)])
 Check = Callable[[], Iterator[Damage]]
 
 
-def verify(folder: Path, *, deep: bool = False) -> Verified:
+def verify(folder: Path, *, deep: bool = False, checks: type[Checks] | None = None) -> Verified:
     """Looks through an index, in one transaction: a writer is neither held up nor in the way.
 
     Args:
         deep: compare everything that has a checksum with it, vectors with their copies in the
             vector files, and captions with their words. It reads all of the index. Else: the
             structure of the catalog, what must be there for each item, and the vector files' size.
+        checks: what is looked at; None is `Checks`.
 
     Raises:
         IndexNotFound: there is none.
@@ -51,7 +52,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
     for _ in range(_TRIES):
         try:
             with closing(Store(folder)) as store:
-                found, seen, now = _check_all(store, deep=deep)
+                found, seen, now = _check_all(store, checks or Checks, deep=deep)
         except DamageError as error:
             found, seen, now = Verified(0, 0, deep, (_catalog(error.reason),)), 0, 0
         files = any(damage.kind in ("snapshot", "ivf") for damage in found.damages)
@@ -60,7 +61,7 @@ def verify(folder: Path, *, deep: bool = False) -> Verified:
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _check_all(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
+def _check_all(store: Store, checks: type[Checks], *, deep: bool) -> tuple[Verified, int, int]:
     """What is found, and the revisions that it was found in and that there is afterwards."""
     damages: list[Damage] = []
     counts = [0, 0]
@@ -68,7 +69,7 @@ def _check_all(store: Store, *, deep: bool) -> tuple[Verified, int, int]:
     try:
         with store.catalog.read() as queries:
             try:
-                for check in _Checks(queries, store.folder / VECTORS, deep).checks():
+                for check in checks(queries, store.folder / VECTORS, deep).checks():
                     damages += _found_by(check, store.catalog.path)
                 seen = queries.revision()
                 counts = [queries.count(table) for table in ("media", "caption")]
@@ -104,18 +105,18 @@ def _catalog(reason: str) -> Damage:
 
 
 @dataclass(frozen=True)
-class _Checks:
-    """The checks of one transaction."""
+class Checks:
+    """The checks of one transaction; each yields the damages that it finds."""
 
     queries: Queries
     folder: Path
     deep: bool
 
     def checks(self) -> tuple[Check, ...]:
-        quick = (self._structure, self._ownership, self._missing, self._files)
-        return (*quick, self._vectors, self._words) if self.deep else quick
+        quick = (self.structure, self.ownership, self.missing, self.files)
+        return (*quick, self.vectors, self.words) if self.deep else quick
 
-    def _structure(self) -> Iterator[Damage]:
+    def structure(self) -> Iterator[Damage]:
         pragma = "integrity_check" if self.deep else "quick_check"
         for (line,) in self.queries.cursor(f"PRAGMA {pragma}({_SHOWN})"):
             if line != "ok":
@@ -123,7 +124,7 @@ class _Checks:
         self.queries.roots()  # which reads what they leave out
         self.queries.obsolete_spaces()
 
-    def _ownership(self) -> Iterator[Damage]:
+    def ownership(self) -> Iterator[Damage]:
         """Rows that belong to nothing: their owners' rows are gone."""
         if self.deep:
             broken = self.queries.cursor("PRAGMA foreign_key_check").fetchmany(_SHOWN)
@@ -141,7 +142,7 @@ class _Checks:
         if number := self.queries.number(segments):
             yield Damage("item", f"{number} files have no segment")
 
-    def _missing(self) -> Iterator[Damage]:
+    def missing(self) -> Iterator[Damage]:
         space = self.queries.active_space()
         if space is not None:
             for tower in space.towers.values():
@@ -150,7 +151,7 @@ class _Checks:
         elif number := self.queries.count("media"):
             yield Damage("catalog", f"there is no space, but there are {number} images")
 
-    def _files(self) -> Iterator[Damage]:
+    def files(self) -> Iterator[Damage]:
         for tower in self.queries.towers():
             if (row := self.queries.snapshot_of(tower)) is not None:
                 yield from self._snapshot(tower, row)
@@ -195,12 +196,12 @@ class _Checks:
         if strange := int((~np.isin(index.ids, known)).sum()):
             yield Damage("snapshot", f"{row.file}: {strange} in it are not in the catalog")
 
-    def _vectors(self) -> Iterator[Damage]:
+    def vectors(self) -> Iterator[Damage]:
         for tower in self.queries.towers():
             for item in unsound(self.queries, tower):
                 yield Damage("vector", f"the vector of {tower.key} {item} is not what was written")
 
-    def _words(self) -> Iterator[Damage]:
+    def words(self) -> Iterator[Damage]:
         own: dict[int, list[list[str]]] = {}
         columns = ", ".join(COLUMNS.values())
         for segment, text, *is_in in self.queries.cursor(

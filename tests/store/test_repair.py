@@ -3,6 +3,7 @@ search answers from it."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import shutil
@@ -10,6 +11,7 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +24,13 @@ from mmsearch.errors import (
     MmsearchError,
     UnreadableError,
 )
-from mmsearch.store import catalog, verify
-from mmsearch.store import repair as repairs
+from mmsearch.store import backup as backups
+from mmsearch.store import catalog
 from mmsearch.store.checksum import of_vector
-from mmsearch.store.repair import _readable
+from mmsearch.store.repair import readable, repair
 from mmsearch.store.store import REPAIRED, Store, finish_repair, writer_lock
+from mmsearch.store.verify import Checks, verify
+from mmsearch.types import Damage
 
 pytestmark = pytest.mark.slow
 
@@ -412,30 +416,30 @@ def test_a_flipped_name_of_the_program_is_repaired(damaged):
     assert everything(damaged) == before
 
 
-def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged, monkeypatch):
-    real, times = verify._Checks._files, []
+def test_a_compaction_in_the_midst_of_a_look_is_no_damage(damaged):
+    times = []
 
-    def files(self):
-        if not times:
-            times.append(1)
-            with Store(damaged.folder).writer() as writer:
-                writer.rewrite()
-        return real(self)
+    class Compacted(Checks):
+        def files(self):
+            if not times:
+                times.append(1)
+                with Store(damaged.folder).writer() as writer:
+                    writer.rewrite()
+            return super().files()
 
-    monkeypatch.setattr(verify._Checks, "_files", files)
-    assert damaged.verify(deep=True).damages == ()
+    assert verify(damaged.folder, deep=True, checks=Compacted).damages == ()
     assert times
 
 
-def test_a_disk_that_is_busy_or_full_is_no_damage(damaged, monkeypatch):
-    def fails(self):
-        error = sqlite3.OperationalError("disk I/O error")
-        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
-        raise error
+def test_a_disk_that_is_busy_or_full_is_no_damage(damaged):
+    class Busy(Checks):
+        def missing(self):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+            raise error
 
-    monkeypatch.setattr(verify._Checks, "_missing", fails)
     with pytest.raises(UnreadableError, match="disk I/O error"):
-        damaged.verify()
+        verify(damaged.folder, checks=Busy)
 
 
 def test_a_repair_that_was_cut_off_is_ended_by_whoever_opens_it_next(damaged):
@@ -449,20 +453,19 @@ def test_a_repair_that_was_cut_off_is_ended_by_whoever_opens_it_next(damaged):
     assert kinds(damaged, deep=True) == set()
 
 
-def test_a_second_repair_finds_what_the_first_has_left(damaged, monkeypatch):
+def test_a_second_repair_finds_what_the_first_has_left(damaged):
     """It looked at the index before it had the lock, while the first was at work."""
     sql(damaged, "UPDATE embedding SET vector = zeroblob(length(vector)) WHERE item_id = 7")
-    real, times = repairs.verify, []
+    times = []
 
-    def verify(folder, *, deep):
-        found = real(folder, deep=deep)
+    def look(folder, *, deep):
+        found = verify(folder, deep=deep)
         if not times:
             times.append(1)
             assert damaged.repair().found
         return found
 
-    monkeypatch.setattr(repairs, "verify", verify)
-    done = repairs.repair(damaged.folder)
+    done = repair(damaged.folder, look)
     assert (done.found, done.lost, done.kept) == ((), [], None)
     assert times
 
@@ -520,7 +523,7 @@ def test_pages_that_lead_in_a_circle_are_left():
         def execute(self, query, values):
             return Rows((number, b"x") for number in itertools.cycle((5, 9, 3, 4)))
 
-    assert list(_readable(Circle(), "look", ["content"])) == [(b"x",), (b"x",)]
+    assert list(readable(Circle(), "look", ["content"])) == [(b"x",), (b"x",)]
 
 
 class Greedy:
@@ -543,35 +546,49 @@ class Greedy:
 @pytest.mark.parametrize(("times", "left"), [(0, 3), (1, 3), (9, 2)])
 def test_a_row_that_claims_all_memory_costs_itself(times, left):
     """Found by fuzzing: where an offset leads out of its page, SQLite wants any amount."""
-    assert len(list(_readable(Greedy(times), "look", ["content"]))) == left
+    assert len(list(readable(Greedy(times), "look", ["content"]))) == left
 
 
-def test_too_little_memory_is_no_damage_to_a_sound_index(damaged, monkeypatch, tmp_path):
-    def greedy(*arguments):
-        raise MemoryError
+def greedy(*_):
+    raise MemoryError
 
-    for name in ("_missing", "_files"):
-        with monkeypatch.context() as patch:
-            patch.setattr(verify._Checks, name, greedy)
-            with pytest.raises(UnreadableError, match="too little memory"):
-                damaged.verify()
-            with pytest.raises(UnreadableError, match="too little memory"):
-                damaged.repair()
-    with monkeypatch.context() as patch:
-        patch.setattr(verify, "is_sound", greedy)
-        with pytest.raises(UnreadableError, match="too little memory"):
-            damaged.backup(tmp_path / "file")
+
+@pytest.mark.parametrize("name", ["missing", "files"])
+def test_too_little_memory_is_no_damage_to_a_sound_index(damaged, name):
+    checks = type("GreedyChecks", (Checks,), {name: greedy})
+    with pytest.raises(UnreadableError, match="too little memory"):
+        verify(damaged.folder, checks=checks)
+    with pytest.raises(UnreadableError, match="too little memory"):
+        repair(damaged.folder, functools.partial(verify, checks=checks))
+    assert kinds(damaged, deep=True) == set()
+
+
+class GreedyCopy:
+    """A catalog whose copies give no text: each wants more memory than there is."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def copy_into(self, target):
+        self.real.copy_into(target)
+        target.text_factory = greedy
+
+
+def test_too_little_memory_makes_no_backup(damaged, tmp_path):
+    store = SimpleNamespace(folder=damaged.folder, catalog=GreedyCopy(damaged.store.catalog))
+    with pytest.raises(UnreadableError, match="too little memory"):
+        backups.backup(store, tmp_path / "file", ())
     assert not (tmp_path / "file").exists()
     assert kinds(damaged, deep=True) == set()
 
 
-def test_a_row_that_claims_all_memory_is_damage_where_the_structure_is(damaged, monkeypatch):
-    def greedy(self):
-        raise MemoryError
+def test_a_row_that_claims_all_memory_is_damage_where_the_structure_is(damaged):
+    told = Damage("catalog", "an offset leads out of its page")
 
-    def structure(self):
-        yield verify._catalog("an offset leads out of its page")
+    class Torn(Checks):
+        missing = greedy
 
-    monkeypatch.setattr(verify._Checks, "_structure", structure)
-    monkeypatch.setattr(verify._Checks, "_missing", greedy)
-    assert kinds(damaged) == {"catalog"}
+        def structure(self):
+            yield told
+
+    assert verify(damaged.folder, checks=Torn).damages == (told,)
