@@ -63,8 +63,7 @@ class IvfIndex:
 
     def __init__(self, index: Any, exact: FaissIndex, settings: IvfSettings = SETTINGS) -> None:
         self.settings = settings
-        self._index = index
-        self._exact = exact
+        self.index, self.exact = index, exact
 
     @classmethod
     def build(
@@ -102,17 +101,17 @@ class IvfIndex:
 
     def _choose_probes(self, queries: Vectors) -> None:
         """The least effort that finds enough of what an exact search finds; kept in the file."""
-        self._index.nprobe = min(self.settings.probes, self._index.nlist)
-        true = [set(ids.tolist()) for _, ids in self._exact.search(queries, 10)]
+        self.index.nprobe = min(self.settings.probes, self.index.nlist)
+        true = [set(ids.tolist()) for _, ids in self.exact.search(queries, 10)]
         total = sum(map(len, true))
-        while total and self._index.nprobe < min(_MOST_PROBES, self._index.nlist):
+        while total and self.index.nprobe < min(_MOST_PROBES, self.index.nlist):
             found = self.search(queries, 10)
             hits = sum(
                 len(own & set(ids.tolist())) for own, (_, ids) in zip(true, found, strict=True)
             )
             if hits >= _RECALL * total:
                 break
-            self._index.nprobe = min(2 * self._index.nprobe, self._index.nlist)
+            self.index.nprobe = min(2 * self.index.nprobe, self.index.nlist)
 
     @classmethod
     def open(cls, path: Path, exact: FaissIndex, checksum: bytes) -> IvfIndex:
@@ -138,26 +137,26 @@ class IvfIndex:
         Raises:
             OSError: there is no room, or no permission.
         """
-        write_index(self._index, path)
+        write_index(self.index, path)
         return of_file(path)
 
     def search(
         self, queries: Vectors, k: int, *, among: Ids | None = None, without: Ids | None = None
     ) -> list[Found]:
         """As `VectorIndex.search`, but that a few of the best may be missing."""
-        exact = self._exact
+        exact = self.exact
         if k > self.settings.most or (among is not None and len(among) <= self.settings.few):
             return exact.search(queries, k, among=among, without=without)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         candidates = max(_CANDIDATES * k, _LEAST_CANDIDATES)
         if among is None and (without is None or not len(without)):
-            probes = min(self._index.nlist, math.ceil(self._index.nprobe * _effort(k)))
+            probes = min(self.index.nlist, math.ceil(self.index.nprobe * _effort(k)))
             parameters = faiss.SearchParametersIVF(nprobe=probes)
         else:
             parameters = self._selecting(k, exact.selection(among, without))
         if parameters is None:
             return [nothing() for _ in queries]
-        found = self._index.search(queries, candidates, params=parameters)[1]
+        found = self.index.search(queries, candidates, params=parameters)[1]
         return [
             best(dot_products(query, exact.vectors_at(rows)), exact.ids[rows], k)
             for query, rows in zip(queries, (one[one >= 0] for one in found), strict=True)
@@ -170,17 +169,17 @@ class IvfIndex:
         it are passed over. The best k of a tenth lie where the best 10 k of all lie: the less is
         left, the more lists are looked through.
         """
-        lists = self._index.nlist
+        lists = self.index.nlist
         if selection.only is not None:
             there = np.zeros(lists, bool)
             there[self._list_of_row[selection.only]] = True
         else:
             gone = np.bincount(self._list_of_row[selection.never], minlength=lists)
             there = self._sizes > gone
-        in_lists, share = int(there.sum()), np.count_nonzero(selection.mask) / len(self._exact)
+        in_lists, share = int(there.sum()), np.count_nonzero(selection.mask) / len(self.exact)
         if not in_lists:
             return None
-        probes = math.ceil(self._index.nprobe * _effort(k) / math.sqrt(share))
+        probes = math.ceil(self.index.nprobe * _effort(k) / math.sqrt(share))
         return faiss.SearchParametersIVF(
             sel=selector_of(selection.mask),
             nprobe=min(in_lists, probes),
@@ -189,13 +188,13 @@ class IvfIndex:
 
     @cached_property
     def _sizes(self) -> NDArray[np.int64]:
-        return np.bincount(self._list_of_row, minlength=self._index.nlist)
+        return np.bincount(self._list_of_row, minlength=self.index.nlist)
 
     @cached_property
     def _list_of_row(self) -> NDArray[np.int32]:
-        lists = self._index.invlists
-        found = np.empty(len(self._exact), np.int32)
-        for number in range(self._index.nlist):
+        lists = self.index.invlists
+        found = np.empty(len(self.exact), np.int32)
+        for number in range(self.index.nlist):
             if size := lists.list_size(number):
                 found[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
         return found

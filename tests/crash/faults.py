@@ -42,6 +42,7 @@ import os, sys
 from contextlib import contextmanager
 from mmsearch.cli import main
 from mmsearch.store import catalog, writer
+# SABOTAGE
 real = writer.Writer.change
 @contextmanager
 def change(self):
@@ -113,6 +114,8 @@ class Bench:
 
     shim: Path
     folder: Path
+    sabotage: str = ""
+    """Statements that a recorded program runs first, to be worse than it is."""
     _number: int = 0
     _undisturbed: dict[str, State] = field(default_factory=dict)
 
@@ -137,7 +140,8 @@ class Bench:
         if fault:
             environment |= {"LD_PRELOAD": str(self.shim), "FAULT_DIR": str(top)}
             environment |= {f"FAULT_{name.upper()}": str(value) for name, value in fault.items()}
-        start = ["-c", MARKING] if fault.get("do") == "record" else ["-m", "mmsearch"]
+        marking = MARKING.replace("# SABOTAGE", self.sabotage)
+        start = ["-c", marking] if fault.get("do") == "record" else ["-m", "mmsearch"]
         command = [word.replace("INDEX", str(top / "index")) for word in scenario.command]
         process = subprocess.Popen(
             [sys.executable, *start, *command], env=environment,

@@ -268,7 +268,7 @@ def test_an_open_engine_follows_the_switch(engine_for, encoders, gallery):
     assert all(name.startswith("blue") for name in found(reader))
     engine_for("other").index()
     assert all(name.startswith("blue") for name in found(reader))
-    assert all(tower.space_id == 2 for tower in reader.store._views)
+    assert all(tower.space_id == 2 for tower in reader.store.views)
 
 
 class Overtaken(FakeProvider):

@@ -47,7 +47,7 @@ def quick(exact, queries):
 
 
 def with_few(index, few):
-    return IvfIndex(index._index, index._exact, IvfSettings(few=few))
+    return IvfIndex(index.index, index.exact, IvfSettings(few=few))
 
 
 def brute(vectors, ids, query, k, may):
@@ -129,7 +129,7 @@ def test_unknown_ids_are_nobody(exact, quick, queries, few):
 
 
 def test_more_than_inverted_lists_are_for_is_searched_exactly(quick, exact, vectors, ids, queries):
-    quick = IvfIndex(quick._index, exact, IvfSettings(most=50))
+    quick = IvfIndex(quick.index, exact, IvfSettings(most=50))
     everything = np.ones(COUNT, bool)
     assert recall(quick, vectors, ids, queries[:3], 60, everything) == 1.0
 
@@ -158,40 +158,40 @@ def test_centroids_are_taken_over(quick, exact, vectors, ids, queries, tmp_path)
     quick.save(path)
     again = IvfIndex.build(exact, queries, path)
     np.testing.assert_array_equal(
-        again._index.quantizer.reconstruct_n(0, again._index.nlist),
-        quick._index.quantizer.reconstruct_n(0, quick._index.nlist),
+        again.index.quantizer.reconstruct_n(0, again.index.nlist),
+        quick.index.quantizer.reconstruct_n(0, quick.index.nlist),
     )
     assert recall(again, vectors, ids, queries, 10, np.ones(COUNT, bool)) > 0.97
     few = FaissIndex.build(DIM, [(ids[:5000], vectors[:5000])])
-    assert IvfIndex.build(few, queries, path)._index.nlist < quick._index.nlist
+    assert IvfIndex.build(few, queries, path).index.nlist < quick.index.nlist
 
 
 def test_queries_that_lie_apart_make_it_look_through_more_lists(exact, vectors):
     one = IvfSettings(probes=1)
     near = IvfIndex.build(exact, vectors[:200], settings=one)
     apart = IvfIndex.build(exact, -vectors[:200], settings=one)
-    assert 1 < near._index.nprobe < apart._index.nprobe
+    assert 1 < near.index.nprobe < apart.index.nprobe
     assert recall_of(apart, exact, -vectors[200:400]) > 0.96
 
 
 def test_the_effort_is_kept_in_the_file(quick, exact, tmp_path):
-    before, quick._index.nprobe = quick._index.nprobe, 77
+    before, quick.index.nprobe = quick.index.nprobe, 77
     try:
         checksum = quick.save(tmp_path / "ivf")
-        assert IvfIndex.open(tmp_path / "ivf", exact, checksum)._index.nprobe == 77
+        assert IvfIndex.open(tmp_path / "ivf", exact, checksum).index.nprobe == 77
     finally:
-        quick._index.nprobe = before
+        quick.index.nprobe = before
 
 
 def test_without_queries_more_inverted_lists_are_looked_through(exact):
-    assert IvfIndex.build(exact, None)._index.nprobe == 2 * IvfSettings().probes
+    assert IvfIndex.build(exact, None).index.nprobe == 2 * IvfSettings().probes
 
 
 def test_lists_of_another_code_are_made_anew(quick, exact, queries, tmp_path):
     other = IvfIndex.build(exact, queries, settings=IvfSettings(code="RaBitQ4"))
     other.save(tmp_path / "ivf")
     again = IvfIndex.build(exact, queries, tmp_path / "ivf")
-    assert again._index.code_size == quick._index.code_size
+    assert again.index.code_size == quick.index.code_size
 
 
 def recall_of(index, exact, queries):

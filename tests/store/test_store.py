@@ -732,10 +732,10 @@ def test_a_reader_sees_inverted_lists_that_were_made_after_it_looked(store):
         writer.compact()
     reader = Store(store.folder)
     ids_found(reader, vectors[0])
-    assert [view.ivf for view in reader._views.values() if view.snapshot] == [None]
+    assert [view.ivf for view in reader.views.values() if view.snapshot] == [None]
     store.compaction = Compaction(ivf_from=1000)
     with store.writer() as writer:
         writer.compact(only_if="short")
     ids_found(reader, vectors[0])
-    assert [view.ivf is not None for view in reader._views.values() if view.snapshot] == [True]
+    assert [view.ivf is not None for view in reader.views.values() if view.snapshot] == [True]
     reader.close()
