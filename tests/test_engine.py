@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ def test_paths_may_be_text(engine, tmp_path):
     assert engine.remove([str(tmp_path / "p" / "a.png")]) == 1
 
 
-def test_a_warm_query_is_one_transaction_and_parses_no_description(tmp_path, photos, monkeypatch):
+def test_a_warm_query_is_one_transaction_and_parses_no_description(tmp_path, photos):
     (photos / "red.txt").write_text("\n".join(f"a red thing {n}" for n in range(40)))
     engine = Engine(load_settings(index=tmp_path / "index"), provider=GivenEncoder(FakeEncoder()))
     with engine:
@@ -185,13 +186,14 @@ def test_a_warm_query_is_one_transaction_and_parses_no_description(tmp_path, pho
         )  # fmt: skip
         for query in queries:
             engine.search(query)
-        described, begun = engine.store.active_space().spec, []
-        read = engine.store.catalog.read
-        monkeypatch.setattr(engine.store.catalog, "read", lambda: begun.append(1) or read())
+        described, told = engine.store.active_space().spec, []
+        with ExitStack() as opened:  # as many connections as a search could want at once
+            for _ in range(4):
+                reading = opened.enter_context(engine.store.catalog.read())
+                reading.connection.set_trace_callback(told.append)
         for query in queries:
+            told.clear()
             assert engine.search(query)
-            assert len(begun) == 1
-            begun.clear()
+            assert told.count("BEGIN") == 1
             with engine.searcher() as searcher:  # parsed again it would be another object
                 assert searcher.reader.space.spec is described
-            begun.clear()
