@@ -596,18 +596,16 @@ def test_paths_relative_to_the_folder_that_was_named(run, store, photos, tmp_pat
     assert key[1] == b"more/b/1.png"
 
 
-def test_many_captions_of_one_picture_are_encoded_in_portions(run, store, encoder, photos):
+def test_many_captions_of_one_picture_are_encoded_in_portions(run, photos):
     sizes = []
-    plain = encoder.encode
 
-    def counting(modality, batch):
-        if modality == "text":
-            sizes.append(len(batch))
-        return plain(modality, batch)
+    class Counting(FakeEncoder):
+        def texts(self, texts):
+            sizes.append(len(texts))
+            return super().texts(texts)
 
-    encoder.encode = counting
     (photos / "red.txt").write_text("\n".join(f"line {i}" for i in range(1000)))
-    assert run(photos).captions == 1000
+    assert run(photos, encoder=Counting()).captions == 1000
     assert max(sizes) <= 256
 
 
