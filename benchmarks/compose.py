@@ -50,7 +50,9 @@ def main() -> None:
     with tqdm(disable=None, leave=False) as bar:
         learned = compose.train_composer(encoder, photos, 0, lambda _: bar.update())
         drawn_only = compose.train_composer(encoder, None, 0, lambda _: bar.update())
-    unseen = compose.drawn_triplets(encoder, compose.Recipe.measured, lambda _: None, held_out=True)
+    unseen = compose.drawn_triplets(
+        encoder, compose.Recipe.measured_on, lambda _: None, held_out=True
+    )
     composer = Composer(learned.network, encoder.spec.dim)
     ways = {
         "the picture alone": lambda image, text: image,

@@ -142,7 +142,7 @@ def own(base, texts, photos, seed=0):
     rng = np.random.default_rng(seed)
     ids = np.arange(1, len(base) + 1)
     with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder) / "exact", Path(folder) / "cells"
+        files = Path(folder) / "exact", Path(folder) / "ivf"
         exact = FaissIndex.open(
             files[0], FaissIndex.build(base.shape[1], [(ids, base)]).save(files[0])
         )
@@ -150,7 +150,10 @@ def own(base, texts, photos, seed=0):
         checksum = IvfIndex.build(exact, texts[len(texts) // 2 :]).save(files[1])
         built = time.perf_counter() - started
         size = files[1].stat().st_size
-        print(f"mmsearch: cells built in {built:.0f} s, {size / len(base):.0f} bytes", flush=True)
+        print(
+            f"mmsearch: inverted lists built in {built:.0f} s, {size / len(base):.0f} bytes",
+            flush=True,
+        )
         quick = IvfIndex.open(files[1], exact, checksum)
         cases = {"all": {}, "a hundred hits": {"k": 10 * K}}
         for share in (2, 10, 100, 1000):

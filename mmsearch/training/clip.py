@@ -115,13 +115,13 @@ def train_clip(
         check_run(place.run, names)
     with nullcontext() if place.rank else run_folder(place.folder, restart=restart, uses=uses):
         barrier()  # until the folder is the run's
-        has_learned = run.train(names, run.teach(teacher))
+        has_improved = run.train(names, run.teach(teacher))
         report = None
         if place.rank == 0:
             report = ClipReport(
                 place.folder, run.measure(held_out), run.measure(test) if test else None
             )
-            _write_card(run, report, has_learned=has_learned)
+            _write_card(run, report, has_improved=has_improved)
             save_model(network, recipe.model, tokenizer, place)  # last: by it the folder is a model
         found: ClipReport = from_first(report, place.device)
         return found
@@ -201,14 +201,14 @@ class _Run:
     def train(self, names: Sequence[str], taught: Sequence[Taught | None]) -> bool:
         """All stages, but for those that an earlier run did; whether any came to something."""
         history: list[Entry] = []
-        has_learned = False
+        has_improved = False
         for number, stage in enumerate(self.recipe.stage):
             trained = self.place.run / f"stage-{stage.name}.safetensors"
             earlier = from_first(_earlier(trained, names[number]), self.place.device)
             outcome, history = earlier or self._learn(
                 stage, names[number], names[:number], history, taught
             )
-            has_learned = has_learned or outcome.step > 0
+            has_improved = has_improved or outcome.step > 0
             # What the stage did not hold stays.
             self.network.load_state_dict({**self.network.state_dict(), **outcome.state})
             if self.place.rank == 0:
@@ -222,7 +222,7 @@ class _Run:
             carry_meanings(self.network, self.place.data / self.recipe.model.words, seen)
         if self.recipe.model.half:
             self.network.half().float()  # what is measured is what is kept
-        return has_learned
+        return has_improved
 
     def _learn(
         self,
@@ -309,10 +309,10 @@ def _earlier(path: Path, name: str) -> tuple[Outcome, list[Entry]] | None:
     return None
 
 
-def _write_card(run: _Run, report: ClipReport, *, has_learned: bool) -> None:
+def _write_card(run: _Run, report: ClipReport, *, has_improved: bool) -> None:
     recipe, held_out = run.recipe, run.held_out
     notes = [recipe.card.notes] if recipe.card.notes else []
-    if not has_learned:
+    if not has_improved:
         notes.insert(0, "Nothing that was trained did better on the validation pictures than the "
                         "start, so these are the weights that it started from.")  # fmt: skip
     start = recipe.model.weights

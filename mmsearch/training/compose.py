@@ -46,8 +46,8 @@ class Recipe:
     """How a network is trained, and how much of it is measured."""
 
     #: Drawn triplets to train on, and of scenes that are held out.
-    learned: int = 8000
-    measured: int = 1200
+    trained_on: int = 8000
+    measured_on: int = 1200
     #: Batches.
     steps: int = 2500
     #: So many points less than the plain ways find in photos are as good.
@@ -127,8 +127,8 @@ def train_composer(
         TrainingError: what came out are no numbers, or OpenVINO computes something else.
     """
     recipe = recipe or Recipe()
-    learn = [drawn_triplets(encoder, recipe.learned, on_progress, held_out=False)]
-    unseen = drawn_triplets(encoder, recipe.measured, on_progress, held_out=True)
+    learn = [drawn_triplets(encoder, recipe.trained_on, on_progress, held_out=False)]
+    unseen = drawn_triplets(encoder, recipe.measured_on, on_progress, held_out=True)
     test = None
     if photos is not None:  # before anything is learned: these may be of no use
         learn.append(photo_triplets(photos.of("train")))

@@ -158,7 +158,7 @@ def test_fusion_is_trained_for_an_index(index, tmp_path):
 def test_a_change_is_learned_and_composed_with_a_picture(untrained, gallery, tmp_path):
     from mmsearch.training.compose import Recipe
 
-    recipe = Recipe(learned=300, measured=60, steps=60)
+    recipe = Recipe(trained_on=300, measured_on=60, steps=60)
     own = tmp_path / "index"
     shutil.copytree(untrained, own)
     ask = ("search", "but in blue", "--image", gallery / "00.png", "--index", own, "--json")

@@ -170,7 +170,7 @@ def photos_of(count, seed=0):
 
 
 def test_what_is_kept_is_what_was_measured_and_test_photos_are_not_learned_from():
-    recipe = compose.Recipe(learned=80, measured=30, steps=8)
+    recipe = compose.Recipe(trained_on=80, measured_on=30, steps=8)
     photos = photos_of(20)
     found = compose.train_composer(FakeEncoder(), photos, recipe=recipe)
     composer = Composer(found.network, FakeEncoder().spec.dim)
