@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 FOLDERS = ("a", "b", "b/c")
 ENCODERS = {name: FakeEncoder(name) for name in ("one", "two")}
-ENCODERS["two"]._basis = np.random.default_rng(8).normal(size=(4, 16)).astype(np.float32)
+ENCODERS["two"].basis = np.random.default_rng(8).normal(size=(4, 16)).astype(np.float32)
 
 
 class CutOff(BaseException):
