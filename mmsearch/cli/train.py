@@ -334,13 +334,15 @@ def compose(
 ) -> None:
     """Train early fusion ("this picture, but ...") on drawn scenes: minutes, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
+    from mmsearch.training.compose import Recipe
 
     if dataset is None and images:
         raise UsageError("--images goes with a DATASET")
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_compose(
-            dataset, images=images, keep=keep, seed=seed, on_progress=bar, recipe=context.obj
-        )  # a program that runs this command may give a recipe
+            dataset, images=images, keep=keep, seed=seed, on_progress=bar,
+            recipe=context.find_object(Recipe),  # of a program that runs this command
+        )  # fmt: skip
     measured = [*found.drawn, *([found.photos] if found.photos else [])]
     if json_:
         rows = [dataclasses.asdict(row) for row in measured]
@@ -394,11 +396,12 @@ def rerank(
     """Train a re-ranker for the index's model, for --rerank: captioned photos, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
     from mmsearch.search.rerank import KINDS
+    from mmsearch.training.rerank import Recipe
 
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_rerank(
             dataset, kind=one_of("--kind", kind, KINDS), images=images, keep=keep, seed=seed,
-            on_progress=bar, recipe=context.obj,
+            on_progress=bar, recipe=context.find_object(Recipe),
         )  # fmt: skip
     if json_:
         print(

@@ -100,7 +100,7 @@ class GivenEncoder:
 
 
 class EncoderProvider:
-    """Opens models as the settings say: each once."""
+    """Opens models as the settings say; what serves an index, once."""
 
     def __init__(
         self,
@@ -112,7 +112,8 @@ class EncoderProvider:
         """Takes what to say to a user, and how to ask one; None asks nobody.
 
         Args:
-            open_model: opens a model that is asked for by its name, as `open_encoder` does.
+            open_model: as `open_encoder`, for models that are asked for by name, and for those
+                of an index that were not converted here yet.
         """
         self._settings, self._open_model = settings, open_model
         self._notify = notify

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,14 +104,15 @@ class Graph:
         """Takes a graph of OpenVINO's, or the file of one.
 
         Args:
-            options: OpenVINO's; by default, all cores that this process may use work at one call.
+            options: OpenVINO's, besides fp32; by default, all cores that this process may use work
+                at one call.
             threads: how many call it at once, the others wait; by default as many as cores.
 
         Raises:
             RuntimeError: it is no graph, or there is too little memory.
         """
         shared = {"INFERENCE_NUM_THREADS": available_cores(), "PERFORMANCE_HINT": "LATENCY"}
-        options = {"INFERENCE_PRECISION_HINT": "f32", **(options or shared)}
+        options = {"INFERENCE_PRECISION_HINT": "f32", **(shared if options is None else options)}
         compiled = compile_graph(model, options)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads or available_cores()):
@@ -135,8 +137,37 @@ class Graph:
             self._idle.put(request)
 
 
-class OpenVinoEncoder:
-    """Runs a converted model; each tower is compiled when it is first used."""
+class Towers(ABC):
+    """The converted towers of a model; each is compiled when it is first used.
+
+    Threads may share them.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Takes what they are called in a message."""
+        self._name = name
+        self._lock = threading.Lock()
+        self._towers: dict[str, Graph] = {}
+
+    @abstractmethod
+    def compile(self, tower: str) -> Graph:
+        """Compiles a tower."""
+
+    def run(self, tower: str, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """What a tower makes of a batch.
+
+        Raises:
+            UnreadableError: it cannot be run here.
+        """
+        with _explaining(self._name):
+            with self._lock:
+                if tower not in self._towers:
+                    self._towers[tower] = self.compile(tower)
+            return self._towers[tower](batch)
+
+
+class OpenVinoEncoder(Towers):
+    """Runs a converted model."""
 
     #: Small batches stay in a core's cache: `tiny` takes a quarter less time than with 64.
     batch = 4
@@ -165,8 +196,7 @@ class OpenVinoEncoder:
         """Where the converted model lies."""
         self._streams = streams
         self._tokenizer: Tokenize | None = None
-        self._lock = threading.Lock()
-        self._towers: dict[str, Graph] = {}
+        super().__init__(f"'{self.spec.model}'")
 
     def with_streams(self, count: int) -> OpenVinoEncoder:
         if count == self._streams:
@@ -203,19 +233,12 @@ class OpenVinoEncoder:
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
-        with _explaining(f"'{self.spec.model}'"):
-            (found,) = self._graph(tower)(batch)
+        (found,) = self.run(tower, batch)
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return usable(unit, self.spec.model, self.precision)
 
-    def _graph(self, tower: str) -> Graph:
-        with self._lock:
-            if tower not in self._towers:
-                self._towers[tower] = self._compile(tower)
-            return self._towers[tower]
-
-    def _compile(self, tower: str) -> Graph:
+    def compile(self, tower: str) -> Graph:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self._hint,
             # One for each precision. Where the towers of two are kept in one folder, what is

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.encoders.openvino import Graph, OpenVinoEncoder, read_manifest
+from mmsearch.encoders.openvino import Graph, OpenVinoEncoder, Towers, read_manifest
 from mmsearch.encoders.tokenizer import lengths_of
 from mmsearch.types import Pixels, Preprocess, Vectors
 
@@ -45,8 +44,8 @@ class Tokens:
     """(n, l); False where a row is padding."""
 
 
-class PatchEncoder:
-    """Runs the converted patch towers of a model. Safe to call from several threads."""
+class PatchEncoder(Towers):
+    """Runs the converted patch towers of a model."""
 
     def __init__(self, model: OpenVinoEncoder) -> None:
         """Takes the model whose patch towers were converted by `export_patch_towers`."""
@@ -56,12 +55,15 @@ class PatchEncoder:
         size = tuple(read_manifest(self._folder)["size"])
         self.preprocess: Preprocess = replace(model.spec.preprocess, size=size)
         """How a picture is prepared for it."""
+        super().__init__(f"re-ranking with '{model.spec.model}'")
+
+    def compile(self, tower: str) -> Graph:
         options = {"PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": str(self._folder / "compiled")}
-        self._tower = cache(lambda name: Graph(self._folder / f"{name}.xml", options, threads=1))
+        return Graph(self._folder / f"{tower}.xml", options, threads=1)
 
     def encode(self, pixels: Pixels) -> PatchEmbeddings:
         """The patches of pictures, (n, height, width, 3), as `preprocess` has them."""
-        vectors, patches = self._tower("patches")(pixels)
+        vectors, patches = self.run("patches", pixels)
         return PatchEmbeddings(vectors, patches)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
@@ -70,5 +72,5 @@ class PatchEncoder:
         lengths = lengths_of(ids)
         there = np.arange(ids.shape[1]) < lengths[:, None]
         longest = max(1, int(lengths.max(initial=1)))
-        (rows,) = self._tower("tokens")(ids)
+        (rows,) = self.run("tokens", ids)
         return Tokens(rows[:, :longest], there[:, :longest])

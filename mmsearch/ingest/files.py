@@ -34,26 +34,17 @@ from mmsearch.types import TEXT, Facts, Modality, OnProgress, Progress
 _TEXTS = 64  # that are encoded together
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What was read of one candidate."""
-
-    candidate: Candidate
-    file: Decoded
-    stored: MediaRecord | None = None
-    """A file of the index with the same content: then this one is not decoded."""
-    sidecar: tuple[str, ...] = ()
-    unread_sidecar: bytes = b""
-    """The path of a sidecar that is no text."""
+#: A file of the plan, and what was read of it.
+Read = tuple[Candidate, Decoded]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What goes into the catalog of some files."""
 
-    good: Sequence[tuple[Reading, Future[MediaRecord]]]
+    good: Sequence[tuple[Read, Future[MediaRecord]]]
     """Each with a record of its content, as it, a copy or the index has it."""
-    bad: Sequence[Reading]
+    bad: Sequence[Read]
     texts: Mapping[str, Vector]
     """The vectors of their captions."""
     embedded: int
@@ -128,7 +119,7 @@ class FilesJob(PlanJob):
 
     # -- by workers --------------------------------------------------------------------------
 
-    def read(self, item: Candidate) -> Reading:
+    def read(self, item: Candidate) -> Read:
         """Reads a file once: hashes it, and decodes it only where its content is not known.
 
         Never raises for what is wrong with the file: that is the outcome's `reason`.
@@ -143,20 +134,22 @@ class FilesJob(PlanJob):
         if TEXT not in self.space.towers:
             found = replace(found, captions=())
         if found.reason:
-            return Reading(item, found)
-        return Reading(item, found, stored, *sidecar_of(item))
+            return item, found
+        sidecar, unread = sidecar_of(item)
+        return item, replace(found, stored=stored, sidecar=sidecar, unread_sidecar=unread)
 
-    def compute(self, reads: Sequence[Reading]) -> Outcome:
-        good = [one for one in reads if not one.file.reason]
+    def compute(self, reads: Sequence[Read]) -> Outcome:
+        good = [one for one in reads if not one[1].reason]
         # What was committed since they were read, too.
-        stored = self._stored({one.file.digest for one in good if one.stored is None})
-        own: list[tuple[Future[MediaRecord], Reading]] = []
+        stored = self._stored({file.digest for _, file in good if file.stored is None})
+        own: list[tuple[Future[MediaRecord], Read]] = []
         claims = [
-            (one, self._claim(one, one.stored or stored.get(one.file.digest), own)) for one in good
+            (one, self._claim(one, one[1].stored or stored.get(one[1].digest), own)) for one in good
         ]
         try:
-            texts = [text for one in good for part in self._wanted(one).values() for text in part]
-            texts += [caption.text for _, one in own for caption in one.file.captions]
+            wanted = (part for one in good for part in self._wanted(*one).values())
+            texts = [text for part in wanted for text in part]
+            texts += [caption.text for _, (_, file) in own for caption in file.captions]
             with self.tally.timed("encode"):
                 vectors = self.encode(texts)
                 self._embed(own, vectors)
@@ -165,14 +158,14 @@ class FilesJob(PlanJob):
                 if not claim.done():
                     claim.set_exception(error)
             raise
-        bad = [one for one in reads if one.file.reason]
+        bad = [one for one in reads if one[1].reason]
         return Outcome(claims, bad, vectors, len(own))
 
     def _claim(
         self,
-        one: Reading,
+        one: Read,
         stored: MediaRecord | None,
-        own: list[tuple[Future[MediaRecord], Reading]],
+        own: list[tuple[Future[MediaRecord], Read]],
     ) -> Future[MediaRecord]:
         """Where a content's record will be: of several files with the same, one is embedded."""
         if stored is not None:
@@ -180,9 +173,10 @@ class FilesJob(PlanJob):
             found.set_result(stored)
             return found
         with self._lock:
-            if one.file.digest in self._claims:
-                return self._claims[one.file.digest]
-            claim = self._claims[one.file.digest] = Future()
+            digest = one[1].digest
+            if digest in self._claims:
+                return self._claims[digest]
+            claim = self._claims[digest] = Future()
         own.append((claim, one))
         return claim
 
@@ -192,33 +186,33 @@ class FilesJob(PlanJob):
             return queries.records_with(self.space, digests, EMBEDDED.__eq__)
 
     def _embed(
-        self, own: Sequence[tuple[Future[MediaRecord], Reading]], texts: Mapping[str, Vector]
+        self, own: Sequence[tuple[Future[MediaRecord], Read]], texts: Mapping[str, Vector]
     ) -> None:
         places: dict[Modality, list[tuple[int, int]]] = {}
-        for number, (_, one) in enumerate(own):
-            for place, segment in enumerate(one.file.segments):
+        for number, (_, (_, file)) in enumerate(own):
+            for place, segment in enumerate(file.segments):
                 places.setdefault(segment.modality, []).append((number, place))
         vectors: dict[tuple[int, int], Vector] = {}
         for modality, those in places.items():
             for some in parts(those, self.encoder.batch):
-                batch = [own[number][1].file.segments[place].data for number, place in some]
+                batch = [own[number][1][1].segments[place].data for number, place in some]
                 vectors.update(zip(some, self.encoder.encode(modality, batch), strict=True))
-        for number, (claim, one) in enumerate(own):
+        for number, (claim, (item, file)) in enumerate(own):
             segments = [
                 SegmentRecord(part.modality, vectors[number, place], part.start_ms, part.end_ms)
-                for place, part in enumerate(one.file.segments)
+                for place, part in enumerate(file.segments)
             ]
             captions = [
                 CaptionRecord(c.text, EMBEDDED, texts[c.text], c.segment, c.language)
-                for c in one.file.captions
+                for c in file.captions
             ]
-            claim.set_result(_record(one, one.file.facts, segments, captions))
+            claim.set_result(_record(item, file, file.facts, segments, captions))
 
-    def _wanted(self, one: Reading) -> dict[str, tuple[str, ...]]:
+    def _wanted(self, item: Candidate, file: Decoded) -> dict[str, tuple[str, ...]]:
         """The captions that each source has for a file; a source that says nothing is absent."""
         if TEXT not in self.space.towers:
             return {}
-        return {"sidecar": one.sidecar, **self.plan.labels.wanted(one.candidate.key)}
+        return {"sidecar": file.sidecar, **self.plan.labels.wanted(item.key)}
 
     # -- committing --------------------------------------------------------------------------
 
@@ -227,52 +221,55 @@ class FilesJob(PlanJob):
             good = [(one, claim.result()) for some in outcomes for one, claim in some.good]
             bad = [one for some in outcomes for one in some.bad]
             texts = {text: vector for some in outcomes for text, vector in some.texts.items()}
-            self._look_for_moved(one.file.digest for one, _ in good)
+            self._look_for_moved(file.digest for (_, file), _ in good)
             with self.writer.change() as change:
-                for one in bad:
-                    self._note_failure(change, one)
-                change.clear_failures(one.candidate.key for one, _ in good)
-                for one, record in good:
-                    self._enter(change, one, record, texts)
+                for item, file in bad:
+                    self._note_failure(change, item, file)
+                change.clear_failures(item.key for (item, _), _ in good)
+                for (item, file), record in good:
+                    self._enter(change, item, file, record, texts)
             with self._lock:  # from now on the catalog tells
-                for one, _ in good:
-                    self._claims.pop(one.file.digest, None)
+                for (_, file), _ in good:
+                    self._claims.pop(file.digest, None)
             self.writer.compact(only_if="long")
-        unread = [os.fsdecode(one.unread_sidecar) for one, _ in good if one.unread_sidecar]
-        self.tally.unread_sidecars += unread
+        unread = [file.unread_sidecar for (_, file), _ in good if file.unread_sidecar]
+        self.tally.unread_sidecars += map(os.fsdecode, unread)
         self.counts["embedded"] += sum(one.embedded for one in outcomes)
         self.counts["done"] += len(good) + len(bad)
         self.on_progress(Progress("index", self.counts["done"], len(self.plan.read)))
 
-    def _note_failure(self, change: Change, one: Reading) -> None:
-        candidate, stamp = one.candidate, one.file.stamp
-        change.record_failure(
-            candidate.root.id, candidate.file.path, stamp.size, stamp.mtime_ns, one.file.reason
-        )
+    def _note_failure(self, change: Change, item: Candidate, file: Decoded) -> None:
+        size, mtime_ns = file.stamp
+        change.record_failure(item.root.id, item.file.path, size, mtime_ns, file.reason)
         self.counts["failed"] += 1
         # A file that cannot be read just now keeps what was indexed of it; a damaged one does not.
-        if candidate.old is not None and stamp != NEVER:
-            self._remove_old(change, candidate.old)
+        if item.old is not None and file.stamp != NEVER:
+            self._remove_old(change, item.old)
 
     def _enter(
-        self, change: Change, one: Reading, record: MediaRecord, texts: Mapping[str, Vector]
+        self,
+        change: Change,
+        item: Candidate,
+        file: Decoded,
+        record: MediaRecord,
+        texts: Mapping[str, Vector],
     ) -> None:
         """Writes one good file: as new, changed, moved, or only touched."""
-        old = one.candidate.old
-        if old is not None and old.content_hash == one.file.digest:
-            self._keep(change, old.id, one, texts)
+        old = item.old
+        if old is not None and old.content_hash == file.digest:
+            self._keep(change, old.id, item, file, texts)
             self.counts["unchanged"] += 1
             return
-        inherited = self._inherited(change, one)
+        inherited = self._inherited(change, item, file.digest)
         if old is not None:
             self._remove_old(change, old)
-        if left := self._moved.get(one.file.digest):
+        if left := self._moved.get(file.digest):
             moved = left.popleft()
             self.plan.gone.pop(moved, None)
-            self._keep(change, moved, one, texts)
+            self._keep(change, moved, item, file, texts)
             self.counts["moved"] += 1
             return
-        self._add(change, one, record, texts, inherited)
+        self._add(change, item, file, record, texts, inherited)
         self.counts["added" if old is None else "updated"] += 1
 
     def _look_for_moved(self, contents: Iterable[bytes]) -> None:
@@ -299,19 +296,19 @@ class FilesJob(PlanJob):
             )
         return self.is_root_gone[root_id]
 
-    def _inherited(self, change: Change, one: Reading) -> list[CaptionRecord]:
+    def _inherited(self, change: Change, item: Candidate, digest: bytes) -> list[CaptionRecord]:
         """The captions that a new or changed file takes over, as a captions file gave them once.
 
         They belong to the content where that had a name that now has another, and else to the
         name: an edited picture keeps its captions. A run without the captions file must not lose
         them.
         """
-        old = one.candidate.old
-        wanted = self.plan.labels.wanted(one.candidate.key)
+        old = item.old
+        wanted = self.plan.labels.wanted(item.key)
         if any(wanted.values()):
             return []
-        if one.file.digest in self._changing:
-            found = self._captions_of_replaced(change, one.file.digest)
+        if digest in self._changing:
+            found = self._captions_of_replaced(change, digest)
         else:
             found = change.given_captions(old.id, self.space) if old is not None else []
         return [caption for caption in found if caption.source not in wanted]
@@ -330,25 +327,27 @@ class FilesJob(PlanJob):
         change.remove_media([old.id])
 
     def _keep(
-        self, change: Change, media_id: int, one: Reading, texts: Mapping[str, Vector]
+        self,
+        change: Change,
+        media_id: int,
+        item: Candidate,
+        file: Decoded,
+        texts: Mapping[str, Vector],
     ) -> None:
-        candidate, stamp = one.candidate, one.file.stamp
+        size, mtime_ns = file.stamp
         change.set_file(
-            media_id,
-            root_id=candidate.root.id,
-            path=candidate.file.path,
-            size=stamp.size,
-            mtime_ns=stamp.mtime_ns,
+            media_id, root_id=item.root.id, path=item.file.path, size=size, mtime_ns=mtime_ns
         )
         rows = change.captions_of(media_id)
-        captions = caption_change(rows, self._wanted(one))
+        captions = caption_change(rows, self._wanted(item, file))
         self.apply(change, media_id, captions, texts)
-        change.set_sidecar(media_id, candidate.file.sidecar)
+        change.set_sidecar(media_id, item.file.sidecar)
 
     def _add(
         self,
         change: Change,
-        one: Reading,
+        item: Candidate,
+        file: Decoded,
         record: MediaRecord,
         texts: Mapping[str, Vector],
         inherited: Sequence[CaptionRecord],
@@ -356,22 +355,22 @@ class FilesJob(PlanJob):
         facts = record.facts
         if facts.captured_from == "mtime":  # of the file whose record it was
             facts = replace(facts, captured=None)
-        given = caption_change((), self._wanted(one)).add
+        given = caption_change((), self._wanted(item, file)).add
         captions = [CaptionRecord(text, source, texts[text]) for text, source in given]
         captions = [*record.captions, *captions]
         self.counts["captions"] += len(captions)
-        new = _record(one, facts, record.segments, [*inherited, *captions])
+        new = _record(item, file, facts, record.segments, [*inherited, *captions])
         change.add_media(new, self.space)
 
 
 def _record(
-    one: Reading,
+    item: Candidate,
+    file: Decoded,
     facts: Facts,
     segments: Sequence[SegmentRecord],
     captions: Sequence[CaptionRecord],
 ) -> MediaRecord:
-    where, stamp = one.candidate, one.file.stamp
     return MediaRecord(
-        where.root.id, where.file.path, stamp.size, stamp.mtime_ns, one.file.digest,
-        facts, segments, captions, where.file.sidecar,
+        item.root.id, item.file.path, *file.stamp, file.digest, facts, segments, captions,
+        item.file.sidecar,
     )  # fmt: skip

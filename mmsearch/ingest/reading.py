@@ -12,6 +12,7 @@ from mmsearch.media.discover import sidecar_path
 from mmsearch.media.fingerprint import Stamp
 from mmsearch.media.media_types import Caption, Facts, Part, Segment
 from mmsearch.media.sandbox import Decoders, OpenFile
+from mmsearch.store.rows import MediaRecord
 from mmsearch.types import InputSpec, Modality
 
 Inputs = Mapping[Modality, InputSpec]
@@ -31,6 +32,12 @@ class Decoded:
     """Those that lie in the file."""
     reason: str = ""
     """Why it cannot be used; "" where it can."""
+    stored: MediaRecord | None = None
+    """What the index has of the same content: then the file was not decoded."""
+    sidecar: tuple[str, ...] = ()
+    """The captions beside the file."""
+    unread_sidecar: bytes = b""
+    """The path of a sidecar that is no text."""
 
 
 def decode(file: OpenFile, inputs: Inputs) -> Decoded:

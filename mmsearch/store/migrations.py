@@ -200,7 +200,7 @@ def migrate(
     """Takes the missing steps, each in a transaction of its own.
 
     Args:
-        steps: from each format to the next, from `OLDEST` on.
+        steps: one for each format since `OLDEST`, to the next.
     """
     while True:
         with begun(connection, "BEGIN IMMEDIATE"):

@@ -77,8 +77,7 @@ class Store:
         self.folder = folder
         self.compaction = compaction
         self.catalog = Catalog(path)
-        #: The newest that a search has seen of each tower's vectors.
-        self.views: dict[TowerRow, VectorView] = {}
+        self._views: dict[TowerRow, VectorView] = {}
         self._views_lock = threading.Lock()
         self._identity = self.catalog.identity
 
@@ -102,9 +101,15 @@ class Store:
 
     def close(self) -> None:
         self.catalog.close()
-        self.views.clear()
+        self._views.clear()
 
     # -- reading ---------------------------------------------------------------------------
+
+    @property
+    def views(self) -> dict[TowerRow, VectorView]:
+        """The newest vectors that a search has seen, by tower."""
+        with self._views_lock:
+            return dict(self._views)
 
     def active_space(self) -> SpaceRow | None:
         with self.catalog.read() as queries:
@@ -149,7 +154,7 @@ class Store:
         """
         with self._views_lock:
             if self._identity != self.catalog.identity:  # a repair put another in its place
-                self.views.clear()
+                self._views.clear()
                 self._identity = self.catalog.identity
             try:
                 return self._newest_view(queries, revision, tower)
@@ -160,7 +165,7 @@ class Store:
                 ) from error
 
     def _newest_view(self, queries: Queries, revision: int, tower: TowerRow) -> VectorView:
-        view = self.views.get(tower)
+        view = self._views.get(tower)
         if view is not None and view.revision == revision:
             return view
         row = queries.snapshot_of(tower)
@@ -171,9 +176,9 @@ class Store:
             view = VectorView.load(queries, tower, self.folder / VECTORS)
         # Another thread may have seen a newer state than this transaction does: its view stays.
         if behind:
-            self.views[tower] = view
-            for other in [one for one in self.views if one.space_id != tower.space_id]:
-                del self.views[other]  # of the space before a switch
+            self._views[tower] = view
+            for other in [one for one in self._views if one.space_id != tower.space_id]:
+                del self._views[other]  # of the space before a switch
         return view
 
     def status(self) -> Status:

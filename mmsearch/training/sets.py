@@ -114,7 +114,7 @@ def unusable(files: Sequence[Path], cache: Path, job: str, on_progress: OnProgre
         found = _pixels_of(part, {"at_least": 2, "within": 1})
         return {"good": torch.tensor([one is not None for one in found], dtype=torch.uint8)}
 
-    for looked in remembered(cache, "decoded", files, lambda part, _: stamps(part), look):
+    for looked in remembered(cache, "looked", files, lambda part, _: stamps(part), look):
         good += looked["good"].tolist()
         on_progress(Progress(job, len(good), len(files)))
     return {place for place, is_good in enumerate(good) if not is_good}
@@ -126,17 +126,19 @@ def _pixels_of(files: Sequence[Path], how: InputSpec) -> list[Pixels | None]:
     Raises:
         LabelsError: one is there and cannot be read.
     """
-    for file in files:
-        try:
-            os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
-        except FileNotFoundError:
-            continue
-        except OSError as error:  # permissions, a network disk: the file may be fine
-            raise LabelsError(
-                f"{file}: cannot be read: {error.strerror}; correct that, or leave it out of the "
-                "labels"
-            ) from error
-    return decoders().pixels_of(map(os.fsencode, files), how, available_cores())
+    found = decoders().pixels_of(map(os.fsencode, files), how, available_cores())
+    for file, pixels in zip(files, found, strict=True):
+        if pixels is None:
+            try:
+                os.close(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # permissions, a network disk: the file may be fine
+                raise LabelsError(
+                    f"{file}: cannot be read: {error.strerror}; correct that, or leave it out of "
+                    "the labels"
+                ) from error
+    return found
 
 
 def known_split(split: str) -> str:

@@ -149,7 +149,7 @@ class Trainer:
             self._shown = self._average.module
         self.step = 0
         self._saved_step = 0
-        self._save_after = 0.0
+        self._save_after = -math.inf
         self._losses: list[float] = []
         self._sum = self._counted = 0.0
         self.seconds = 0.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import open_clip
 import pytest
@@ -12,9 +15,10 @@ from mmsearch.config import load_settings
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache, open_encoder, open_patch_encoder
 from mmsearch.encoders.open_clip import LoadedModel, TorchEncoder, load_model
+from mmsearch.encoders.openvino import Towers
 from mmsearch.encoders.patch_towers import PatchTower, TokenTower
 from mmsearch.encoders.registry import parse_model
-from mmsearch.errors import ModelNotFound, UsageError
+from mmsearch.errors import ModelNotFound, UnreadableError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -137,3 +141,28 @@ def test_weights_that_have_changed_are_not_taken(transformer, tmp_path):
 def test_a_choice_opens_it_once(tiny):
     choice = EncoderProvider(load_settings(), print, None)
     assert choice.patch_encoder_of(tiny.spec) is choice.patch_encoder_of(tiny.spec)
+
+
+class SlowTowers(Towers):
+    compiled = 0
+
+    def compile(self, tower):
+        self.compiled += 1
+        time.sleep(0.05)
+        return lambda batch: [batch + len(tower)]
+
+
+def test_a_tower_is_compiled_once_for_all_threads():
+    towers = SlowTowers("'a model'")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: towers.run("abc", np.full(2, n)), range(8)))
+    assert towers.compiled == 1
+    np.testing.assert_array_equal(found, [[[n + 3] * 2] for n in range(8)])
+
+
+def test_damaged_towers_are_one_line(transformer, tmp_path):
+    encoder, local, _ = patch_encoder_of(transformer, ModelCache(tmp_path))
+    tokens = encoder.folder / "patches" / "tokens.xml"
+    tokens.write_bytes(tokens.read_bytes()[:100])
+    with pytest.raises(UnreadableError, match=r"re-ranking with '.*' cannot be run here"):
+        local.tokens(TEXTS)

@@ -11,13 +11,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from fakes import WORDS, FakeEncoder, paint
+from fakes import WORDS, FakeEncoder, FakeProvider, paint
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from mmsearch import Engine
-from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
 from mmsearch.store.writer import Writer
@@ -36,15 +35,6 @@ class CutOff(BaseException):
 class FolderMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.patches = [
-            mock.patch.object(EncoderProvider, name, choose)
-            for name, choose in (
-                ("for_new_index", lambda _, model, device: ENCODERS[model]),
-                ("for_space", lambda _, spec, device: ENCODERS[spec.model]),
-            )
-        ]
-        for patch in self.patches:
-            patch.start()
         self.top = Path(tempfile.mkdtemp())
         self.folder = self.top / "photos"
         for name in FOLDERS:
@@ -57,8 +47,6 @@ class FolderMachine(RuleBasedStateMachine):
 
     def teardown(self):
         self.engine.close()
-        for patch in self.patches:
-            patch.stop()
         shutil.rmtree(self.top)
 
     def open(self, model=None):
@@ -67,7 +55,9 @@ class FolderMachine(RuleBasedStateMachine):
         index = self.top / "index"
         if not index.exists():
             model = self.model
-        self.engine = Engine.open(index, model=model, notify=lambda line: None)
+        self.engine = Engine.open(
+            index, model=model, notify=lambda line: None, provider=FakeProvider(*ENCODERS.values())
+        )
 
     def files(self):
         return sorted(path for path in self.folder.rglob("*.png"))

@@ -95,7 +95,7 @@ def test_what_cannot_be_looked_at_is_reported(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_closed_folder_is_reported_as_a_folder(tmp_path):
+def test_a_closed_folder_is_reported_once(tmp_path):
     make(tmp_path, "shut/a.png")
     (tmp_path / "shut").chmod(0)
     try:

@@ -466,7 +466,7 @@ def test_a_second_repair_finds_what_the_first_has_left(damaged):
         return found
 
     done = repair(damaged.folder, look)
-    assert (done.found, done.lost, done.kept) == ((), [], None)
+    assert (done.found, done.lost, done.kept) == ((), (), None)
     assert times
 
 
