@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import struct
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from mmsearch.encoders.registry import (
     ModelSource,
     base_source,
     cached_files,
+    file_hash,
     read_aligned,
     require_weights,
     tower_source,
@@ -40,6 +42,9 @@ from mmsearch.types import IMAGE, TEXT, Batch, EncoderSpec, Modality, Preprocess
 #: Bumped when what goes into a space's hash changes.
 _IDENTITY_VERSION = 1
 
+#: The tensor that holds constants of the graphs beside a file of weights (scripts/bundle_model.py).
+#: open_clip drops what has this name, which older text towers had, and reads the rest as ever.
+CONSTANTS = "text.transformer.embeddings.position_ids"
 VOCABULARY = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -91,7 +96,7 @@ def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
     folder = Path(source.location)
     heads = load_heads(folder)
     network = AlignedModel(base.network, heads).eval()
-    identity = json.dumps([_IDENTITY_VERSION, base.spec.space, _file_hash(folder / HEADS)])
+    identity = json.dumps([_IDENTITY_VERSION, base.spec.space, file_hash(folder / HEADS)])
     spec = replace(
         base.spec,
         model=source.name,
@@ -197,7 +202,7 @@ def _identity(
 ) -> str:
     """The space: a hash over architecture, weights and preprocessing."""
     files = [path for path in cached_files(source) or [] if path.suffix != ".json"]
-    weights = [_file_hash(path) for path in files] or [_state_hash(network)]
+    weights = [_weights_hash(path) for path in files] or [_state_hash(network)]
     document = {
         "version": _IDENTITY_VERSION,
         "architecture": config,
@@ -217,9 +222,19 @@ def _state_hash(network: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _file_hash(path: Path) -> str:
+def _weights_hash(path: Path) -> str:
+    """That of a file of weights, as it was before constants of graphs were added to it."""
+    if path.suffix != ".safetensors":
+        return file_hash(path)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        before = header.get("__metadata__", {}).get("before", "").encode()
+        if not before:
+            return file_hash(path)
+        found = hashlib.sha256(struct.pack("<Q", len(before)) + before)
+        found.update(file.read(header[CONSTANTS]["data_offsets"][0]))
+        return found.hexdigest()
 
 
 class ImageTower(nn.Module):
@@ -313,14 +328,13 @@ def projected(network: Any, features: torch.Tensor) -> torch.Tensor:
 
 
 def own_tokenizer(source: ModelSource, context_length: int) -> Tokenize:
-    """The tokenizer that open_clip picks for a model with one of its own (needs `[hf]`)."""
+    """The tokenizer that open_clip picks for a model with one of its own."""
     try:
         tokenizer = open_clip.get_tokenizer(tower_source(source).open_clip_name)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise ModelNotFound(
             f"'{source.name}' has a tokenizer of its own, which could not be loaded: "
-            f"{in_a_line(error)}; install mmsearch with the hf extra: "
-            "pip install 'mmsearch[hf]'"
+            f"{in_a_line(error)}"
         ) from error
     return lambda texts: np.asarray(tokenizer(list(texts), context_length=context_length), np.int64)
 

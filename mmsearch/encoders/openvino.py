@@ -338,12 +338,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
-def is_exported(folder: Path, version: int = EXPORT_VERSION) -> bool:
-    """Whether usable converted towers lie there."""
+def has_graphs(folder: Path, version: int = EXPORT_VERSION) -> bool:
+    """Whether converted towers lie there, whose constants may lie elsewhere."""
     try:
         return bool(read_manifest(folder).get("version") == version)
     except (OSError, ValueError):
         return False
+
+
+def is_exported(folder: Path, version: int = EXPORT_VERSION) -> bool:
+    """Whether usable converted towers lie there."""
+    graphs = folder.glob("*.xml")
+    return has_graphs(folder, version) and all(g.with_suffix(".bin").exists() for g in graphs)
+
+
+def link_towers(folder: Path, weights: Path, target: Path) -> None:
+    """Makes converted towers of graphs that lie beside their model's weights, which stay there.
+
+    Args:
+        folder: the graphs, as scripts/bundle_model.py makes them.
+        weights: the file that their constants lie in.
+        target: appears whole or not at all.
+    """
+    with whole_or_not(target) as draft:
+        for path in folder.glob("*.xml"):
+            shutil.copyfile(path, draft / path.name)
+            (draft / path.name).with_suffix(".bin").symlink_to(weights)
+        shutil.copyfile(folder / "manifest.json", draft / "manifest.json")
+        if (folder / "tokenizer.json").is_file():
+            shutil.copyfile(folder / "tokenizer.json", draft / "tokenizer.json")
+            FewWords.save(draft / "merges.npy", draft / "tokenizer.json")
 
 
 @contextlib.contextmanager
@@ -398,8 +422,8 @@ def export(model: LoadedModel, folder: Path) -> None:
     with whole_or_not(folder) as draft:
         save_towers(draft, towers, manifest)
         if model.spec.tokenizer == "clip":
-            build_tokenizer(VOCABULARY).save(str(draft / "tokenizer.json"))
-            FewWords.save(draft / "merges.npy", VOCABULARY)
+            build_tokenizer(VOCABULARY).save(str(draft / "tokenizer.json"), pretty=False)
+            FewWords.save(draft / "merges.npy", draft / "tokenizer.json")
         agreement = _agreement(model, draft)
         if agreement["fp32"] < AGREEMENT["fp32"]:
             raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")

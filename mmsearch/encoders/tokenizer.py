@@ -6,6 +6,7 @@ import functools
 import gzip
 import html
 import itertools
+import json
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,11 +92,16 @@ class FewWords:
         self._bytes = {byte: place for place, byte in enumerate(_BYTES)}
 
     @staticmethod
-    def save(path: Path, vocabulary: Path) -> None:
-        """Writes CLIP's merges: pairs of ids as one number each, ascending, and what they make."""
-        merges = _merges(vocabulary)
-        ids = {token: place for place, token in enumerate(_tokens(merges))}
-        rows = sorted((ids[left] << 32 | ids[right], ids[left + right]) for left, right in merges)
+    def save(path: Path, tokenizer: Path) -> None:
+        """Writes a `tokenizer.json`'s merges: pairs of ids as one number each, and what they make.
+
+        The pairs ascend.
+        """
+        model = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]
+        ids, pairs = model["vocab"], [
+            pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
+        ]  # fmt: skip
+        rows = sorted((ids[left] << 32 | ids[right], ids[left + right]) for left, right in pairs)
         np.save(path, np.array(rows, np.int64).T.copy())
 
     def __call__(self, word: str) -> list[int]:

@@ -25,7 +25,8 @@ BUILT = build_tokenizer(VOCABULARY)
 def few(tmp_path_factory):
     """What encodes the words of a query, and nothing else: it is asked text by text."""
     path = tmp_path_factory.mktemp("merges") / "merges.npy"
-    FewWords.save(path, VOCABULARY)
+    BUILT.save(str(path.with_name("tokenizer.json")), pretty=False)
+    FewWords.save(path, path.with_name("tokenizer.json"))
     return FewWords(path)
 
 
