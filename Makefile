@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CORE := $(VENV)/.core
 STAMP := $(VENV)/.installed
 PHOTOS ?=
 DATA ?=
@@ -10,7 +11,7 @@ MARKERS ?= not mount
 
 .PHONY: demo test quick check format docs tiny clean
 
-demo: $(STAMP)
+demo: $(CORE)
 	@echo "== mmsearch demo: draws a gallery, indexes it, searches it, measures it (into build/)"
 	$(BIN)/mmsearch demo $(if $(PHOTOS),"$(PHOTOS)")
 
@@ -45,9 +46,9 @@ tiny: $(STAMP)
 	$(BIN)/python scripts/tiny_data.py --data "$(DATA)" --out build/tiny/data
 	$(BIN)/mmsearch train clip recipes/tiny.toml --data build/tiny/data --out "$(CURDIR)/build/tiny/model"
 
-# torch alone is several gigabytes where the registry serves its CUDA build.
-$(STAMP): pyproject.toml
-	@echo "== setting up $(VENV): a virtual environment with mmsearch and its packages (minutes, up to 7 GB)"
+# What indexing and searching need.
+$(CORE): pyproject.toml
+	@echo "== setting up $(VENV): a virtual environment with mmsearch (half a minute, 540 MB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2>/dev/null \
 		|| { rm -rf $(VENV); $(PYTHON) -m virtualenv -q $(VENV) 2>/dev/null; } \
 		|| { rm -rf $(VENV); virtualenv -q -p $(PYTHON) $(VENV) 2>/dev/null; } \
@@ -56,6 +57,12 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { rm -rf $(VENV); echo "mmsearch needs Python 3.11 or newer:" \
 			"make PYTHON=python3.12" >&2; exit 1; }
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e .
+	@touch $(CORE)
+
+# Everything; torch alone is several gigabytes where the registry serves its CUDA build.
+$(STAMP): $(CORE)
+	@echo "== adding what conversion, training and the tests need (minutes, up to 7 GB)"
 	$(BIN)/python -m pip install -q --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $(STAMP)

@@ -3,6 +3,7 @@
     MmsearchError
     |-- UsageError            what was asked for makes no sense                     (exit 2)
     |   |-- LabelsError       a file of captions or labels cannot be read
+    |   |-- MissingExtra      it needs packages that are not installed
     |   `-- SpaceError        vectors or queries of two different spaces
     |-- NotFoundError                                                               (exit 3)
     |   |-- IndexNotFound     there is no index in that folder
@@ -22,6 +23,10 @@ what to do about it.
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -119,6 +124,34 @@ class Interrupted(MmsearchError):
     """Stopped by the user; everything committed is kept."""
 
     exit_code = 130
+
+
+class MissingExtra(UsageError):
+    """Packages of an extra are not installed."""
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Around an import that only an extra brings: says how to install it where it is missing.
+
+    Args:
+        name: the extra, as pyproject.toml has it.
+        what: what it is for, as the beginning of a sentence.
+
+    Raises:
+        MissingExtra: a module was not found.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from importlib.metadata import requires
+
+        own = (line.partition(";") for line in requires("mmsearch") or ())
+        packages = [package.strip() for package, _, when in own if name in re.split("['\"]", when)]
+        raise MissingExtra(
+            f"{what} needs packages that are not installed (the extra '{name}'): "
+            f"pip install {' '.join(map(shlex.quote, packages))}"
+        ) from error
 
 
 def in_a_line(error: BaseException, length: int = 200) -> str:

@@ -23,7 +23,7 @@ from mmsearch.cli.common import (
     say,
     shown_path,
 )
-from mmsearch.errors import UsageError
+from mmsearch.errors import UsageError, extra
 
 if TYPE_CHECKING:
     from mmsearch.config import Settings
@@ -134,9 +134,11 @@ def align(
 
     from mmsearch.config import load_settings
     from mmsearch.encoders.registry import model_folder, name_of
-    from mmsearch.training import align as job
-    from mmsearch.training.runs import check_room
-    from mmsearch.training.sets import read_features
+
+    with extra("torch", "training"):
+        from mmsearch.training import align as job
+        from mmsearch.training.runs import check_room
+        from mmsearch.training.sets import read_features
 
     settings = load_settings(device=device)
     folder = model_folder(out, settings.home_folder())
@@ -224,10 +226,12 @@ def clip(
     from mmsearch.encoders.loading import pick_device
     from mmsearch.encoders.registry import model_folder, name_of
     from mmsearch.evaluation.ranking import recall_line
-    from mmsearch.training.clip import train_clip
-    from mmsearch.training.distributed import processes
-    from mmsearch.training.recipe import read_recipe
-    from mmsearch.training.runs import Place
+
+    with extra("torch", "training"):
+        from mmsearch.training.clip import train_clip
+        from mmsearch.training.distributed import processes
+        from mmsearch.training.recipe import read_recipe
+        from mmsearch.training.runs import Place
 
     found = read_recipe(recipe)
     settings = load_settings(device=device)
@@ -334,7 +338,9 @@ def compose(
 ) -> None:
     """Train early fusion ("this picture, but ...") on drawn scenes: minutes, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
-    from mmsearch.training.compose import Recipe
+
+    with extra("torch", "training"):
+        from mmsearch.training.compose import Recipe
 
     if dataset is None and images:
         raise UsageError("--images goes with a DATASET")
@@ -396,7 +402,9 @@ def rerank(
     """Train a re-ranker for the index's model, for --rerank: captioned photos, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
     from mmsearch.search.rerank import KINDS
-    from mmsearch.training.rerank import Recipe
+
+    with extra("torch", "training"):
+        from mmsearch.training.rerank import Recipe
 
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_rerank(

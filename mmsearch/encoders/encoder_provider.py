@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmsearch.config import Settings
@@ -25,7 +26,7 @@ from mmsearch.encoders.registry import (
     full_name,
     parse_model,
 )
-from mmsearch.errors import ModelNotFound, UsageError
+from mmsearch.errors import MissingExtra, ModelNotFound, UsageError
 from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class EncoderProvider:
         if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
             try:
                 return self._load(parse_model(BASE), device)
-            except ModelNotFound as error:
+            except (ModelNotFound, MissingExtra) as error:
                 self._notify(str(error))
         self._notify(
             "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
@@ -190,7 +191,8 @@ class EncoderProvider:
         question = (
             f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It is far stronger than tiny."
         )
-        return self._confirm is not None and self._confirm(question)
+        # Without open_clip it could not be run.
+        return bool(self._confirm and find_spec("open_clip") and self._confirm(question))
 
     def _open_space(self, spec: EncoderSpec, device: str) -> Encoder:
         if device == "cpu":

@@ -22,13 +22,21 @@ from mmsearch.encoders.registry import (
     TINY,
     ModelSource,
     cached_files,
+    file_hash,
     full_name,
     parse_model,
     require_weights,
     trained_names,
     write_json,
 )
-from mmsearch.errors import MmsearchError, ModelNotFound, UnreadableError, UsageError, in_a_line
+from mmsearch.errors import (
+    MmsearchError,
+    ModelNotFound,
+    UnreadableError,
+    UsageError,
+    extra,
+    in_a_line,
+)
 from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
@@ -221,7 +229,8 @@ def open_encoder(
 
 
 def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
-    from mmsearch.encoders.open_clip import TorchEncoder, load_model
+    with extra("torch", f"'{source.name}' on '{device}'"):
+        from mmsearch.encoders.open_clip import TorchEncoder, load_model
 
     if precision == "int8":
         raise UsageError(
@@ -237,15 +246,48 @@ def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
         raise UsageError(f"device '{device}' cannot be used: {reason}") from error
 
 
+def _link_bundled(
+    source: ModelSource, cache: ModelCache, spec: EncoderSpec | None = None
+) -> Path | None:
+    """The converted folder of a model whose own folder has graphs; None where it has none.
+
+    Args:
+        spec: only if it is of this space.
+    """
+    from mmsearch.encoders import openvino
+    from mmsearch.encoders.patch_encoder import PATCH_VERSION, PATCHES
+
+    own = Path(source.location)
+    if source.kind != "local-dir" or not openvino.has_graphs(own):
+        return None
+    manifest = openvino.read_manifest(own)
+    space = manifest["spec"]["space"]
+    weights = next(path for path in cached_files(source) or () if path.suffix == ".safetensors")
+    # Where the weights were replaced, the graphs are of others.
+    if file_hash(weights) != manifest["weights"] or (spec is not None and space != spec.space):
+        return None
+    folder = cache.folder_of(space)
+    with cache.lock(space):
+        for name, version in (("", openvino.EXPORT_VERSION), (PATCHES, PATCH_VERSION)):
+            is_there = openvino.is_exported(folder / name, version)
+            if not is_there and openvino.has_graphs(own / name, version):
+                openvino.link_towers(own / name, weights, folder / name)
+    cache.remember(source, space, "openvino")
+    return folder
+
+
 def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Notify) -> Encoder:
     from mmsearch.encoders import openvino
 
+    if (linked := _link_bundled(source, cache)) is not None:
+        return _open_converted(linked, source.name, precision, notify)
     require_weights(source)
     os.getcwd()  # torch asks for it as it is imported, and says nothing useful where it is gone
     with cache.lock(source.name):
-        notify(f"preparing '{source.name}' for this machine (once)")
-        from mmsearch.encoders.open_clip import TorchEncoder, load_model
+        with extra("torch", f"preparing '{source.name}' for this machine"):
+            from mmsearch.encoders.open_clip import TorchEncoder, load_model
 
+        notify(f"preparing '{source.name}' for this machine (once)")
         model = load_model(source)
         folder = cache.folder_of(model.spec.space)
         try:
@@ -277,15 +319,18 @@ def open_patch_encoder(
         raise UsageError(
             f"'{encoder.spec.model}' runs with torch here, and patches are read with OpenVINO only"
         )
-    patches = encoder.folder / PATCHES
+    patches, source = encoder.folder / PATCHES, parse_model(encoder.spec.model)
+    if not is_exported(patches, PATCH_VERSION):
+        _link_bundled(source, cache, encoder.spec)
     if not is_exported(patches, PATCH_VERSION):
         with cache.lock(encoder.spec.space):
             if not is_exported(patches, PATCH_VERSION):  # another process may have been at it
-                notify(f"preparing the patches of '{encoder.spec.model}' for this machine (once)")
-                from mmsearch.encoders.open_clip import load_model
-                from mmsearch.encoders.patch_towers import export_patch_towers
+                with extra("torch", f"preparing the patches of '{source.name}'"):
+                    from mmsearch.encoders.open_clip import load_model
+                    from mmsearch.encoders.patch_towers import export_patch_towers
 
-                model = load_model(parse_model(encoder.spec.model))
+                notify(f"preparing the patches of '{encoder.spec.model}' for this machine (once)")
+                model = load_model(source)
                 if model.spec.space != encoder.spec.space:
                     raise ModelNotFound(
                         f"the weights of '{encoder.spec.model}' are not those that the index was "
@@ -342,6 +387,8 @@ def pick_device(asked: str) -> str:
         return asked
     if not Path("/dev/nvidiactl").exists():  # spares most machines torch's import
         return "cpu"
-    import torch
+    with suppress(ModuleNotFoundError):  # without the extra 'torch' there is nothing for a GPU
+        import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmsearch.errors import ModelNotFound, UsageError
+from mmsearch.errors import ModelNotFound, UsageError, extra
 
 BUNDLED = Path(__file__).parent / "bundled"
 TINY = "tiny"
@@ -271,7 +272,8 @@ def _tag_files(source: ModelSource) -> list[Path] | None:
     if source.name == BASE_MODEL:  # known without importing open_clip, which takes seconds
         found = _in_hub_cache(BASE_REPOSITORY, _WEIGHT_NAMES)
         return [found] if found else None
-    import open_clip
+    with extra("torch", f"'{source.name}'"):
+        import open_clip
 
     known = open_clip.get_pretrained_cfg(source.architecture, source.location)
     if not known:
@@ -297,6 +299,12 @@ def write_json(path: Path, document: Any) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(document, indent=1), encoding="utf-8")
     os.replace(draft, path)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:

@@ -13,6 +13,7 @@ from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
 from mmsearch.encoders.loading import ModelCache, ModelRow, list_models
 from mmsearch.engine.open_index import OpenIndex
+from mmsearch.errors import extra
 from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.store import Store
 from mmsearch.types import (
@@ -352,8 +353,10 @@ class Engine:
             IndexNotFound: there is no index to keep the weights for.
             UsageError: too few captions to train on.
         """
-        from mmsearch.engine import training_jobs
         from mmsearch.engine.benchmark import Labels
+
+        with extra("torch", "training"):
+            from mmsearch.engine import training_jobs
 
         labels = Labels(dataset, images, split, limit)
         return training_jobs.train_fusion(
@@ -385,8 +388,10 @@ class Engine:
         Raises:
             IndexNotFound: there is no index to keep it for.
         """
-        from mmsearch.engine import training_jobs
         from mmsearch.engine.benchmark import Labels
+
+        with extra("torch", "training"):
+            from mmsearch.engine import training_jobs
 
         labels = Labels(dataset, images)
         return training_jobs.train_compose(
@@ -421,8 +426,10 @@ class Engine:
             IndexNotFound: there is no index to keep it for.
             UsageError: too few photos, or a model whose patches cannot be read.
         """
-        from mmsearch.engine import training_jobs
         from mmsearch.engine.benchmark import Labels
+
+        with extra("torch", "training"):
+            from mmsearch.engine import training_jobs
 
         labels = Labels(dataset, images)
         return training_jobs.train_rerank(
@@ -520,7 +527,8 @@ class Engine:
 
     def export_embeddings(self, folder: PathLike) -> int:
         """Writes vectors and metadata in clip-retrieval's layout; returns how many images."""
-        from mmsearch.ingest.exchange import export_embeddings
+        with extra("exchange", "exporting"):
+            from mmsearch.ingest.exchange import export_embeddings
 
         return export_embeddings(self.store, expanded(folder))
 
@@ -530,7 +538,8 @@ class Engine:
         The vectors must come from this index's model. A new index takes the model that the files
         name, if they do, else the engine's.
         """
-        from mmsearch.ingest.exchange import import_embeddings, model_of, read_embeddings
+        with extra("exchange", "importing"):
+            from mmsearch.ingest.exchange import import_embeddings, model_of, read_embeddings
 
         where = expanded(folder)
         spec = self.opened.encoder_to_add(suggested=model_of(where)).spec

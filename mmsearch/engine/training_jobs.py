@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmsearch.datasets.labelled import LabelledSet
 from mmsearch.encoders.openvino import Graph
 from mmsearch.engine.benchmark import Labels, index_listed, scratch_index
+from mmsearch.engine.open_index import OpenIndex
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
 from mmsearch.search.compose import write_composer
@@ -20,13 +20,10 @@ from mmsearch.search.fusion import write_weights
 from mmsearch.search.rerank import Kind, Mix, Reranker, write_reranker
 from mmsearch.search.searcher import Trained
 from mmsearch.store.rows import SpaceRow
+from mmsearch.training import compose, rerank
+from mmsearch.training.fusion import TrainedFusion, train_weights
+from mmsearch.training.sets import embed_set, embed_texts, merge_copies, splits_of
 from mmsearch.types import OnProgress, Progress, Query, Term
-
-if TYPE_CHECKING:
-    from mmsearch.engine.open_index import OpenIndex
-    from mmsearch.training import compose, rerank
-    from mmsearch.training.fusion import TrainedFusion
-    from mmsearch.training.rerank import Candidates
 
 _QUERIES = 4000  # held-out captions that three weights are trained on: more tell nothing new
 
@@ -41,8 +38,6 @@ def train_fusion(
     on_progress: OnProgress,
 ) -> tuple[TrainedFusion, bool]:
     """`Engine.train_fusion`."""
-    from mmsearch.training.fusion import train_weights
-
     own = opened.space
     with scratch_index(opened, labels, on_progress, own.spec.model) as trial:
         asked = comparison.hold_out(trial.opened.store, hold_out)
@@ -70,9 +65,6 @@ def train_compose(
     recipe: compose.Recipe | None,
 ) -> tuple[compose.TrainedComposer, bool]:
     """`Engine.train_compose`."""
-    from mmsearch.training.compose import train_composer
-    from mmsearch.training.sets import embed_set
-
     own = opened.space
     with _keeping(opened, own):  # what cannot be kept is not trained first
         pass
@@ -82,7 +74,7 @@ def train_compose(
         images = labels.read(opened.notify).images
         folder, cache = labels.folder_of(list(images)), opened.settings.cache_folder() / "views"
         photos = embed_set(encoder, folder, images, cache, seed, on_progress, opened.notify)
-    found = train_composer(encoder, photos, seed, on_progress, recipe)
+    found = compose.train_composer(encoder, photos, seed, on_progress, recipe)
     is_kept = keep or found.is_gain
     if is_kept:
         with _keeping(opened, own):
@@ -104,9 +96,6 @@ def train_rerank(
     recipe: rerank.Recipe | None,
 ) -> tuple[rerank.TrainedReranker, bool]:
     """`Engine.train_rerank`."""
-    from mmsearch.training import rerank as training
-    from mmsearch.training.sets import embed_texts, merge_copies, splits_of
-
     own = opened.space
     with _keeping(opened, own):  # what cannot be kept is not trained first
         pass
@@ -121,28 +110,28 @@ def train_rerank(
     }
     encoder, patch_encoder = opened.encoder_to_add(), opened.patch_encoder()
     cache = opened.settings.cache_folder() / "views"
-    photos = training.embed_photos(
+    photos = rerank.embed_photos(
         encoder, patch_encoder, [folder / image.file for image in parts["train"]],
         [image.captions for image in parts["train"]], cache, seed, on_progress,
-        (recipe or training.RECIPES[kind]).views,
+        (recipe or rerank.RECIPES[kind]).views,
     )  # fmt: skip
-    network = training.fit_network(photos, kind, seed, recipe, on_progress)
-    exported = training.export_scoring(network, encoder.spec.dim)
-    chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: training.CAPTIONS]
+    network = rerank.fit_network(photos, kind, seed, recipe, on_progress)
+    exported = rerank.export_scoring(network, encoder.spec.dim)
+    chosen = np.random.default_rng(seed).permutation(len(photos.captions))[: rerank.CAPTIONS]
     captions = photos.captions[np.sort(chosen)].astype(np.float16).astype(np.float32)
     # What is measured is what is kept: half precision.
     scoring = Graph.of_network(exported.graph, exported.weights)
     asked = [text for image in parts["val"] for text in image.captions]
     queries = embed_texts(encoder, asked, cache, "embedding captions", on_progress)
-    familiar = training.familiar_from(queries, captions)
+    familiar = rerank.familiar_from(queries, captions)
     reranker = Reranker(scoring, captions, Mix(0.0, 0.0), familiar)
     val, test = (
         candidates_of(opened, folder, LabelledSet(labelled.name, tuple(parts[split])), reranker,
                       on_progress) for split in ("val", "test")
     )  # fmt: skip
-    reranker = replace(reranker, mix=training.choose_mix(val))
-    recalls, gain = training.measure(test, reranker.mix)
-    found = training.TrainedReranker(kind, exported, reranker, len(test), recalls, gain)
+    reranker = replace(reranker, mix=rerank.choose_mix(val))
+    recalls, gain = rerank.measure(test, reranker.mix)
+    found = rerank.TrainedReranker(kind, exported, reranker, len(test), recalls, gain)
     is_kept = keep or found.gain.is_gain
     if is_kept:
         with _keeping(opened, own):
@@ -157,14 +146,12 @@ def candidates_of(
     reranker: Reranker,
     on_progress: OnProgress,
     depth: int = 50,
-) -> list[Candidates]:
+) -> list[rerank.Candidates]:
     """What a search finds for each caption of a labelled set, and what re-ranking makes of it.
 
     Args:
         depth: how many of the first images.
     """
-    from mmsearch.training.rerank import Candidates
-
     found = []
     with opened.scratch(opened.space.spec.model) as other:
         index_listed(other, folder, labelled, on_progress, patches=True)
@@ -178,7 +165,7 @@ def candidates_of(
                 answer = searcher.rank(vector[None], "image", depth)[0]
                 seen, parts = searcher.patch_scorer(query).parts(vector, query.terms, answer.items)
                 ids, cosines = np.array(answer.ids), np.array(answer.scores)
-                found.append(Candidates(media, ids[seen], cosines[seen], parts))
+                found.append(rerank.Candidates(media, ids[seen], cosines[seen], parts))
                 on_progress(Progress("queries", place, len(held.caption_texts)))
     return found
 

@@ -112,8 +112,7 @@ def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> Any:
         tokenizer = open_clip.get_tokenizer(name, context_length=length)
     except Exception as error:
         raise UsageError(
-            f"the tokenizer of '{Path(name).name}' cannot be loaded: {in_a_line(error)}; models "
-            "with one of their own need the hf extra: pip install 'mmsearch[hf]'"
+            f"the tokenizer of '{Path(name).name}' cannot be loaded: {in_a_line(error)}"
         ) from error
     if recipe.word_drop and not isinstance(tokenizer, open_clip.SimpleTokenizer):
         raise UsageError("word_drop: only for models with CLIP's byte-pair tokenizer")

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -271,7 +272,7 @@ def remembered(
 
 
 def write_log(folder: Path, entries: Sequence[Entry], *, plot: bool = True) -> None:
-    """Writes `log.csv` and, unless told otherwise, `plot.png`."""
+    """Writes `log.csv` and, unless told otherwise or without the extra `plots`, `plot.png`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -280,7 +281,7 @@ def write_log(folder: Path, entries: Sequence[Entry], *, plot: bool = True) -> N
         for entry in entries
     )
     write_durably(folder / "log.csv", text.getvalue().encode())
-    if entries and plot:
+    if entries and plot and find_spec("matplotlib"):
         write_durably(folder / "plot.png", _plot(entries))
 
 
