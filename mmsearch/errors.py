@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,14 +145,25 @@ def extra(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        from importlib.metadata import requires
-
-        own = (line.partition(";") for line in requires("mmsearch") or ())
-        packages = [package.strip() for package, _, when in own if name in re.split("['\"]", when)]
+        if (error.name or "").startswith("mmsearch"):  # a mistake of ours
+            raise
         raise MissingExtra(
-            f"{what} needs packages that are not installed (the extra '{name}'): "
-            f"pip install {' '.join(map(shlex.quote, packages))}"
+            f"{what} needs packages that are not installed (no {error.name}; the extra '{name}'): "
+            f"{_how_to_install(name)}"
         ) from error
+
+
+def _how_to_install(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = [line.partition(";") for line in requires("mmsearch") or ()]
+    except PackageNotFoundError:
+        lines = []
+    packages = [package.strip() for package, _, when in lines if name in re.split("['\"]", when)]
+    # A checkout whose installation is older than its extras does not know them yet.
+    wanted = " ".join(map(shlex.quote, packages)) or f"-e '.[{name}]' (in the checkout)"
+    return f"{shlex.quote(sys.executable)} -m pip install {wanted}"
 
 
 def in_a_line(error: BaseException, length: int = 200) -> str:

@@ -8,7 +8,7 @@ a convolution); what is left, some kilobytes, is added to that file as one more 
 
 MODEL is a name or a path, as --model takes it, of an open_clip folder (`open_clip_config.json`,
 `open_clip_model.safetensors`) whose weights are in half precision. open_clip reads it as before,
-and it stays the same space.
+and it stays the same space. It can be run again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from mmsearch.encoders import openvino
-from mmsearch.encoders.open_clip import CONSTANTS, load_model
+from mmsearch.encoders.open_clip import BEFORE, CONSTANTS, load_model
 from mmsearch.encoders.patch_encoder import PATCHES
 from mmsearch.encoders.patch_towers import export_patch_towers
-from mmsearch.encoders.registry import file_hash, parse_model, write_json
+from mmsearch.encoders.registry import cached_files, file_hash, parse_model, write_json
 
 WEIGHTS = "open_clip_model.safetensors"
 DTYPES = {"f32": np.float32, "i64": np.int64, "i32": np.int32, "u8": np.uint8, "boolean": np.uint8}
@@ -41,9 +41,13 @@ class Weights:
         (length,) = struct.unpack("<Q", content[:8])
         self.header = json.loads(content[8 : 8 + length])
         self.data = content[8 + length :]
-        assert CONSTANTS not in self.header, "it has been here before"
         # By it the file's hash, and with it the space, stay what they were.
-        self.header.setdefault("__metadata__", {})["before"] = content[8 : 8 + length].decode()
+        before = self.header.get("__metadata__", {}).get(BEFORE)
+        if before is not None:  # it has been here before
+            self.data = self.data[: self.header[CONSTANTS]["data_offsets"][0]]
+            self.header = json.loads(before)
+        before = before or content[8 : 8 + length].decode()
+        self.header.setdefault("__metadata__", {})[BEFORE] = before
         self.constants = bytearray()
         self.tensors = {
             name: np.frombuffer(self.data[slice(*about["data_offsets"])], np.float16)
@@ -207,14 +211,15 @@ def main():
         graphs = {
             path.relative_to(made): Graph(path, weights) for path in sorted(made.rglob("*.xml"))
         }
+        (folder / "manifest.json").unlink(missing_ok=True)  # without it the graphs are not used
         data_at, constants_at = weights.write(folder / WEIGHTS)
         (folder / PATCHES).mkdir(exist_ok=True)
         for name, graph in graphs.items():
             graph.write(folder / name, data_at, constants_at)
         for name in ("tokenizer.json", f"{PATCHES}/manifest.json"):
             shutil.copyfile(made / name, folder / name)
-        manifest = {**openvino.read_manifest(made), "weights": file_hash(folder / WEIGHTS)}
-        write_json(folder / "manifest.json", manifest)
+        files = {path.name: file_hash(path) for path in cached_files(model.source)}
+        write_json(folder / "manifest.json", {**openvino.read_manifest(made), "files": files})
     print(f"{len(weights.constants)} bytes of constants added to {folder / WEIGHTS}")
 
 

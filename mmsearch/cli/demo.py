@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -146,5 +147,5 @@ def _finish(engine: Engine, sections: list[Section], page: Path, *, measured: bo
     print(f"\nOpen {shown_path(page.absolute())} to see the queries beside their pictures.")
     program = shown_path(Path(sys.argv[0]).absolute())
     print(f"Ask something yourself: {program} search WORDS --index {shown_path(engine.folder)}")
-    own = "~/Pictures" if measured else shown_path(engine.status().roots[0])
+    own = "~/Pictures" if measured else shlex.quote(shown_path(engine.status().roots[0]))
     print(f"Keep an index of your own: {program} index {own}, then {program} search WORDS")

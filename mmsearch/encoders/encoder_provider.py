@@ -26,7 +26,7 @@ from mmsearch.encoders.registry import (
     full_name,
     parse_model,
 )
-from mmsearch.errors import MissingExtra, ModelNotFound, UsageError
+from mmsearch.errors import MissingExtra, MmsearchError, ModelNotFound, UsageError
 from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ class EncoderProvider:
                 self._notify(str(error))
         self._notify(
             "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
-            f"({BASE_MEGABYTES} MB, fetched with --model base)"
+            f"({BASE_MEGABYTES} MB, fetched with --model base"
+            f"{'' if find_spec('open_clip') else '; it needs the extra torch'})"
         )
         return self._load(parse_model(TINY), device)
 
@@ -202,11 +203,11 @@ class EncoderProvider:
             )
             if encoder is not None:
                 return encoder
-        reason = None
+        reason: MmsearchError | None = None
         for name in self.cache.names_of(spec.space, spec.model):
             try:
                 found = self._load(parse_model(name), device)
-            except ModelNotFound as error:
+            except (ModelNotFound, MissingExtra) as error:
                 reason = reason or error
                 continue
             if found.spec.space == spec.space:
@@ -218,8 +219,10 @@ class EncoderProvider:
 
     def is_of(self, name: str, spec: EncoderSpec) -> bool:
         source = self.source(name)
+        if source.name == spec.model:
+            return True
         entry = self.cache.find(source)
-        return source.name == spec.model or (entry is not None and entry["space"] == spec.space)
+        return entry is not None and entry["space"] == spec.space
 
     def _load(self, source: ModelSource, device: str) -> Encoder:
         return self._open_model(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,13 +247,13 @@ def _open_torch(source: ModelSource, device: str, precision: str) -> Encoder:
         raise UsageError(f"device '{device}' cannot be used: {reason}") from error
 
 
-def _link_bundled(
+def _link_own_graphs(
     source: ModelSource, cache: ModelCache, spec: EncoderSpec | None = None
 ) -> Path | None:
     """The converted folder of a model whose own folder has graphs; None where it has none.
 
     Args:
-        spec: only if it is of this space.
+        spec: the space that it has to be of.
     """
     from mmsearch.encoders import openvino
     from mmsearch.encoders.patch_encoder import PATCH_VERSION, PATCHES
@@ -260,12 +261,14 @@ def _link_bundled(
     own = Path(source.location)
     if source.kind != "local-dir" or not openvino.has_graphs(own):
         return None
-    manifest = openvino.read_manifest(own)
-    space = manifest["spec"]["space"]
-    weights = next(path for path in cached_files(source) or () if path.suffix == ".safetensors")
-    # Where the weights were replaced, the graphs are of others.
-    if file_hash(weights) != manifest["weights"] or (spec is not None and space != spec.space):
+    manifest, files = openvino.read_manifest(own), cached_files(source) or []
+    # Where a file was replaced, or came, the graphs are of another model.
+    if manifest.get("files") != {path.name: file_hash(path) for path in files}:
         return None
+    space = manifest["spec"]["space"]
+    if spec is not None and space != spec.space:
+        return None
+    weights = next(path for path in files if path.suffix == ".safetensors")
     folder = cache.folder_of(space)
     with cache.lock(space):
         for name, version in (("", openvino.EXPORT_VERSION), (PATCHES, PATCH_VERSION)):
@@ -279,14 +282,14 @@ def _link_bundled(
 def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Notify) -> Encoder:
     from mmsearch.encoders import openvino
 
-    if (linked := _link_bundled(source, cache)) is not None:
+    if (linked := _link_own_graphs(source, cache)) is not None:
         return _open_converted(linked, source.name, precision, notify)
-    require_weights(source)
     os.getcwd()  # torch asks for it as it is imported, and says nothing useful where it is gone
-    with cache.lock(source.name):
-        with extra("torch", f"preparing '{source.name}' for this machine"):
-            from mmsearch.encoders.open_clip import TorchEncoder, load_model
+    with extra("torch", f"preparing '{source.name}' for this machine"):
+        from mmsearch.encoders.open_clip import TorchEncoder, load_model
 
+    require_weights(source)
+    with cache.lock(source.name):
         notify(f"preparing '{source.name}' for this machine (once)")
         model = load_model(source)
         folder = cache.folder_of(model.spec.space)
@@ -321,7 +324,7 @@ def open_patch_encoder(
         )
     patches, source = encoder.folder / PATCHES, parse_model(encoder.spec.model)
     if not is_exported(patches, PATCH_VERSION):
-        _link_bundled(source, cache, encoder.spec)
+        _link_own_graphs(source, cache, encoder.spec)
     if not is_exported(patches, PATCH_VERSION):
         with cache.lock(encoder.spec.space):
             if not is_exported(patches, PATCH_VERSION):  # another process may have been at it
@@ -370,6 +373,10 @@ def with_checked_precision(
 
     if not is_due():
         return encoder
+    if asked == "int8":
+        with extra("int8", "--precision int8"):
+            if find_spec("nncf") is None:  # to import it takes seconds, and is for another process
+                raise ModuleNotFoundError(name="nncf")
     from mmsearch.encoders.checking import check_precisions
 
     notify(f"looking which precision '{model}' is fast and exact in on this machine (once)")

@@ -45,6 +45,8 @@ _IDENTITY_VERSION = 1
 #: The tensor that holds constants of the graphs beside a file of weights (scripts/bundle_model.py).
 #: open_clip drops what has this name, which older text towers had, and reads the rest as ever.
 CONSTANTS = "text.transformer.embeddings.position_ids"
+#: In the metadata of such a file: its header before.
+BEFORE = "before"
 VOCABULARY = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -229,11 +231,13 @@ def _weights_hash(path: Path) -> str:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-        before = header.get("__metadata__", {}).get("before", "").encode()
-        if not before:
+        metadata = header.pop("__metadata__", {})
+        before, constants = metadata.pop(BEFORE, "").encode(), header.pop(CONSTANTS, None)
+        header |= {"__metadata__": metadata} if metadata else {}
+        if not before or constants is None or header != json.loads(before):
             return file_hash(path)
         found = hashlib.sha256(struct.pack("<Q", len(before)) + before)
-        found.update(file.read(header[CONSTANTS]["data_offsets"][0]))
+        found.update(file.read(constants["data_offsets"][0]))
         return found.hexdigest()
 
 

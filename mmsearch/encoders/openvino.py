@@ -3,7 +3,8 @@
 A converted model is a folder named after its space:
 
     manifest.json    what is known of the model, and how far each precision agrees with torch
-    image.xml, .bin  the image tower, u8 pixels in, unit vectors out
+    image.xml, .bin  the image tower, u8 pixels in, unit vectors out; the second may be a link to
+                     the model's own file of weights
     text.xml, .bin   the text tower, token ids in, unit vectors out; where the manifest says so,
                      ids that are cut after the longest text
     tokenizer.json   where the model uses CLIP's byte-pair encoding, and merges.npy, of which the
@@ -47,7 +48,7 @@ from mmsearch.encoders.precision import (
 from mmsearch.encoders.registry import parse_model, write_json
 from mmsearch.encoders.telemetry import without_telemetry
 from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, Tokenize, trimmed
-from mmsearch.errors import UnreadableError, UsageError, in_a_line
+from mmsearch.errors import UnreadableError, UsageError, extra, in_a_line
 from mmsearch.types import TEXT, Batch, EncoderSpec, Modality, Pixels, Vectors
 
 with without_telemetry():
@@ -67,6 +68,8 @@ ov.Tensor(np.zeros(1, np.float32)).data  # noqa: B018 - for what it does once
 EXPORT_VERSION = 5
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
+#: In the manifest of towers that link to their model's weights: these, their size and time.
+_LINKED = "linked"
 
 
 @functools.cache
@@ -277,7 +280,8 @@ class OpenVinoEncoder(Towers):
             whole = functools.partial(_read_tokenizer, self.folder / "tokenizer.json")
             length, clean = self.spec.context_length, self.spec.tokenizer_clean
             return ClipTokenizer(whole, length, clean, few)
-        from mmsearch.encoders.open_clip import own_tokenizer
+        with extra("torch", f"the tokenizer of '{self.spec.model}'"):
+            from mmsearch.encoders.open_clip import own_tokenizer
 
         return own_tokenizer(parse_model(self.spec.model), self.spec.context_length)
 
@@ -339,35 +343,52 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def has_graphs(folder: Path, version: int = EXPORT_VERSION) -> bool:
-    """Whether converted towers lie there, whose constants may lie elsewhere."""
+    """Whether a folder describes converted towers; what they read may have gone or changed."""
     try:
         return bool(read_manifest(folder).get("version") == version)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
 def is_exported(folder: Path, version: int = EXPORT_VERSION) -> bool:
     """Whether usable converted towers lie there."""
-    graphs = folder.glob("*.xml")
-    return has_graphs(folder, version) and all(g.with_suffix(".bin").exists() for g in graphs)
+    if not has_graphs(folder, version):
+        return False
+    linked = read_manifest(folder).get(_LINKED)
+    try:
+        return linked is None or linked == _stamp(Path(linked[0]))
+    except OSError:  # the weights that they link to are gone
+        return False
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def link_towers(folder: Path, weights: Path, target: Path) -> None:
     """Makes converted towers of graphs that lie beside their model's weights, which stay there.
 
+    What else lies in the target stays too: it depends on what the weights are, not where.
+
     Args:
         folder: the graphs, as scripts/bundle_model.py makes them.
         weights: the file that their constants lie in.
-        target: appears whole or not at all.
+        target: it counts as converted towers once its manifest is there, which comes last.
     """
-    with whole_or_not(target) as draft:
-        for path in folder.glob("*.xml"):
-            shutil.copyfile(path, draft / path.name)
-            (draft / path.name).with_suffix(".bin").symlink_to(weights)
-        shutil.copyfile(folder / "manifest.json", draft / "manifest.json")
-        if (folder / "tokenizer.json").is_file():
-            shutil.copyfile(folder / "tokenizer.json", draft / "tokenizer.json")
-            FewWords.save(draft / "merges.npy", draft / "tokenizer.json")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.xml"):
+        shutil.copyfile(path, target / path.name)
+        link = target / path.with_suffix(".bin").name
+        link.unlink(missing_ok=True)
+        try:
+            link.symlink_to(weights)
+        except OSError:  # a file system without links
+            shutil.copyfile(weights, link)
+    if (folder / "tokenizer.json").is_file():
+        shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
+        FewWords.save(target / "merges.npy", target / "tokenizer.json")
+    write_json(target / "manifest.json", {**read_manifest(folder), _LINKED: _stamp(weights)})
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -101,6 +102,39 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel.stat().st_size < 25e6
 
 
+def test_a_search_runs_from_the_wheel(wheel, tmp_path):
+    """In an environment of its own, which sees the libraries of the core but not this checkout."""
+    import venv
+
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    zipfile.ZipFile(wheel).extractall(site)
+    libraries = Path(sys.modules["numpy"].__file__).parents[1]
+    # A .pth line adds the libraries' folder; its own .pth files, one of which leads to the
+    # checkout, are not read.
+    (site / "libraries.pth").write_text(f"{libraries}\n")
+    heavy = ["torch", "open_clip", "torchvision", "transformers", "nncf", "pyarrow", "matplotlib"]
+    (site / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({heavy}))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["MMSEARCH_CACHE"] = str(tmp_path / "cache")
+
+    def run(*arguments):
+        done = subprocess.run(
+            [python, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(site) in run("-c", "import mmsearch; print(mmsearch.__file__)")
+    run("-m", "mmsearch", "demo", "--out", str(tmp_path / "demo"))
+    found = run("-m", "mmsearch", "search", "a cat", "--index", str(tmp_path / "demo" / "index"))
+    assert "animal.png" in found
+
+
 @pytest.fixture(scope="module")
 def core(wheel, tmp_path_factory):
     """An environment with the wheel and what it asks for, no extra; runs a module there."""
@@ -111,8 +145,9 @@ def core(wheel, tmp_path_factory):
         [python, "-m", "pip", "install", "-q", str(wheel)], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    if installed.returncode:
-        pytest.skip(f"no package registry: {installed.stderr.strip()[-200:]}")
+    if "connection" in installed.stderr.lower() or "name resolution" in installed.stderr:
+        pytest.skip("needs a package registry")
+    assert not installed.returncode, installed.stderr
     hidden = ("PYTHONPATH", "MMSEARCH_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment["MMSEARCH_CACHE"] = str(top / "cache")
@@ -182,7 +217,7 @@ def test_what_the_core_lacks_is_named_with_the_command_that_brings_it(
     if command[0] == "index":
         at = ("--index", tmp_path / "other")
     told = core("-m", "mmsearch", *words, *at, code=2)
-    assert re.search(rf"pip install .*\b{package}", told)
+    assert re.search(rf"-m pip install .*'{package}>=", told)
     assert "Traceback" not in told
 
 

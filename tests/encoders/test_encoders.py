@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -18,13 +19,15 @@ import pytest
 import torch
 from fakes import paint
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmsearch.config import load_settings
 from mmsearch.encoders import openvino
 from mmsearch.encoders.loading import ModelCache, open_encoder, open_space
-from mmsearch.encoders.open_clip import TorchEncoder, load_model
-from mmsearch.encoders.registry import parse_model
+from mmsearch.encoders.open_clip import CONSTANTS, TorchEncoder, load_model
+from mmsearch.encoders.patch_encoder import PATCH_VERSION, PATCHES
+from mmsearch.encoders.registry import cached_files, file_hash, parse_model
 from mmsearch.errors import ModelNotFound, UsageError
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
@@ -219,6 +222,62 @@ def test_weights_that_have_moved_are_found_again(tiny, tmp_path):
         if place == "first":
             shutil.rmtree(tmp_path / "first")
             assert open_space(tiny.spec.space, "tiny", cache, "fp32") is None
+
+
+def test_a_link_to_weights_that_were_replaced_is_not_followed(tiny, tmp_path):
+    """Two folders of one content share a cache; one of them is trained further."""
+    bundled, cache, copy = parse_model("tiny"), ModelCache(tmp_path / "cache"), tmp_path / "copy"
+    shutil.copytree(bundled.location, copy)
+    own = dataclasses.replace(bundled, location=str(copy))
+    open_encoder(own, cache, precision="fp32").encode("text", ["a dog"])
+    weights = copy / "open_clip_model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    shutil.rmtree(cache.folder_of(tiny.spec.space) / "compiled")
+    found = open_encoder(bundled, cache, precision="fp32").encode("text", ["a dog"])
+    fresh = ModelCache(tmp_path / "fresh")
+    expected = open_encoder(bundled, fresh, precision="fp32").encode("text", ["a dog"])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_graphs_of_another_config_are_not_used(tiny, tmp_path):
+    bundled, folder = parse_model("tiny"), tmp_path / "tiny"
+    shutil.copytree(bundled.location, folder)
+    config = folder / "open_clip_config.json"
+    document = json.loads(config.read_text())
+    document["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    config.write_text(json.dumps(document))
+    own = dataclasses.replace(bundled, name=f"local-dir:{folder}", location=str(folder))
+    encoder = open_encoder(own, ModelCache(tmp_path / "cache"), precision="fp32")
+    assert encoder.spec.preprocess.mean == (0.5, 0.5, 0.5)
+    assert encoder.spec.space == load_model(own).spec.space != tiny.spec.space
+
+
+def test_constants_of_graphs_do_not_hide_other_weights(tiny, tmp_path):
+    """The space is that of the file before they were added, if all else is as it was."""
+    bundled, folder = parse_model("tiny"), tmp_path / "tiny"
+    assert load_model(bundled).spec.space == tiny.spec.space
+    shutil.copytree(bundled.location, folder)
+    own = dataclasses.replace(bundled, location=str(folder))
+    weights = folder / "open_clip_model.safetensors"
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(weights)
+    first, second = (f"transformer.resblocks.{n}.mlp.c_proj.weight" for n in (0, 1))
+    state[first], state[second] = state[second], state[first]
+    for kept in (state, {name: value for name, value in state.items() if name != CONSTANTS}):
+        save_file({name: value.clone() for name, value in kept.items()}, weights, metadata)
+        assert load_model(own).spec.space != tiny.spec.space
+
+
+def test_the_bundled_graphs_are_those_of_the_bundled_files(tiny):
+    """Else nobody without torch could use them, and an index that was made could not be read."""
+    assert tiny.spec.space == "093d1e381edeee13e0b52e41e79d34d5"
+    bundled = parse_model("tiny")
+    folder = Path(bundled.location)
+    assert openvino.has_graphs(folder)
+    assert openvino.has_graphs(folder / PATCHES, PATCH_VERSION)
+    files = {path.name: file_hash(path) for path in cached_files(bundled)}
+    assert openvino.read_manifest(folder)["files"] == files
 
 
 def test_installations_that_share_a_cache_do_not_take_turns(tiny, tmp_path):
