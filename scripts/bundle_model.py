@@ -1,8 +1,9 @@
 """Puts a model's OpenVINO graphs beside its weights, so that it runs without torch.
 
-The graphs' constants point into the one file of weights. What conversion has made of them is told
-by operations where it can be (half precision to single, a batch norm's scale that was folded into
-a convolution); what is left, some kilobytes, is added to that file as one more tensor.
+The graphs' constants point into the one file of weights. Conversion changes weights: it makes
+single precision of half, and multiplies a batch norm's scale into a convolution. Operations in the
+graphs do the same again, from the weights as they are. Other constants, some kilobytes, are added
+to that file as one more tensor.
 
     python scripts/bundle_model.py MODEL
 

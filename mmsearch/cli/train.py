@@ -339,11 +339,11 @@ def compose(
     """Train early fusion ("this picture, but ...") on drawn scenes: minutes, no GPU."""
     from mmsearch.evaluation.ranking import gain_line
 
+    if dataset is None and images:
+        raise UsageError("--images goes with a DATASET")
     with extra("torch", "training"):
         from mmsearch.training.compose import Recipe
 
-    if dataset is None and images:
-        raise UsageError("--images goes with a DATASET")
     with engine_for(index, device=device) as engine, progress_bar() as bar:
         found, is_kept = engine.train_compose(
             dataset, images=images, keep=keep, seed=seed, on_progress=bar,

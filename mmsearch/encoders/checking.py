@@ -96,4 +96,4 @@ def _quantise(folder: Path, pixels: Pixels) -> str:
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [
         f"exit code {done.returncode}"
     ]
-    return lines[-1][:300]
+    return lines[-1][:200]

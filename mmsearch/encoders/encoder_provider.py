@@ -181,10 +181,10 @@ class EncoderProvider:
                 return self._load(parse_model(BASE), device)
             except (ModelNotFound, MissingExtra) as error:
                 self._notify(str(error))
+        more = "" if find_spec("open_clip") else "; it needs the extra 'torch'"
         self._notify(
             "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
-            f"({BASE_MEGABYTES} MB, fetched with --model base"
-            f"{'' if find_spec('open_clip') else '; it needs the extra torch'})"
+            f"({BASE_MEGABYTES} MB, fetched with --model base{more})"
         )
         return self._load(parse_model(TINY), device)
 

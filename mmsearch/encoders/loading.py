@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -375,8 +375,7 @@ def with_checked_precision(
         return encoder
     if asked == "int8":
         with extra("int8", "--precision int8"):
-            if find_spec("nncf") is None:  # to import it takes seconds, and is for another process
-                raise ModuleNotFoundError(name="nncf")
+            metadata.version("nncf")  # to import it takes seconds, and is for another process
     from mmsearch.encoders.checking import check_precisions
 
     notify(f"looking which precision '{model}' is fast and exact in on this machine (once)")

@@ -225,7 +225,7 @@ def _state_hash(network: nn.Module) -> str:
 
 
 def _weights_hash(path: Path) -> str:
-    """That of a file of weights, as it was before constants of graphs were added to it."""
+    """The hash of a file of weights, as it was before constants of graphs were added to it."""
     if path.suffix != ".safetensors":
         return file_hash(path)
     with path.open("rb") as file:

@@ -352,13 +352,13 @@ def has_graphs(folder: Path, version: int = EXPORT_VERSION) -> bool:
 
 def is_exported(folder: Path, version: int = EXPORT_VERSION) -> bool:
     """Whether usable converted towers lie there."""
-    if not has_graphs(folder, version):
-        return False
-    linked = read_manifest(folder).get(_LINKED)
     try:
-        return linked is None or linked == _stamp(Path(linked[0]))
-    except OSError:  # the weights that they link to are gone
+        manifest = read_manifest(folder)
+        linked = manifest.get(_LINKED)
+        is_whole = linked is None or linked == _stamp(Path(linked[0]))
+    except (OSError, ValueError, TypeError):  # or the weights that they link to are gone
         return False
+    return bool(manifest.get("version") == version) and is_whole
 
 
 def _stamp(path: Path) -> list[Any]:

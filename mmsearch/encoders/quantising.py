@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsearch.errors import MissingExtra, extra
-
 
 def quantise(folder: Path, pixels: np.ndarray) -> None:
     """Writes `image-int8.xml` and its weights beside the image tower: whole, or not at all."""
@@ -22,7 +20,7 @@ def quantise(folder: Path, pixels: np.ndarray) -> None:
     from mmsearch.encoders.precision import INT8_IMAGE
     from mmsearch.encoders.telemetry import without_telemetry
 
-    with without_telemetry(), extra("int8", "int8"):
+    with without_telemetry():
         import nncf
         import openvino as ov
 
@@ -44,7 +42,4 @@ def quantise(folder: Path, pixels: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        quantise(Path(sys.argv[1]), np.load(sys.argv[2]))
-    except MissingExtra as error:
-        sys.exit(str(error))
+    quantise(Path(sys.argv[1]), np.load(sys.argv[2]))

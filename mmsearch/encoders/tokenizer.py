@@ -98,9 +98,8 @@ class FewWords:
         The pairs ascend.
         """
         model = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]
-        ids, pairs = model["vocab"], [
-            pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]
-        ]  # fmt: skip
+        ids, merges = model["vocab"], model["merges"]  # "l r", or ["l", "r"]
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in merges)
         rows = sorted((ids[left] << 32 | ids[right], ids[left + right]) for left, right in pairs)
         np.save(path, np.array(rows, np.int64).T.copy())
 

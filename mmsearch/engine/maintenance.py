@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsearch.errors import ModelNotFound
+from mmsearch.errors import MissingExtra, ModelNotFound
 from mmsearch.jobs.runner import parts
 from mmsearch.search import compose, fusion, rerank
 from mmsearch.store import backup as backups
@@ -41,8 +41,8 @@ def repair(opened: OpenIndex, on_progress: OnProgress) -> Repaired:
 
             try:
                 encoder = opened.encoder_for(space.spec)
-            except ModelNotFound as error:  # what is lost has to be told of all the same
-                opened.notify(str(error))
+            except (ModelNotFound, MissingExtra) as error:
+                opened.notify(str(error))  # what is lost has to be told of all the same
                 return done
             again = embed_missing(
                 store, writer, encoder, space, opened.runner(), on_progress=on_progress

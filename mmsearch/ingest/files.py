@@ -36,6 +36,8 @@ _TEXTS = 64  # that are encoded together
 
 #: A file of the plan, and what was read of it.
 Read = tuple[Candidate, Decoded]
+#: The same with where its record will be, for a file that is embedded for all with its content.
+Claimed = tuple[Future[MediaRecord], Candidate, Decoded]
 
 
 @dataclass(frozen=True)
@@ -139,33 +141,31 @@ class FilesJob(PlanJob):
         return item, replace(found, stored=stored, sidecar=sidecar, unread_sidecar=unread)
 
     def compute(self, reads: Sequence[Read]) -> Outcome:
-        good = [one for one in reads if not one[1].reason]
+        good = [(item, file) for item, file in reads if not file.reason]
         # What was committed since they were read, too.
         stored = self._stored({file.digest for _, file in good if file.stored is None})
-        own: list[tuple[Future[MediaRecord], Read]] = []
+        own: list[Claimed] = []
         claims = [
-            (one, self._claim(one, one[1].stored or stored.get(one[1].digest), own)) for one in good
+            ((item, file), self._claim(item, file, file.stored or stored.get(file.digest), own))
+            for item, file in good
         ]
         try:
             wanted = (part for one in good for part in self._wanted(*one).values())
             texts = [text for part in wanted for text in part]
-            texts += [caption.text for _, (_, file) in own for caption in file.captions]
+            texts += [caption.text for _, _, file in own for caption in file.captions]
             with self.tally.timed("encode"):
                 vectors = self.encode(texts)
                 self._embed(own, vectors)
         except BaseException as error:
-            for claim, _ in own:  # others may wait for it
+            for claim, _, _ in own:  # others may wait for it
                 if not claim.done():
                     claim.set_exception(error)
             raise
-        bad = [one for one in reads if one[1].reason]
+        bad = [(item, file) for item, file in reads if file.reason]
         return Outcome(claims, bad, vectors, len(own))
 
     def _claim(
-        self,
-        one: Read,
-        stored: MediaRecord | None,
-        own: list[tuple[Future[MediaRecord], Read]],
+        self, item: Candidate, file: Decoded, stored: MediaRecord | None, own: list[Claimed]
     ) -> Future[MediaRecord]:
         """Where a content's record will be: of several files with the same, one is embedded."""
         if stored is not None:
@@ -173,11 +173,10 @@ class FilesJob(PlanJob):
             found.set_result(stored)
             return found
         with self._lock:
-            digest = one[1].digest
-            if digest in self._claims:
-                return self._claims[digest]
-            claim = self._claims[digest] = Future()
-        own.append((claim, one))
+            if file.digest in self._claims:
+                return self._claims[file.digest]
+            claim = self._claims[file.digest] = Future()
+        own.append((claim, item, file))
         return claim
 
     def _stored(self, digests: Iterable[bytes]) -> dict[bytes, MediaRecord]:
@@ -185,19 +184,17 @@ class FilesJob(PlanJob):
         with self.store.catalog.read() as queries:
             return queries.records_with(self.space, digests, EMBEDDED.__eq__)
 
-    def _embed(
-        self, own: Sequence[tuple[Future[MediaRecord], Read]], texts: Mapping[str, Vector]
-    ) -> None:
+    def _embed(self, own: Sequence[Claimed], texts: Mapping[str, Vector]) -> None:
         places: dict[Modality, list[tuple[int, int]]] = {}
-        for number, (_, (_, file)) in enumerate(own):
+        for number, (_, _, file) in enumerate(own):
             for place, segment in enumerate(file.segments):
                 places.setdefault(segment.modality, []).append((number, place))
         vectors: dict[tuple[int, int], Vector] = {}
         for modality, those in places.items():
             for some in parts(those, self.encoder.batch):
-                batch = [own[number][1][1].segments[place].data for number, place in some]
+                batch = [own[number][2].segments[place].data for number, place in some]
                 vectors.update(zip(some, self.encoder.encode(modality, batch), strict=True))
-        for number, (claim, (item, file)) in enumerate(own):
+        for number, (claim, item, file) in enumerate(own):
             segments = [
                 SegmentRecord(part.modality, vectors[number, place], part.start_ms, part.end_ms)
                 for place, part in enumerate(file.segments)
@@ -263,8 +260,8 @@ class FilesJob(PlanJob):
         inherited = self._inherited(change, item, file.digest)
         if old is not None:
             self._remove_old(change, old)
-        if left := self._moved.get(file.digest):
-            moved = left.popleft()
+        if gone := self._moved.get(file.digest):
+            moved = gone.popleft()
             self.plan.gone.pop(moved, None)
             self._keep(change, moved, item, file, texts)
             self.counts["moved"] += 1
@@ -280,8 +277,8 @@ class FilesJob(PlanJob):
         with self.store.catalog.read() as queries:
             for digest in contents:
                 if digest not in self._moved and (rows := queries.media_with_content(digest)):
-                    left = (number for number, root in rows if self._is_gone(number, root))
-                    self._moved[digest] = deque(left)
+                    gone = (number for number, root in rows if self._is_gone(number, root))
+                    self._moved[digest] = deque(gone)
 
     def _is_gone(self, media_id: int, root_id: int) -> bool:
         """Whether the file of a medium is gone: by this run's scan, or with its whole root."""
