@@ -146,12 +146,8 @@ def prepare(work: Path) -> Path:
         subprocess.run([python, "-m", "pip", "install", "-q", RCLIP], check=True)
     if not (folder / "textual.onnx").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        packages = work / "packages"  # what exporting needs, and nobody else
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", packages,
-                        "--no-deps", "onnx", "protobuf", "ml_dtypes"], check=True)  # fmt: skip
         code = EXPORT.format(architecture=ARCHITECTURE, weights=str(weights), folder=str(folder))
-        subprocess.run([sys.executable, "-c", code], check=True,
-                       env={**os.environ, "PYTHONPATH": str(packages)})  # fmt: skip
+        subprocess.run([sys.executable, "-c", code], check=True)
         import open_clip
 
         vocabulary = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"

@@ -68,15 +68,13 @@ def test_an_interrupt_becomes_an_error_that_says_what_is_kept(engine, photos):
 
 @pytest.fixture
 def base():
-    """Files by the names of the weights of `base`, where the hub's client keeps those."""
-    name = f"models--{registry.BASE_REPOSITORY.replace('/', '--')}"
-    folder = Path(constants.HF_HUB_CACHE) / name
-    for file, content in {
-        "refs/main": "some-commit",
-        "snapshots/some-commit/open_clip_model.safetensors": "no weights",
-    }.items():
-        (folder / file).parent.mkdir(parents=True)
-        (folder / file).write_text(content)
+    """Files by the names of those of `base`, where the hub's client keeps them."""
+    repository = registry.parse_model("base").location
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    files = [f"snapshots/some-commit/{name}" for name in registry.ONNX_FILES]
+    for file in ("refs/main", *files):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("some-commit")
     yield
     shutil.rmtree(folder)
 
@@ -93,7 +91,7 @@ def test_auto_takes_base_where_its_weights_are(tmp_path, photos, tiny):
     settings = load_settings(index=tmp_path / "i")
     with Engine(settings, provider=EncoderProvider(settings, print, None, load)) as engine:
         engine.index([photos])
-    assert asked == [registry.BASE_MODEL]
+    assert asked == [registry.ALIASES["base"]]
 
 
 @pytest.mark.parametrize("agreed", [True, False])
@@ -102,7 +100,7 @@ def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, tiny, agr
 
     def load(source, *_, **options):
         asked.append(source.name)
-        if source.name == registry.BASE_MODEL:
+        if source.name == registry.ALIASES["base"]:
             raise ModelNotFound("the connection broke")
         return tiny
 
@@ -114,7 +112,7 @@ def test_auto_fetches_base_only_where_that_is_agreed(tmp_path, photos, tiny, agr
     provider = EncoderProvider(settings, said.append, confirm, load)
     with Engine(settings, provider=provider) as engine:
         engine.index([photos])
-    assert asked[: 2 if agreed else 1] == ([registry.BASE_MODEL] if agreed else []) + ["tiny"]
+    assert asked[: 2 if agreed else 1] == ([registry.ALIASES["base"]] if agreed else []) + ["tiny"]
     assert "605 MB" in questions[0]
     assert ("the connection broke" in said) is agreed
     assert "'tiny'" in said[-1]

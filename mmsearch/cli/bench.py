@@ -12,6 +12,7 @@ from mmsearch.cli.common import (
     DeviceOption,
     IndexOption,
     JsonOption,
+    LanguageOption,
     LimitOption,
     ModelOption,
     PrecisionOption,
@@ -93,6 +94,7 @@ def bench(
     ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
+    language: LanguageOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure Recall@1/5/10, text to image and image to text, on a labelled set.
@@ -105,7 +107,7 @@ def bench(
         raise UsageError("--hold-out goes with --fusion and --rerank")
     if (fusion or rerank) and (export or run_out or html):
         raise UsageError("--export, --run-out and --html do not go with --fusion or --rerank")
-    engine = engine_for(index, model=model, device=device, precision=precision)
+    engine = engine_for(index, model=model, device=device, precision=precision, language=language)
     if fusion or rerank:
         from mmsearch.evaluation import comparison
         from mmsearch.types import FUSIONS

@@ -33,7 +33,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="tiny, base, ARCH/TAG, ARCH:/path/to/weights, local-dir:/path or hf-hub:org/name.",
+        help="tiny, base, base-multilingual, ARCH/TAG, ARCH:/path/to/weights, local-dir:/path, "
+        "onnx:/path or hf-hub:org/name.",
     ),
 ]
 DeviceOption = Annotated[
@@ -42,6 +43,14 @@ DeviceOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str | None, typer.Option("--precision", metavar="P", help="auto, fp32, bf16 or int8.")
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language",
+        metavar="CODE",
+        help="The language of texts, for models that are told (NLLB's): deu_Latn, zho_Hans, ...",
+    ),
 ]
 FusionOption = Annotated[
     str,
@@ -87,6 +96,7 @@ def engine_for(
     model: str | None = None,
     device: str | None = None,
     precision: str | None = None,
+    language: str | None = None,
     workers: int | None = None,
     yes: bool = False,
 ) -> Engine:
@@ -94,7 +104,9 @@ def engine_for(
     from mmsearch.config import load_settings
     from mmsearch.engine import Engine
 
-    settings = load_settings(index=index, device=device, precision=precision, workers=workers)
+    settings = load_settings(
+        index=index, device=device, precision=precision, language=language, workers=workers
+    )
 
     def confirm(question: str) -> bool:
         can_ask = sys.stdin.isatty() and sys.stderr.isatty()

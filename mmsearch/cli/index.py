@@ -13,6 +13,7 @@ from mmsearch.cli.common import (
     DeviceOption,
     IndexOption,
     JsonOption,
+    LanguageOption,
     ModelOption,
     PrecisionOption,
     engine_for,
@@ -94,6 +95,7 @@ def index(
     ] = False,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
+    language: LanguageOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Index folders of images: adds what is new, re-embeds what changed, removes what is gone."""
@@ -101,7 +103,13 @@ def index(
         raise UsageError("an empty path: a variable in the command is not set?")
     with (
         engine_for(
-            index, model=model, device=device, precision=precision, workers=workers, yes=yes
+            index,
+            model=model,
+            device=device,
+            precision=precision,
+            language=language,
+            workers=workers,
+            yes=yes,
         ) as engine,
         progress_bar() as bar,
     ):

@@ -18,6 +18,7 @@ from mmsearch.cli.common import (
     DeviceOption,
     FusionOption,
     IndexOption,
+    LanguageOption,
     PrecisionOption,
     engine_for,
     one_of,
@@ -122,6 +123,7 @@ def search(
     ] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
+    language: LanguageOption = None,
 ) -> None:
     """Find images or captions by text, by example, or by several weighted terms at once."""
     from mmsearch.types import COMPOSES, FUSIONS, TARGETS, Filter, Query
@@ -134,7 +136,7 @@ def search(
         tuple(terms), one_of("--to", to, TARGETS), k, where, min_score,
         one_of("--fusion", fusion, FUSIONS), one_of("--compose", compose, COMPOSES), rerank, exact,
     )  # fmt: skip
-    with engine_for(index, device=device, precision=precision) as engine:
+    with engine_for(index, device=device, precision=precision, language=language) as engine:
         hits = engine.search(query)
         if not hits:
             say(_why_nothing(engine, query))

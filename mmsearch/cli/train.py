@@ -168,12 +168,14 @@ def _embedded(
     from mmsearch.datasets.formats import find_images, read_labelled
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
+    from mmsearch.encoders.registry import parse_model, require_network
     from mmsearch.training.sets import embed_set
 
     labelled = read_labelled(dataset, say)
     folder = images or find_images(dataset, list(labelled.images))
     models = EncoderProvider(settings, say, None)
     encoder = models.for_new_index(base or settings.model, pick_device(settings.device))
+    require_network(parse_model(encoder.spec.model))  # heads stand on one
     found = embed_set(
         encoder, folder, labelled.images, settings.cache_folder() / "views", seed, bar, say
     )

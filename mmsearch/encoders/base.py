@@ -33,6 +33,14 @@ class Encoder(Protocol):
         """
         ...
 
+    def with_language(self, code: str) -> Self:
+        """The same encoder for texts in a language, where the model is told.
+
+        Args:
+            code: FLORES-200's, as "deu_Latn".
+        """
+        ...
+
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         """Gets ready to encode a modality, so that the first batch takes no longer.
 
@@ -50,7 +58,8 @@ class Encoder(Protocol):
                 arrays as `spec.inputs` has them, for "image" of shape (height, width, 3), uint8.
 
         Raises:
-            UsageError: this precision, or the model, gives no numbers here.
+            UsageError: this precision, or the model, gives no numbers here; or texts, and the
+                model is told no language, or does not know the one that it was to be told.
         """
         ...
 

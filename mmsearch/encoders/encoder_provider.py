@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmsearch.config import Settings
@@ -18,8 +17,9 @@ from mmsearch.encoders.loading import (
     with_checked_precision,
 )
 from mmsearch.encoders.registry import (
+    ALIASES,
     BASE,
-    BASE_MEGABYTES,
+    KNOWN,
     TINY,
     ModelSource,
     cached_files,
@@ -31,6 +31,8 @@ from mmsearch.types import EncoderSpec, Notify, Pixels
 
 if TYPE_CHECKING:
     from mmsearch.encoders.patch_encoder import PatchEncoder
+
+_BASE_MEGABYTES = KNOWN[ALIASES[BASE]].megabytes
 
 
 class Provider(Protocol):
@@ -134,16 +136,20 @@ class EncoderProvider:
         Raises:
             UsageError: no model could have such a name.
         """
-        if name in (TINY, BASE):
-            return parse_model(name)
         return parse_model(full_name(name, self._settings.home_folder()))
 
     def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
         encoder: Encoder = self._once(
-            (spec.space, device),
-            lambda: self._open_space(spec, device).with_streams(self._settings.streams),
+            (spec.space, device), lambda: self._set_up(self._open_space(spec, device))
         )
         return encoder
+
+    def _set_up(self, encoder: Encoder) -> Encoder:
+        return self._told(encoder.with_streams(self._settings.streams))
+
+    def _told(self, encoder: Encoder) -> Encoder:
+        language = self._settings.language
+        return encoder.with_language(language) if language else encoder
 
     def _once(self, key: tuple[str, str], opened: Callable[[], Any]) -> Any:
         with self._alone(key):
@@ -162,7 +168,7 @@ class EncoderProvider:
         )
         if found is not encoder:
             with self._alone((encoder.spec.space, "cpu")):
-                self._open[encoder.spec.space, "cpu"] = found.with_streams(self._settings.streams)
+                found = self._open[encoder.spec.space, "cpu"] = self._set_up(found)
         return found
 
     def patch_encoder_of(self, spec: EncoderSpec) -> PatchEncoder:
@@ -179,21 +185,19 @@ class EncoderProvider:
         if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
             try:
                 return self._load(parse_model(BASE), device)
-            except (ModelNotFound, MissingExtra) as error:
+            except ModelNotFound as error:
                 self._notify(str(error))
-        more = "" if find_spec("open_clip") else "; it needs the extra 'torch'"
         self._notify(
             "using the bundled model 'tiny', which is for trying; 'base' is far stronger "
-            f"({BASE_MEGABYTES} MB, fetched with --model base{more})"
+            f"({_BASE_MEGABYTES} MB, fetched with --model base)"
         )
         return self._load(parse_model(TINY), device)
 
     def _may_fetch_base(self) -> bool:
         question = (
-            f"Fetch the model 'base' ({BASE_MEGABYTES} MB, once)? It is far stronger than tiny."
+            f"Fetch the model 'base' ({_BASE_MEGABYTES} MB, once)? It is far stronger than tiny."
         )
-        # Without open_clip it could not be run.
-        return bool(self._confirm and find_spec("open_clip") and self._confirm(question))
+        return bool(self._confirm and self._confirm(question))
 
     def _open_space(self, spec: EncoderSpec, device: str) -> Encoder:
         if device == "cpu":
@@ -225,10 +229,11 @@ class EncoderProvider:
         return entry is not None and entry["space"] == spec.space
 
     def _load(self, source: ModelSource, device: str) -> Encoder:
-        return self._open_model(
+        found = self._open_model(
             source,
             self.cache,
             device=device,
             precision=self._settings.precision,
             notify=self._notify,
         )
+        return self._told(found)

@@ -17,16 +17,20 @@ from filelock import FileLock
 
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import (
-    BASE_MODEL,
+    ALIASES,
     KNOWN,
     NOTHING_KNOWN,
     TINY,
     ModelSource,
     cached_files,
+    fetch_onnx,
     file_hash,
     full_name,
+    onnx_folder,
     parse_model,
+    require_network,
     require_weights,
+    stamp,
     trained_names,
     write_json,
 )
@@ -92,11 +96,11 @@ class ModelCache:
         return list(dict.fromkeys((first, *seen)))
 
     def name_of(self, space: str, first: str) -> str:
-        """A name whose files are here and give that space; `first` where there is none."""
+        """A name whose files are here and gave that space; `first` where there is none."""
+        known = self._read()
         for name in self.names_of(space, first):
-            with suppress(MmsearchError):
-                entry = self.find(parse_model(name))
-                if entry is not None and entry["space"] == space:
+            for entry in known.get(name, ()):
+                if entry["space"] == space and _are_here(entry["files"]):
                     return name
         return first
 
@@ -143,18 +147,19 @@ class ModelRow:
 def list_models(
     cache: ModelCache, active: EncoderSpec | None, index: Path, home: Path
 ) -> list[ModelRow]:
-    """`tiny`, `base`, what was trained or used on this machine, and the index's own model."""
+    """Mmsearch's own, what was trained or used on this machine, and the index's own model."""
     known = cache.specs()
     if active is not None:
         known[active.model] = active
     trained = {full_name(name, home): name for name in trained_names(home)}
-    names = dict.fromkeys((TINY, BASE_MODEL, *trained, *known))
+    own = {name: f"{name} ({alias})" for alias, name in ALIASES.items()}
+    names = dict.fromkeys((TINY, *own, *trained, *known))
     rows = []
     for name in names:
         about = known.get(name) or KNOWN.get(name, NOTHING_KNOWN)
         rows.append(
             ModelRow(
-                name=f"{name} (base)" if name == BASE_MODEL else trained.get(name, name),
+                name=own.get(name) or trained.get(name, name),
                 dim=about.dim,
                 parameters=about.parameters,
                 licence=about.licence,
@@ -173,8 +178,14 @@ def _is_cached(name: str) -> bool:
 
 
 def _stamps(source: ModelSource) -> list[list[Any]]:
-    files = [(path, path.stat()) for path in cached_files(source) or []]
-    return [[str(path), status.st_size, status.st_mtime_ns] for path, status in files]
+    return [stamp(path) for path in cached_files(source) or []]
+
+
+def _are_here(stamps: list[list[Any]]) -> bool:
+    """Whether files are what they were; spares a search the hub's library, which says where."""
+    with suppress(OSError):
+        return stamps == [stamp(Path(path)) for path, *_ in stamps]
+    return False
 
 
 def open_space(
@@ -219,13 +230,18 @@ def open_encoder(
     Raises:
         ModelNotFound: no such model, or its weights cannot be had.
     """
-    if device != "cpu":
-        return _open_torch(source, device, precision)
-    entry = cache.find(source)
+    entry = cache.find(source) if device == "cpu" else None
     if entry and entry["runtime"] == "torch":
         return _open_torch(source, "cpu", "fp32")
     if entry and (encoder := open_space(entry["space"], source.name, cache, precision, notify)):
         return encoder
+    if (folder := _onnx_graphs(source, notify)) is not None:
+        if device != "cpu":
+            notify(f"'{source.name}' comes as ONNX graphs and runs on the CPU")
+        prepared = _prepare_onnx(source, folder, cache, notify)
+        return _open_converted(prepared, source.name, precision, notify)
+    if device != "cpu":
+        return _open_torch(source, device, precision)
     return _convert(source, cache, precision, notify)
 
 
@@ -306,6 +322,30 @@ def _convert(source: ModelSource, cache: ModelCache, precision: str, notify: Not
     return _open_converted(folder, source.name, precision, notify)
 
 
+def _onnx_graphs(source: ModelSource, notify: Notify) -> Path | None:
+    """Where the ONNX graphs of a model are, fetched where need be; None where it has none."""
+    folder = onnx_folder(source)
+    if folder is not None or source.kind != "hf-hub" or cached_files(source) is not None:
+        return folder
+    require_weights(source)
+    return fetch_onnx(source, notify)
+
+
+def _prepare_onnx(source: ModelSource, folder: Path, cache: ModelCache, notify: Notify) -> Path:
+    """The converted folder of a model that comes as ONNX graphs."""
+    from mmsearch.encoders.onnx_folder import convert_folder, read_spec
+    from mmsearch.encoders.openvino import is_exported
+
+    spec = read_spec(source, folder, cached_files(source) or [])
+    target = cache.folder_of(spec.space)
+    with cache.lock(spec.space):
+        if not is_exported(target):
+            notify(f"preparing '{source.name}' for this machine (once)")
+            convert_folder(folder, spec, target)
+    cache.remember(source, spec.space, "openvino")
+    return target
+
+
 def open_patch_encoder(
     encoder: Encoder, cache: ModelCache, notify: Notify = log.info
 ) -> PatchEncoder:
@@ -326,6 +366,7 @@ def open_patch_encoder(
     if not is_exported(patches, PATCH_VERSION):
         _link_own_graphs(source, cache, encoder.spec)
     if not is_exported(patches, PATCH_VERSION):
+        require_network(source)
         with cache.lock(encoder.spec.space):
             if not is_exported(patches, PATCH_VERSION):  # another process may have been at it
                 with extra("torch", f"preparing the patches of '{source.name}'"):

@@ -31,11 +31,12 @@ from mmsearch.encoders.registry import (
     cached_files,
     file_hash,
     read_aligned,
+    require_network,
     require_weights,
     tower_source,
 )
-from mmsearch.encoders.tokenizer import ClipTokenizer, Tokenize, build_tokenizer
-from mmsearch.errors import ModelNotFound, in_a_line
+from mmsearch.encoders.tokenizer import ClipTokenizer, Tokenize, build_tokenizer, read_merges
+from mmsearch.errors import ModelNotFound, UsageError, in_a_line
 from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
 from mmsearch.types import IMAGE, TEXT, Batch, EncoderSpec, Modality, Preprocess, Vectors
 
@@ -64,10 +65,12 @@ def load_model(source: ModelSource) -> LoadedModel:
 
     Raises:
         ModelNotFound: weights that are missing, cannot be fetched or do not fit.
+        UsageError: a model that comes as ONNX graphs.
     """
     aligned = read_aligned(Path(source.location)) if source.kind == "local-dir" else None
     if aligned is not None:
         return _load_aligned(source, aligned)
+    require_network(source)
     require_weights(source)
     try:
         with quiet_open_clip():
@@ -358,7 +361,7 @@ class TorchEncoder:
         self._texts = TextTower(model).to(self._device).eval()
         length, clean = model.spec.context_length, model.spec.tokenizer_clean
         self._tokenize: Tokenize = (
-            ClipTokenizer(lambda: build_tokenizer(VOCABULARY), length, clean)
+            ClipTokenizer(lambda: build_tokenizer(read_merges(VOCABULARY)), length, clean)
             if model.spec.tokenizer == "clip"
             else own_tokenizer(model.source, length)
         )
@@ -370,6 +373,9 @@ class TorchEncoder:
     def with_streams(self, count: int) -> Self:  # noqa: ARG002 - the protocol's
         """Itself: torch shares the cores, or a card, among those that call."""
         return self
+
+    def with_language(self, code: str) -> Self:  # noqa: ARG002 - the protocol's
+        raise UsageError(f"'{self.spec.model}' is told no language: leave --language out")
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         """Nothing to do: torch compiles nothing, and the weights are where they should be."""

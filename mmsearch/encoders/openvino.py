@@ -7,8 +7,9 @@ A converted model is a folder named after its space:
                      the model's own file of weights
     text.xml, .bin   the text tower, token ids in, unit vectors out; where the manifest says so,
                      ids that are cut after the longest text
-    tokenizer.json   where the model uses CLIP's byte-pair encoding, and merges.npy, of which the
-                     words of a query are read
+    embeddings.npy   where the text tower takes the rows of this table, (tokens, width), for ids
+    tokenizer.json   where the model's tokenizer runs without torch; merges.npy, and for SigLIP2's
+                     kind letters.npy and few.json, are what the texts of a query take of it
     precisions.json  how fast and how exact each precision is on this machine, once it was seen
     image-int8.xml   the image tower in int8, where that was tried
     compiled/        OpenVINO's own cache for this CPU, by precision
@@ -27,7 +28,7 @@ import tempfile
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.config import available_cores
-from mmsearch.encoders.base import usable
+from mmsearch.encoders.base import Encoder, usable
 from mmsearch.encoders.precision import (
     AGREEMENT,
     INT8_IMAGE,
@@ -45,9 +46,17 @@ from mmsearch.encoders.precision import (
     doubt,
     read_verdicts,
 )
-from mmsearch.encoders.registry import parse_model, write_json
+from mmsearch.encoders.registry import parse_model, stamp, write_json
 from mmsearch.encoders.telemetry import without_telemetry
-from mmsearch.encoders.tokenizer import TEXT_STEP, ClipTokenizer, FewWords, Tokenize, trimmed
+from mmsearch.encoders.tokenizer import (
+    TEXT_STEP,
+    ClipTokenizer,
+    FewWords,
+    JsonTokenizer,
+    Tokenize,
+    read_tokenizer,
+    trimmed,
+)
 from mmsearch.errors import UnreadableError, UsageError, extra, in_a_line
 from mmsearch.types import TEXT, Batch, EncoderSpec, Modality, Pixels, Vectors
 
@@ -66,6 +75,7 @@ ov.Tensor(np.zeros(1, np.float32)).data  # noqa: B018 - for what it does once
 
 #: Bumped when a converted model of an older program cannot be used any more.
 EXPORT_VERSION = 5
+EMBEDDINGS = "embeddings.npy"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
 #: In the manifest of towers that link to their model's weights: these, their size and time.
@@ -117,6 +127,8 @@ class Graph:
         shared = {"INFERENCE_NUM_THREADS": available_cores(), "PERFORMANCE_HINT": "LATENCY"}
         options = {"INFERENCE_PRECISION_HINT": "f32", **(shared if options is None else options)}
         compiled = compile_graph(model, options)
+        rows = compiled.input(0).partial_shape[0]
+        self._takes_one = bool(rows.is_static and rows.get_length() == 1)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(threads or available_cores()):
             self._idle.put(compiled.create_infer_request())
@@ -132,6 +144,10 @@ class Graph:
         return cls(openvino_core().read_model(graph, content))
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """What it makes of a batch, all at once or, if it takes one only, one by one."""
+        if self._takes_one and len(inputs[0]) > 1:
+            each = [self(*(one[i : i + 1] for one in inputs)) for i in range(len(inputs[0]))]
+            return [np.concatenate(parts) for parts in zip(*each, strict=True)]
         request = self._idle.get()
         try:
             found = request.infer([np.ascontiguousarray(one) for one in inputs])
@@ -156,17 +172,21 @@ class Towers(ABC):
     def compile(self, tower: str) -> Graph:
         """Compiles a tower."""
 
-    def run(self, tower: str, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
-        """What a tower makes of a batch.
+    def run(self, tower: str, *inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """What a tower makes of a batch, which is one array for each of its inputs.
 
         Raises:
             UnreadableError: it cannot be run here.
         """
         with _explaining(self._name):
-            with self._lock:
-                if tower not in self._towers:
-                    self._towers[tower] = self.compile(tower)
-            return self._towers[tower](batch)
+            return self.ready(tower)(*inputs)
+
+    def ready(self, tower: str) -> Graph:
+        """A tower, compiled."""
+        with self._lock:
+            if tower not in self._towers:
+                self._towers[tower] = self.compile(tower)
+            return self._towers[tower]
 
 
 class OpenVinoEncoder(Towers):
@@ -176,13 +196,20 @@ class OpenVinoEncoder(Towers):
     batch = 4
 
     def __init__(
-        self, folder: Path, precision: str = "auto", streams: int = 1, *, name: str = ""
+        self,
+        folder: Path,
+        precision: str = "auto",
+        streams: int = 1,
+        *,
+        name: str = "",
+        language: str = "",
     ) -> None:
         """Takes a converted model's folder.
 
         Args:
             streams: how many threads encode at once. For one, all cores work at what it gives.
             name: what the model is called; the folder knows its space alone.
+            language: that of the texts, for a model that is told.
         """
         manifest = read_manifest(folder)
         self.spec = replace(EncoderSpec.from_json(manifest["spec"]), model=name or folder.name)
@@ -195,16 +222,31 @@ class OpenVinoEncoder(Towers):
         rest = choose_precision("auto", self.spec.model, agreement, {}, capabilities())
         self._hint = _HINTS[rest if self.precision == "int8" else self.precision]
         self._cuts_texts = bool(manifest["cuts_texts"])
+        self._is_linked = _LINKED in manifest
         self.folder = folder
         """Where the converted model lies."""
-        self._streams = streams
+        self._streams, self._language = streams, language
         self._tokenizer: Tokenize | None = None
+        self._loading = threading.Lock()
+        table = folder / EMBEDDINGS
+        self._embeddings: Vectors | None = None
+        if table.is_file():
+            self._embeddings = np.load(table, mmap_mode="r")
         super().__init__(f"'{self.spec.model}'")
 
     def with_streams(self, count: int) -> OpenVinoEncoder:
         if count == self._streams:
             return self
-        return OpenVinoEncoder(self.folder, self.precision, count, name=self.spec.model)
+        return self._again(streams=count)
+
+    def with_language(self, code: str) -> OpenVinoEncoder:
+        if code == self._language:
+            return self
+        return self._again(language=code)
+
+    def _again(self, **changed: Any) -> OpenVinoEncoder:
+        same = {"streams": self._streams, "name": self.spec.model, "language": self._language}
+        return OpenVinoEncoder(self.folder, self.precision, **{**same, **changed})
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         if modality in self._towers:
@@ -215,9 +257,10 @@ class OpenVinoEncoder(Towers):
             threading.Thread(target=self._warm_up_quietly, args=(modality,)).start()
 
     def _warm_up_quietly(self, tower: str) -> None:
-        # Whoever encodes meets the same error, in a thread where it can be caught.
+        # Whoever encodes meets the same error, in a thread where it can be caught. What is going
+        # to be encoded comes sooner than a blank would be done.
         with contextlib.suppress(Exception):
-            self._run(tower, self._blank(tower))
+            self.ready(tower)
 
     def _blank(self, tower: str) -> NDArray[Any]:
         """A batch as most will be: the first of a shape takes longer."""
@@ -236,7 +279,8 @@ class OpenVinoEncoder(Towers):
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
-        (found,) = self.run(tower, batch)
+        rows = [] if self._embeddings is None or tower != TEXT else [self._embeddings[batch]]
+        (found,) = self.run(tower, batch, *rows)
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return usable(unit, self.spec.model, self.precision)
@@ -248,6 +292,8 @@ class OpenVinoEncoder(Towers):
             # compiled second can be wrong: on CPUs with AMX, bf16 after fp32 gave no numbers.
             "CACHE_DIR": str(self.folder / "compiled" / self.precision),
         }
+        if not self._is_linked:  # weights are read from beside the graph, not kept once more
+            options["CACHE_MODE"] = "OPTIMIZE_SIZE"
         if self._streams == 1:
             options["PERFORMANCE_HINT"] = "LATENCY"
         else:
@@ -269,17 +315,21 @@ class OpenVinoEncoder(Towers):
     @property
     def tokenize(self) -> Tokenize:
         """Texts to ids, (n, context_length), zero where nothing is."""
-        with self._lock:
+        with self._loading:  # not the lock under which a tower is compiled meanwhile
             if self._tokenizer is None:
                 self._tokenizer = self._load_tokenizer()
             return self._tokenizer
 
     def _load_tokenizer(self) -> Tokenize:
+        tokenizer, clean = self.folder / "tokenizer.json", self.spec.tokenizer_clean
+        if self.spec.tokenizer == "json":
+            return JsonTokenizer(tokenizer, clean, self._language)
+        if self._language:
+            raise UsageError(f"'{self.spec.model}' is told no language: leave --language out")
         if self.spec.tokenizer == "clip":
             few = FewWords(self.folder / "merges.npy")
-            whole = functools.partial(_read_tokenizer, self.folder / "tokenizer.json")
-            length, clean = self.spec.context_length, self.spec.tokenizer_clean
-            return ClipTokenizer(whole, length, clean, few)
+            whole = functools.partial(read_tokenizer, tokenizer)
+            return ClipTokenizer(whole, self.spec.context_length, clean, few)
         with extra("torch", f"the tokenizer of '{self.spec.model}'"):
             from mmsearch.encoders.open_clip import own_tokenizer
 
@@ -296,12 +346,6 @@ def _explaining(model: str) -> Iterator[None]:
         raise UnreadableError(
             f"{model} cannot be run here, perhaps for want of memory; OpenVINO says: {reason}"
         ) from error
-
-
-def _read_tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path))
 
 
 def convert_graph(network: Any, example: Any, shapes: Sequence[Any]) -> Any:
@@ -355,15 +399,10 @@ def is_exported(folder: Path, version: int = EXPORT_VERSION) -> bool:
     try:
         manifest = read_manifest(folder)
         linked = manifest.get(_LINKED)
-        is_whole = linked is None or linked == _stamp(Path(linked[0]))
+        is_whole = linked is None or linked == stamp(Path(linked[0]))
     except (OSError, ValueError, TypeError):  # or the weights that they link to are gone
         return False
     return bool(manifest.get("version") == version) and is_whole
-
-
-def _stamp(path: Path) -> list[Any]:
-    status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def link_towers(folder: Path, weights: Path, target: Path) -> None:
@@ -388,7 +427,7 @@ def link_towers(folder: Path, weights: Path, target: Path) -> None:
     if (folder / "tokenizer.json").is_file():
         shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
         FewWords.save(target / "merges.npy", target / "tokenizer.json")
-    write_json(target / "manifest.json", {**read_manifest(folder), _LINKED: _stamp(weights)})
+    write_json(target / "manifest.json", {**read_manifest(folder), _LINKED: stamp(weights)})
 
 
 @contextlib.contextmanager
@@ -428,8 +467,14 @@ def export(model: LoadedModel, folder: Path) -> None:
     Raises:
         ExportError: OpenVINO cannot convert the model, or computes something else than torch.
     """
-    from mmsearch.encoders.open_clip import VOCABULARY, CausalTextTower, ImageTower, TextTower
-    from mmsearch.encoders.tokenizer import build_tokenizer
+    from mmsearch.encoders.open_clip import (
+        VOCABULARY,
+        CausalTextTower,
+        ImageTower,
+        TextTower,
+        TorchEncoder,
+    )
+    from mmsearch.encoders.tokenizer import build_tokenizer, read_merges
 
     cuts_texts = CausalTextTower.fits(model)
     text = (CausalTextTower if cuts_texts else TextTower)(model)
@@ -443,9 +488,11 @@ def export(model: LoadedModel, folder: Path) -> None:
     with whole_or_not(folder) as draft:
         save_towers(draft, towers, manifest)
         if model.spec.tokenizer == "clip":
-            build_tokenizer(VOCABULARY).save(str(draft / "tokenizer.json"), pretty=False)
+            build_tokenizer(read_merges(VOCABULARY)).save(
+                str(draft / "tokenizer.json"), pretty=False
+            )
             FewWords.save(draft / "merges.npy", draft / "tokenizer.json")
-        agreement = _agreement(model, draft)
+        agreement = agreement_with(probe(TorchEncoder(model)), draft)
         if agreement["fp32"] < AGREEMENT["fp32"]:
             raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")
         write_json(draft / "manifest.json", {**manifest, "agreement": agreement})
@@ -455,18 +502,20 @@ class ExportError(Exception):
     """Towers cannot be converted; never leaves this package."""
 
 
-def _agreement(model: LoadedModel, folder: Path) -> dict[str, float]:
-    """The lowest cosine with torch over the probes, for each precision that this CPU has."""
-    from mmsearch.encoders.open_clip import TorchEncoder
+def probe(encoder: Encoder) -> tuple[Vectors, Vectors]:
+    """What an encoder makes of a few pictures and texts, to compare encoders of one space on."""
+    pixels = _probe_pixels(encoder.spec)
+    return encoder.encode("image", pixels), encoder.encode("text", _PROBE_TEXTS)
 
-    pixels, texts = _probe_pixels(model.spec), _PROBE_TEXTS
-    truth = TorchEncoder(model)
-    expected = truth.encode("image", pixels), truth.encode("text", texts)
+
+def agreement_with(
+    expected: tuple[Vectors, Vectors], folder: Path, precisions: Iterable[str] = _HINTS
+) -> dict[str, float]:
+    """The lowest cosine with what was expected of the probes, by precision."""
     found = {}
-    for precision in _HINTS:
-        encoder = OpenVinoEncoder(folder, precision)
+    for precision in precisions:
         try:
-            got = encoder.encode("image", pixels), encoder.encode("text", texts)
+            got = probe(OpenVinoEncoder(folder, precision))
         except UsageError:  # no numbers
             found[precision] = 0.0
             continue

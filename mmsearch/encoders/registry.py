@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmsearch.errors import ModelNotFound, UsageError, extra
+from mmsearch.errors import ModelNotFound, UsageError, extra, in_a_line
+from mmsearch.types import Notify
 
 BUNDLED = Path(__file__).parent / "bundled"
 TINY = "tiny"
 BASE = "base"
-BASE_MODEL = "ViT-B-32-256/datacomp_s34b_b86k"
-BASE_REPOSITORY = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
-BASE_MEGABYTES = 605
+#: What names of mmsearch's own stand for, besides `tiny`.
+ALIASES = {
+    BASE: "hf-hub:immich-app/ViT-B-32__laion2b-s34b-b79k",
+    "base-multilingual": "hf-hub:immich-app/ViT-B-32-SigLIP2-256__webli",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class KnownModel:
     dim: int = 0
     parameters: int = 0
     licence: str = ""
+    megabytes: int = 0
+    """To fetch."""
     precisions: tuple[str, ...] = ()
     """Those besides fp32 in which it was measured on labels: Recall@1 on Flickr8k's test split
     within half a point of fp32 both ways (docs/models.md)."""
@@ -39,12 +44,16 @@ NOTHING_KNOWN = KnownModel()
 #: The models that come with a name of mmsearch's own.
 KNOWN = {
     TINY: KnownModel(
-        256, 9_966_977, "research only (weights trained on Flickr8k photos)", ("bf16",)
+        256,
+        9_966_977,
+        "research only (weights trained on Flickr8k photos)",
+        precisions=("bf16",),
     ),
-    BASE_MODEL: KnownModel(512, 151_288_833, "MIT"),
+    ALIASES[BASE]: KnownModel(512, 151_277_313, "MIT", 605),
+    ALIASES["base-multilingual"]: KnownModel(768, 376_856_066, "Apache-2.0", 1541),
 }
 
-Kind = Literal["local-dir", "hf-hub", "tag", "file"]
+Kind = Literal["local-dir", "onnx", "hf-hub", "tag", "file"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class ModelSource:
     """Where a model comes from.
 
     `name` is what the index remembers; `architecture` is open_clip's (for "tag" and "file");
-    `location` is a folder, a hub repository, a pretrained tag or a weights file.
+    `location` is a folder, a hub repository (open_clip's, or of ONNX graphs), a pretrained tag or
+    a weights file.
     """
 
     name: str
@@ -75,21 +85,22 @@ class ModelSource:
 def parse_model(name: str) -> ModelSource:
     """The source that a model's name stands for; looks at no file.
 
-    Names are `tiny` (bundled), `base`, open_clip's `ARCH/TAG`, `ARCH:/path/to/weights`,
-    `local-dir:/path` or the path alone if it begins like one (`./`, `/`, `~/`), and
-    `hf-hub:org/repository`.
+    Names are `tiny` (bundled), those in `ALIASES`, open_clip's `ARCH/TAG`,
+    `ARCH:/path/to/weights`, `local-dir:/path` or the path alone if it begins like one (`./`, `/`,
+    `~/`), `onnx:/path` for ONNX graphs as immich publishes them, and `hf-hub:org/repository` for
+    either.
 
     Raises:
         UsageError: the name has none of these forms.
     """
     if name == TINY:
         return ModelSource(TINY, "local-dir", "", str(BUNDLED / TINY))
-    if name == BASE:
-        name = BASE_MODEL
-    for kind in ("local-dir", "hf-hub"):
+    name = ALIASES.get(name, name)
+    kinds: tuple[Kind, ...] = ("local-dir", "onnx", "hf-hub")
+    for kind in kinds:
         prefix, _, rest = name.partition(":")
         if prefix == kind and rest:
-            location = _absolute(rest) if kind == "local-dir" else rest
+            location = rest if kind == "hf-hub" else _absolute(rest)
             return ModelSource(f"{kind}:{location}", kind, "", location)
     if name.startswith(("./", "../", "/", "~/")):
         return parse_model(f"local-dir:{name}")
@@ -101,9 +112,9 @@ def parse_model(name: str) -> ModelSource:
     if slash and architecture and tag and not colon:
         return ModelSource(name, "tag", architecture, tag)
     raise UsageError(
-        f"unknown model '{name}'; use tiny, base, the name of one trained here, ARCH/TAG (as "
-        "ViT-B-32/laion2b_s34b_b79k), ARCH:/path/to/weights, local-dir:/path or "
-        "hf-hub:org/repository"
+        f"unknown model '{name}'; use tiny, {', '.join(ALIASES)}, the name of one trained here, "
+        "ARCH/TAG (as ViT-B-32/laion2b_s34b_b79k), ARCH:/path/to/weights, local-dir:/path, "
+        "onnx:/path or hf-hub:org/repository"
     )
 
 
@@ -115,10 +126,10 @@ def model_folder(name: str, home: Path) -> Path:
     """
     if "/" in name or os.sep in name:
         return Path(_absolute(name))
-    if name in (TINY, BASE, "auto") or not _NAME.fullmatch(name):
+    if name in _RESERVED or not _NAME.fullmatch(name):
         raise UsageError(
             f"'{name}' cannot be a model's name: letters, digits, dots, dashes and underscores, "
-            "and not tiny, base or auto"
+            f"and not {', '.join(_RESERVED)}"
         )
     return home / "models" / name
 
@@ -129,6 +140,7 @@ def name_of(folder: Path, home: Path) -> str:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED = (TINY, *ALIASES, "auto")
 
 
 def trained_names(home: Path) -> list[str]:
@@ -142,7 +154,7 @@ def trained_names(home: Path) -> list[str]:
 
 def full_name(name: str, home: Path) -> str:
     """A model's name as `parse_model` takes it: that of one that was trained here is its folder."""
-    if name in (TINY, BASE, "auto") or not _NAME.fullmatch(name):
+    if name in _RESERVED or not _NAME.fullmatch(name):
         return name
     folder = home / "models" / name
     return f"local-dir:{folder.absolute()}" if folder.is_dir() else name
@@ -165,6 +177,9 @@ def cached_files(source: ModelSource) -> list[Path] | None:
         if not path.is_file():
             raise ModelNotFound(f"{path}: no such weights file (model '{source.name}')")
         return [path]
+    if (folder := onnx_folder(source)) is not None:
+        found = (path for part in ONNX_PARTS for path in sorted(folder.glob(part)))
+        return [path for path in found if path.is_file() and path.suffix not in _OTHER_RUNTIMES]
     if source.kind == "hf-hub":
         config = _in_hub_cache(source.location, ("open_clip_config.json",))
         weights = _in_hub_cache(source.location, _WEIGHT_NAMES)
@@ -172,11 +187,91 @@ def cached_files(source: ModelSource) -> list[Path] | None:
     return _tag_files(source)
 
 
+#: The files of a folder as immich publishes it; what else lies beside a graph may be its weights.
+ONNX_FILES = (
+    "config.json",
+    "visual/model.onnx",
+    "visual/preprocess_cfg.json",
+    "textual/model.onnx",
+    "textual/tokenizer.json",
+    "textual/tokenizer_config.json",
+)
+ONNX_PARTS = ("config.json", "visual/*", "textual/*")
+_OTHER_RUNTIMES = (".armnn", ".rknn")
+
+
+def onnx_folder(source: ModelSource) -> Path | None:
+    """Where a model's ONNX graphs are; None where it has none, or they are not on this machine.
+
+    Raises:
+        ModelNotFound: a folder that was named has not all that it takes.
+    """
+    if source.kind == "onnx":
+        folder = Path(source.location)
+        missing = [name for name in ONNX_FILES if not (folder / name).is_file()]
+        if missing:
+            raise ModelNotFound(
+                f"{folder}: no {', '.join(missing)} there, so it is no folder of ONNX graphs as "
+                "immich publishes them (docs/models.md)"
+            )
+        return folder
+    if source.kind != "hf-hub":
+        return None
+    config = _in_hub_cache(source.location, ONNX_FILES[:1])
+    if config is None or not all((config.parent / name).is_file() for name in ONNX_FILES):
+        return None
+    return config.parent
+
+
+def require_network(source: ModelSource) -> None:
+    """Makes sure that a model is one that torch runs.
+
+    Raises:
+        UsageError: it comes as ONNX graphs.
+    """
+    if onnx_folder(source) is not None:
+        raise UsageError(
+            f"'{source.name}' comes as ONNX graphs: it cannot be trained, and its patches cannot "
+            f"be read; take an open_clip model, such as {DATACOMP}"
+        )
+
+
+def fetch_onnx(source: ModelSource, notify: Notify) -> Path | None:
+    """Fetches a hub repository of ONNX graphs; None where it is none.
+
+    Files that an earlier call fetched are not fetched again. The hub's library draws a progress
+    bar.
+
+    Raises:
+        ModelNotFound: there is no such repository, or it cannot be fetched.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = HfApi().list_repo_files(source.location)
+        if "open_clip_config.json" in files or not set(ONNX_FILES).issubset(files):
+            return None
+        notify(f"fetching '{source.name}'")
+        # The config last: where it is, all is (`onnx_folder`).
+        ignored = [f"*{suffix}" for suffix in _OTHER_RUNTIMES]
+        for parts in (ONNX_PARTS[1:], ONNX_PARTS[:1]):
+            snapshot_download(source.location, allow_patterns=list(parts), ignore_patterns=ignored)
+    except Exception as error:  # whatever the hub library's client raises
+        raise ModelNotFound(
+            f"'{source.name}' cannot be fetched: {in_a_line(error)}; files that have come are "
+            "kept: run the same command to resume"
+        ) from error
+    return onnx_folder(source)
+
+
 _WEIGHT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+#: What `base` was before it was one that needs no torch.
+DATACOMP = "ViT-B-32-256/datacomp_s34b_b86k"
+DATACOMP_REPOSITORY = "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -246,6 +341,8 @@ def _local_files(source: ModelSource) -> list[Path] | None:
         base = cached_files(base_source(source))
         return [folder / ALIGNED, folder / HEADS, *base] if base is not None else None
     config = folder / "open_clip_config.json"
+    if not config.is_file() and (folder / ONNX_FILES[1]).is_file():
+        raise ModelNotFound(f"{folder}: holds ONNX graphs: name it as onnx:{folder}")
     if not config.is_file() and (folder / "training" / "mmsearch-run").is_file():
         raise ModelNotFound(
             f"{folder}: no finished model there: 'mmsearch train' was stopped, or kept no heads"
@@ -269,8 +366,8 @@ def _in_hub_cache(repository: str, names: tuple[str, ...]) -> Path | None:
 
 
 def _tag_files(source: ModelSource) -> list[Path] | None:
-    if source.name == BASE_MODEL:  # known without importing open_clip, which takes seconds
-        found = _in_hub_cache(BASE_REPOSITORY, _WEIGHT_NAMES)
+    if source.name == DATACOMP:  # known without importing open_clip, which takes seconds
+        found = _in_hub_cache(DATACOMP_REPOSITORY, _WEIGHT_NAMES)
         return [found] if found else None
     with extra("torch", f"'{source.name}'"):
         import open_clip
@@ -305,6 +402,12 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(path: Path) -> list[Any]:
+    """What a file is known by, without reading it: its path, size and time."""
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:

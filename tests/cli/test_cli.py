@@ -681,8 +681,20 @@ def test_status_and_models(index, gallery):
     assert by_name["tiny"]["dim"] == 256
     assert by_name["tiny"]["indexed"] == str(index)
     assert "research only" in by_name["tiny"]["licence"]
-    base = by_name["ViT-B-32-256/datacomp_s34b_b86k (base)"]
+    base = by_name["hf-hub:immich-app/ViT-B-32__laion2b-s34b-b79k (base)"]
     assert (base["cached"], base["licence"]) == (False, "MIT")
+
+
+def test_models_that_can_be_fetched_are_listed_with_their_figures():
+    text = run("models", "--available")
+    assert "Crossmodal-3600" in text.stderr
+    (found,) = (line.split() for line in text.stdout.splitlines() if "(base-multi" in line)
+    assert found[:6] == ["73.15", "84.44", "62.56", "27.08", "1507", "3061"]
+    assert "(base)" in text.stdout
+    listed = run("models", "--available", "--json").stdout.splitlines()
+    assert len(listed) == len(text.stdout.splitlines()) - 1
+    rows = [json.loads(line) for line in listed]
+    assert all(row["megabytes"] and row["licence"] and row["languages"] for row in rows)
 
 
 def test_removing_takes_out_of_the_index_and_leaves_the_disk(gallery, tmp_path, tiny):

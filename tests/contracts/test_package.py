@@ -189,6 +189,22 @@ def test_the_core_indexes_searches_measures_and_keeps(core, tmp_path):
     assert "animal.png" in core(*index, "search", "a cat", "--index", tmp_path / "again")
 
 
+def test_the_core_runs_models_that_come_as_onnx(core, tmp_path):
+    import onnx_models
+    from fakes import paint
+
+    onnx_models.siglip(tmp_path / "model")
+    for colour in ("red", "green", "blue"):
+        paint(tmp_path / "photos" / f"{colour}.png", colour)
+    index, at = ("-m", "mmsearch"), ("--index", tmp_path / "index")
+    model = ("--model", f"onnx:{tmp_path / 'model'}")
+    assert "3 added" in core(*index, "index", tmp_path / "photos", *model, *at)
+    found = core(*index, "search", "--image", tmp_path / "photos/red.png", "--paths", *at)
+    assert found.splitlines()[0].endswith("red.png")
+    assert "green.png" in core(*index, "search", "green", *at)
+    assert "base" in core(*index, "models", "--available")
+
+
 @pytest.mark.parametrize(
     ("command", "package"),
     [

@@ -24,7 +24,9 @@ from mmsearch.errors import ModelNotFound, UsageError
     ("name", "kind", "architecture", "location"),
     [
         ("ViT-B-32/laion2b_s34b_b79k", "tag", "ViT-B-32", "laion2b_s34b_b79k"),
-        ("base", "tag", "ViT-B-32-256", "datacomp_s34b_b86k"),
+        ("base", "hf-hub", "", "immich-app/ViT-B-32__laion2b-s34b-b79k"),
+        ("base-multilingual", "hf-hub", "", "immich-app/ViT-B-32-SigLIP2-256__webli"),
+        ("onnx:/models/mine", "onnx", "", "/models/mine"),
         ("ViT-B-32:/weights/my model.pt", "file", "ViT-B-32", "/weights/my model.pt"),
         ("hf-hub:org/name", "hf-hub", "", "org/name"),
         ("local-dir:/models/mine", "local-dir", "", "/models/mine"),
@@ -54,11 +56,12 @@ def test_tiny_is_always_there():
     ]
 
 
-def test_the_name_base_is_the_repository_that_open_clip_names():
+def test_what_was_base_before_is_the_repository_that_open_clip_names():
     import open_clip
 
-    known = open_clip.get_pretrained_cfg("ViT-B-32-256", "datacomp_s34b_b86k")
-    assert known["hf_hub"].rstrip("/") == registry.BASE_REPOSITORY
+    source = parse_model(registry.DATACOMP)
+    known = open_clip.get_pretrained_cfg(source.architecture, source.location)
+    assert known["hf_hub"].rstrip("/") == registry.DATACOMP_REPOSITORY
 
 
 @pytest.mark.parametrize("name", ["local-dir:/no/such", "ViT-B-32:/no/such.pt"])

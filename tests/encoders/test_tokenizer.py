@@ -9,16 +9,26 @@ import open_clip
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from onnx_models import clip_tokenizer, gemma_tokenizer, nllb_tokenizer, unigram_tokenizer
 from tokenizers import Tokenizer
 
 from mmsearch.encoders.open_clip import VOCABULARY
-from mmsearch.encoders.tokenizer import ClipTokenizer, FewWords, build_tokenizer
+from mmsearch.encoders.tokenizer import (
+    ClipTokenizer,
+    FewTexts,
+    FewWords,
+    JsonTokenizer,
+    build_tokenizer,
+    clip_merges,
+    read_merges,
+)
+from mmsearch.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
 CLEANERS = ("lower", "whitespace", "canonicalize")
 THEIRS = {clean: open_clip.SimpleTokenizer(clean=clean) for clean in CLEANERS}
-BUILT = build_tokenizer(VOCABULARY)
+BUILT = build_tokenizer(read_merges(VOCABULARY))
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +111,98 @@ def test_many_words_go_through_the_whole_tokenizer(few):
     np.testing.assert_array_equal(tokenize(texts), THEIRS["lower"](texts, 77).numpy())
     tokenize(texts)
     assert loads == [1]
+
+
+def written(folder, tokenizer, **config):
+    """A model's two files, and what `JsonTokenizer` keeps of them."""
+    (folder / "textual").mkdir(parents=True)
+    tokenizer.save(str(folder / "textual" / "tokenizer.json"))
+    about = {"pad_token": "<pad>", "tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (folder / "textual" / "tokenizer_config.json").write_text(json.dumps(about))
+    pad = JsonTokenizer.save(folder / "tokenizer.json", folder / "textual" / "tokenizer.json", 12)
+    return folder / "tokenizer.json", pad
+
+
+ODD = [
+    "", " ", "a dog runs over the grass", "A  DOG\t\nruns.", "x" * 300, "狗在草地上跑 ▁▁ a▁b",
+    "собака бежит 👍🏽 naïve", "<eos> <pad> <s> </s> <0x41> <unk>", "\x00 \x1b[31m", "ein hund am",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("clean", ["whitespace", "canonicalize"])
+@pytest.mark.parametrize("kind", [gemma_tokenizer, unigram_tokenizer, nllb_tokenizer])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_tokenizer_json_gives_open_clips_ids(tmp_path, kind, clean, side):
+    theirs = open_clip.tokenizer.HFTokenizer
+    path, pad = written(tmp_path, kind(), padding_side=side)
+    expected = theirs(str(tmp_path / "textual"), 12, clean)(ODD).numpy()
+    ours = JsonTokenizer(path, clean)
+    np.testing.assert_array_equal(ours(ODD), expected)
+    for text, row in zip(ODD, expected, strict=True):
+        np.testing.assert_array_equal(ours([text])[0], row)
+    assert expected[0, 0 if side == "left" else -1] == pad
+
+
+GEMMA = gemma_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    path, _ = written(tmp_path_factory.mktemp("gemma"), GEMMA)
+    return FewTexts.beside(path), Tokenizer.from_file(str(path))
+
+
+@settings(max_examples=400, deadline=None)
+@example("a dog  runs")
+@example("▁▁")
+@given(st.text(max_size=40) | st.text("adogrunst hei狗 ", max_size=60))
+def test_few_texts_are_encoded_as_the_whole_tokenizer_does(gemma, text):
+    few, whole = gemma
+    found = few(text)
+    if found is None:  # what is treated apart
+        added = [token.content for token in GEMMA.get_added_tokens_decoder().values()]
+        assert any(one in text or one in text.replace(" ", "▁") for one in added)
+    else:
+        assert found == whole.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", [unigram_tokenizer, nllb_tokenizer])
+def test_other_tokenizers_are_left_to_their_library(tmp_path, kind):
+    path, _ = written(tmp_path, kind())
+    assert FewTexts.beside(path) is None
+
+
+def test_a_tokenizer_that_pads_at_the_left_is_left_to_its_library(tmp_path):
+    path, _ = written(tmp_path, gemma_tokenizer(), padding_side="left")
+    assert FewTexts.beside(path) is None
+
+
+def test_a_tokenizer_without_padding_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no token to pad with"):
+        written(tmp_path, gemma_tokenizer(), pad_token=None)
+
+
+def test_the_language_stands_before_the_text(tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    path, _ = written(tmp_path, nllb_tokenizer())
+    whole = PreTrainedTokenizerFast(tokenizer_file=str(path))
+    english, german = (JsonTokenizer(path, "whitespace", code) for code in ("", "deu_Latn"))
+    a, b = english(["ein hund"])[0], german(["ein hund"])[0]
+    assert whole.convert_ids_to_tokens([a[0], b[0]]) == ["eng_Latn", "deu_Latn"]
+    np.testing.assert_array_equal(a[1:], b[1:])
+    with pytest.raises(UsageError, match=r"no language 'de'.*deu_Latn"):
+        JsonTokenizer(path, "whitespace", "de")
+
+
+def test_a_model_that_is_told_no_language_says_so(tmp_path):
+    path, _ = written(tmp_path, gemma_tokenizer())
+    with pytest.raises(UsageError, match="leave --language out"):
+        JsonTokenizer(path, "whitespace", "deu_Latn")
+
+
+def test_clips_tokenizer_is_recognised_among_others(tmp_path):
+    for name, tokenizer in (("clip", clip_tokenizer()), ("gemma", gemma_tokenizer())):
+        tokenizer.save(str(tmp_path / name))
+    assert clip_merges(tmp_path / "clip") == read_merges(VOCABULARY)
+    assert clip_merges(tmp_path / "gemma") is None
