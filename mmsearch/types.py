@@ -136,7 +136,10 @@ class EncoderSpec:
 
     @property
     def tokenizer(self) -> str:
-        """Either "clip" (byte-pair encoding, no torch needed) or "open_clip" (what a model has)."""
+        """Either "clip" (its byte-pair encoding), "json" (a `tokenizer.json`) or "open_clip".
+
+        The last is what open_clip picks for a model; the others need no torch.
+        """
         return str(self.inputs[TEXT]["tokenizer"])
 
     @property

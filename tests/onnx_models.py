@@ -49,6 +49,18 @@ class _Tower(nn.Module):
         return found
 
 
+class _Swapped(nn.Module):
+    """Takes two inputs in the other order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network(first, second)
+        return found
+
+
 class MaskedText(nn.Module):
     """A text tower as M-CLIP's: it is told which ids are none."""
 
@@ -65,10 +77,12 @@ class MaskedText(nn.Module):
 
 
 def export(network: Any, config: dict[str, Any], tokenizer: Tokenizer, pad: str, folder: Path,
-           *, masked: nn.Module | None = None, preprocess: Any = None) -> Path:  # fmt: skip
+           *, masked: nn.Module | None = None, preprocess: Any = None,
+           inputs: tuple[str, str] = ("input_ids", "attention_mask")) -> Path:  # fmt: skip
     """Writes a folder as immich's exporter does: opset 19, one picture or text at a time.
 
     Args:
+        inputs: how the first is called, and the second.
         preprocess: what differs from OpenAI's preprocessing.
         masked: a text tower in place of the network's, that takes an attention mask too.
     """
@@ -92,8 +106,10 @@ def export(network: Any, config: dict[str, Any], tokenizer: Tokenizer, pad: str,
     if masked is None:
         _to_onnx(_Tower(network, "encode_text"), (ids,), ["text"], folder / "textual/model.onnx")
     else:
-        _to_onnx(masked, (ids, torch.ones_like(ids)), ["input_ids", "attention_mask"],
-                 folder / "textual/model.onnx")  # fmt: skip
+        tower: nn.Module = masked
+        if inputs[0] == "attention_mask":
+            tower = _Swapped(masked)
+        _to_onnx(tower, (ids, torch.ones_like(ids)), list(inputs), folder / "textual/model.onnx")
     return folder
 
 
@@ -145,7 +161,7 @@ def gemma_tokenizer(size: int = 800) -> Tokenizer:
                 merges.append((word[:end], word[end]))
                 seen.add(word[: end + 1])
     made = [left + right for left, right in merges]
-    while len(tokens) + len(made) < size:
+    while len(tokens) + len(made) < size - 1:  # and one that is added below
         left, right = rng.choice(made), rng.choice(made[:300])
         if len(left + right) < 24 and left + right not in seen:
             merges.append((left, right))
@@ -188,6 +204,21 @@ def nllb_tokenizer() -> Tokenizer:
     first = tokenizer.token_to_id(LANGUAGES[0])
     tokenizer.post_processor = processors.TemplateProcessing(
         f"{LANGUAGES[0]} $A </s>", None, [(LANGUAGES[0], first), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def wordpiece_tokenizer() -> Tokenizer:
+    """LaBSE's kind: it pads with 0."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = sorted(set("".join(WORDS)) | set(string.printable.strip().lower()))
+    tokens = [*special, *letters, *(f"##{letter}" for letter in letters), *dict.fromkeys(WORDS)]
+    vocab = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)]
     )
     return tokenizer
 

@@ -169,7 +169,10 @@ def _list_available(*, json_: bool) -> None:
     own = {name: f"{name} ({alias})" for alias, name in ALIASES.items()}
     rows = [
         [
-            *(str(model.recall.get(language, "-")) for language in RECALLS),
+            *(
+                f"{model.recall[language]:.1f}" if language in model.recall else "-"
+                for language in RECALLS
+            ),
             str(model.megabytes),
             str(model.memory_mib or "-"),
             model.languages,
@@ -178,9 +181,10 @@ def _list_available(*, json_: bool) -> None:
         ]
         for model in found
     ]
-    head = [*RECALLS, "MB", "memory", "languages", "name", "licence"]
+    head = [*RECALLS, "MB", "memory, MiB", "languages", "name", "licence"]
     print_table(head, rows, right=len(RECALLS) + 2)
     say(
-        "recall in percent: the mean of Recall@1, @5 and @10, text to image, on Crossmodal-3600; "
-        "memory in MiB, in immich; both as immich's documentation has them. None was run here"
+        "recall in percent: the mean of Recall@1, @5 and @10, text to image, on Crossmodal-3600, "
+        "where some languages are easier than others; memory: in immich; both as immich's "
+        "documentation has them. Those with 201 languages are told the text's: --language"
     )

@@ -76,7 +76,7 @@ def align(
         typer.Option(
             "--base",
             metavar="MODEL",
-            help="The frozen model. Default: the one that `index` would use.",
+            help="The frozen model. Default: the one in the settings, else tiny.",
         ),
     ] = None,
     images: ImagesOption = None,
@@ -168,14 +168,15 @@ def _embedded(
     from mmsearch.datasets.formats import find_images, read_labelled
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
-    from mmsearch.encoders.registry import parse_model, require_network
+    from mmsearch.encoders.registry import require_network
     from mmsearch.training.sets import embed_set
 
     labelled = read_labelled(dataset, say)
     folder = images or find_images(dataset, list(labelled.images))
     models = EncoderProvider(settings, say, None)
-    encoder = models.for_new_index(base or settings.model, pick_device(settings.device))
-    require_network(parse_model(encoder.spec.model))  # heads stand on one
+    name = base or ("tiny" if settings.model == "auto" else settings.model)
+    require_network(models.source(name))  # heads stand on one
+    encoder = models.for_new_index(name, pick_device(settings.device))
     found = embed_set(
         encoder, folder, labelled.images, settings.cache_folder() / "views", seed, bar, say
     )

@@ -34,10 +34,13 @@ class Encoder(Protocol):
         ...
 
     def with_language(self, code: str) -> Self:
-        """The same encoder for texts in a language, where the model is told.
+        """The same encoder for texts in a language; itself where the model is told none.
 
         Args:
             code: FLORES-200's, as "deu_Latn".
+
+        Raises:
+            UsageError: the model is told languages, and does not know this one.
         """
         ...
 
@@ -58,8 +61,7 @@ class Encoder(Protocol):
                 arrays as `spec.inputs` has them, for "image" of shape (height, width, 3), uint8.
 
         Raises:
-            UsageError: this precision, or the model, gives no numbers here; or texts, and the
-                model is told no language, or does not know the one that it was to be told.
+            UsageError: this precision, or the model, gives no numbers here.
         """
         ...
 

@@ -122,6 +122,7 @@ class EncoderProvider:
         self._notify = notify
         self._confirm = confirm
         self._open: dict[tuple[str, str], Any] = {}
+        self._told_none: set[str] = set()
         self._lock = threading.Lock()  # around the tables here; never while a model is opened
         self._opening: dict[tuple[str, str], threading.Lock] = {}
 
@@ -140,16 +141,21 @@ class EncoderProvider:
 
     def for_space(self, spec: EncoderSpec, device: str) -> Encoder:
         encoder: Encoder = self._once(
-            (spec.space, device), lambda: self._set_up(self._open_space(spec, device))
+            (spec.space, device),
+            lambda: self._open_space(spec, device).with_streams(self._settings.streams),
         )
         return encoder
 
-    def _set_up(self, encoder: Encoder) -> Encoder:
-        return self._told(encoder.with_streams(self._settings.streams))
-
     def _told(self, encoder: Encoder) -> Encoder:
+        """A model that was just opened, for texts in the language of the settings."""
         language = self._settings.language
-        return encoder.with_language(language) if language else encoder
+        if not language:
+            return encoder
+        told = encoder.with_language(language)
+        if told is encoder and encoder.spec.space not in self._told_none:
+            self._told_none.add(encoder.spec.space)
+            self._notify(f"'{encoder.spec.model}' is told no language: '{language}' has no effect")
+        return told
 
     def _once(self, key: tuple[str, str], opened: Callable[[], Any]) -> Any:
         with self._alone(key):
@@ -168,7 +174,8 @@ class EncoderProvider:
         )
         if found is not encoder:
             with self._alone((encoder.spec.space, "cpu")):
-                found = self._open[encoder.spec.space, "cpu"] = self._set_up(found)
+                found = self._told(found).with_streams(self._settings.streams)
+                self._open[encoder.spec.space, "cpu"] = found
         return found
 
     def patch_encoder_of(self, spec: EncoderSpec) -> PatchEncoder:
@@ -200,13 +207,13 @@ class EncoderProvider:
         return bool(self._confirm and self._confirm(question))
 
     def _open_space(self, spec: EncoderSpec, device: str) -> Encoder:
-        if device == "cpu":
+        if device == "cpu" or self.cache.is_onnx(spec.space):
             name = self.cache.name_of(spec.space, spec.model)
             encoder = open_space(
                 spec.space, name, self.cache, self._settings.precision, self._notify
             )
             if encoder is not None:
-                return encoder
+                return self._told(encoder)
         reason: MmsearchError | None = None
         for name in self.cache.names_of(spec.space, spec.model):
             try:

@@ -28,7 +28,6 @@ from mmsearch.encoders.registry import (
     full_name,
     onnx_folder,
     parse_model,
-    require_network,
     require_weights,
     stamp,
     trained_names,
@@ -82,10 +81,23 @@ class ModelCache:
         return FileLock(self._folder / f"{name}.lock")
 
     def find(self, source: ModelSource) -> dict[str, Any] | None:
-        """What is remembered of the model whose files are as they are now."""
+        """What is remembered of the model whose files are as they are now.
+
+        Of one that comes as ONNX graphs from the hub, also where its files are gone: what was made
+        of them is all that is needed.
+        """
         files = _stamps(source)
-        entries = self._read().get(source.name, ())
-        return next((entry for entry in entries if entry["files"] == files), None)
+        for entry in self._read().get(source.name, ()):
+            gone = not files and source.kind == "hf-hub" and self.is_onnx(entry["space"])
+            if gone or entry["files"] == files:
+                return dict(entry)
+        return None
+
+    def is_onnx(self, space: str) -> bool:
+        """Whether a model was converted here from ONNX graphs: it runs on the CPU alone."""
+        from mmsearch.encoders.openvino import comes_as_onnx
+
+        return comes_as_onnx(self.folder_of(space))
 
     def names_of(self, space: str, first: str) -> list[str]:
         """The names under which a space's model may be had: `first`, then others seen here."""
@@ -230,7 +242,9 @@ def open_encoder(
     Raises:
         ModelNotFound: no such model, or its weights cannot be had.
     """
-    entry = cache.find(source) if device == "cpu" else None
+    entry = cache.find(source)
+    if entry and device != "cpu" and not cache.is_onnx(entry["space"]):
+        entry = None
     if entry and entry["runtime"] == "torch":
         return _open_torch(source, "cpu", "fp32")
     if entry and (encoder := open_space(entry["space"], source.name, cache, precision, notify)):
@@ -362,11 +376,15 @@ def open_patch_encoder(
         raise UsageError(
             f"'{encoder.spec.model}' runs with torch here, and patches are read with OpenVINO only"
         )
+    if cache.is_onnx(encoder.spec.space):
+        raise UsageError(
+            f"'{encoder.spec.model}' comes as ONNX graphs, of which patches cannot be read: "
+            "--patches and --rerank are for tiny and open_clip models"
+        )
     patches, source = encoder.folder / PATCHES, parse_model(encoder.spec.model)
     if not is_exported(patches, PATCH_VERSION):
         _link_own_graphs(source, cache, encoder.spec)
     if not is_exported(patches, PATCH_VERSION):
-        require_network(source)
         with cache.lock(encoder.spec.space):
             if not is_exported(patches, PATCH_VERSION):  # another process may have been at it
                 with extra("torch", f"preparing the patches of '{source.name}'"):

@@ -36,7 +36,7 @@ from mmsearch.encoders.registry import (
     tower_source,
 )
 from mmsearch.encoders.tokenizer import ClipTokenizer, Tokenize, build_tokenizer, read_merges
-from mmsearch.errors import ModelNotFound, UsageError, in_a_line
+from mmsearch.errors import ModelNotFound, in_a_line
 from mmsearch.networks.aligned import AlignedHeads, AlignedModel, HeadsConfig
 from mmsearch.types import IMAGE, TEXT, Batch, EncoderSpec, Modality, Preprocess, Vectors
 
@@ -375,7 +375,7 @@ class TorchEncoder:
         return self
 
     def with_language(self, code: str) -> Self:  # noqa: ARG002 - the protocol's
-        raise UsageError(f"'{self.spec.model}' is told no language: leave --language out")
+        return self
 
     def warm_up(self, modality: Modality, *, wait: bool = True) -> None:
         """Nothing to do: torch compiles nothing, and the weights are where they should be."""

@@ -2,7 +2,8 @@
 
 A converted model is a folder named after its space:
 
-    manifest.json    what is known of the model, and how far each precision agrees with torch
+    manifest.json    what is known of the model, and how far each precision agrees with torch, or
+                     with fp32 where the model came as ONNX graphs
     image.xml, .bin  the image tower, u8 pixels in, unit vectors out; the second may be a link to
                      the model's own file of weights
     text.xml, .bin   the text tower, token ids in, unit vectors out; where the manifest says so,
@@ -222,7 +223,7 @@ class OpenVinoEncoder(Towers):
         rest = choose_precision("auto", self.spec.model, agreement, {}, capabilities())
         self._hint = _HINTS[rest if self.precision == "int8" else self.precision]
         self._cuts_texts = bool(manifest["cuts_texts"])
-        self._is_linked = _LINKED in manifest
+        self._is_told_language = bool(manifest.get("told_language"))
         self.folder = folder
         """Where the converted model lies."""
         self._streams, self._language = streams, language
@@ -240,9 +241,11 @@ class OpenVinoEncoder(Towers):
         return self._again(streams=count)
 
     def with_language(self, code: str) -> OpenVinoEncoder:
-        if code == self._language:
+        if code == self._language or not self._is_told_language:
             return self
-        return self._again(language=code)
+        found = self._again(language=code)
+        found.tokenize  # noqa: B018 - says now whether it knows the language
+        return found
 
     def _again(self, **changed: Any) -> OpenVinoEncoder:
         same = {"streams": self._streams, "name": self.spec.model, "language": self._language}
@@ -279,21 +282,27 @@ class OpenVinoEncoder(Towers):
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
-        rows = [] if self._embeddings is None or tower != TEXT else [self._embeddings[batch]]
-        (found,) = self.run(tower, batch, *rows)
+        (found,) = self.run(tower, batch, *(self._rows(batch) if tower == TEXT else ()))
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return usable(unit, self.spec.model, self.precision)
+
+    def _rows(self, ids: NDArray[Any]) -> list[Vectors]:
+        """The embeddings of tokens, where the text tower is given them."""
+        if self._embeddings is None:
+            return []
+        if ids.max() >= len(self._embeddings):
+            raise UsageError(f"a text holds a token that '{self.spec.model}' does not know")
+        return [self._embeddings[ids]]
 
     def compile(self, tower: str) -> Graph:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self._hint,
             # One for each precision. Where the towers of two are kept in one folder, what is
-            # compiled second can be wrong: on CPUs with AMX, bf16 after fp32 gave no numbers.
+            # compiled second can be wrong: on CPUs with AMX, bf16 after fp32 gave no numbers. With
+            # all weights in it: without (OPTIMIZE_SIZE), constants came back wrong in 2026.4.
             "CACHE_DIR": str(self.folder / "compiled" / self.precision),
         }
-        if not self._is_linked:  # weights are read from beside the graph, not kept once more
-            options["CACHE_MODE"] = "OPTIMIZE_SIZE"
         if self._streams == 1:
             options["PERFORMANCE_HINT"] = "LATENCY"
         else:
@@ -324,8 +333,6 @@ class OpenVinoEncoder(Towers):
         tokenizer, clean = self.folder / "tokenizer.json", self.spec.tokenizer_clean
         if self.spec.tokenizer == "json":
             return JsonTokenizer(tokenizer, clean, self._language)
-        if self._language:
-            raise UsageError(f"'{self.spec.model}' is told no language: leave --language out")
         if self.spec.tokenizer == "clip":
             few = FewWords(self.folder / "merges.npy")
             whole = functools.partial(read_tokenizer, tokenizer)
@@ -386,6 +393,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
+def comes_as_onnx(folder: Path) -> bool:
+    """Whether a converted model was made of ONNX graphs."""
+    try:
+        return bool(read_manifest(folder).get("onnx"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def has_graphs(folder: Path, version: int = EXPORT_VERSION) -> bool:
     """Whether a folder describes converted towers; what they read may have gone or changed."""
     try:
@@ -432,14 +447,22 @@ def link_towers(folder: Path, weights: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def whole_or_not(folder: Path) -> Iterator[Path]:
-    """A draft of a folder, which takes the folder's place at the end, and is gone on an error."""
+    """A draft of a folder, which takes the folder's place at the end, and is gone on an error.
+
+    To be called under the lock of the folder's space: what a killed process left goes first.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".draft-{folder.name}-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(
-        prefix=".draft-", dir=folder.parent, ignore_cleanup_errors=True
+        prefix=prefix, dir=folder.parent, ignore_cleanup_errors=True
     ) as scratch:
         draft = Path(scratch) / folder.name
         draft.mkdir(0o700)
         yield draft
+        # What was compiled to try it is known by the draft's name, and no use to anybody else.
+        shutil.rmtree(draft / "compiled", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
 

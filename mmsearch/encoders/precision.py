@@ -110,6 +110,6 @@ def doubt(
     if precision not in agreement or lowest >= AGREEMENT[precision]:
         return None
     return (
-        f"'{model}' in {precision} differs from torch (cosine down to {lowest:.3f}): vectors are "
-        "less exact than in fp32"
+        f"'{model}' in {precision} differs from fp32 (cosine down to {lowest:.3f}): vectors are "
+        "less exact"
     )

@@ -2,7 +2,8 @@
 
 `published.csv` holds them. Memory and recall are as immich's documentation has them (its page on
 searching): the peak of immich's own process, and the mean of Recall@1, @5 and @10, text to image,
-on Crossmodal-3600 (Thapliyal et al. 2022). Megabytes are computed from the architectures.
+on Crossmodal-3600 (Thapliyal et al. 2022). Megabytes are those of the weights, computed from the
+architectures, and of large tokenizers.
 """
 
 from __future__ import annotations

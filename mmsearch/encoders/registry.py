@@ -100,6 +100,8 @@ def parse_model(name: str) -> ModelSource:
     for kind in kinds:
         prefix, _, rest = name.partition(":")
         if prefix == kind and rest:
+            if kind == "hf-hub" and not _REPOSITORY.fullmatch(rest):
+                raise UsageError(f"'{rest}' is no hub repository: name one as hf-hub:org/name")
             location = rest if kind == "hf-hub" else _absolute(rest)
             return ModelSource(f"{kind}:{location}", kind, "", location)
     if name.startswith(("./", "../", "/", "~/")):
@@ -139,6 +141,7 @@ def name_of(folder: Path, home: Path) -> str:
     return folder.name if folder.parent == home / "models" else f"local-dir:{folder}"
 
 
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED = (TINY, *ALIASES, "auto")
 
@@ -179,7 +182,8 @@ def cached_files(source: ModelSource) -> list[Path] | None:
         return [path]
     if (folder := onnx_folder(source)) is not None:
         found = (path for part in ONNX_PARTS for path in sorted(folder.glob(part)))
-        return [path for path in found if path.is_file() and path.suffix not in _OTHER_RUNTIMES]
+        named = {folder / name for name in ONNX_FILES}
+        return [path for path in found if path in named or _may_be_weights(path)]
     if source.kind == "hf-hub":
         config = _in_hub_cache(source.location, ("open_clip_config.json",))
         weights = _in_hub_cache(source.location, _WEIGHT_NAMES)
@@ -198,6 +202,13 @@ ONNX_FILES = (
 )
 ONNX_PARTS = ("config.json", "visual/*", "textual/*")
 _OTHER_RUNTIMES = (".armnn", ".rknn")
+#: What tokenizers and people leave beside the graphs.
+_NO_WEIGHTS = (*_OTHER_RUNTIMES, ".json", ".md", ".model", ".txt")
+
+
+def _may_be_weights(path: Path) -> bool:
+    """Whether a file beside a graph may be part of it: large graphs have weights in others."""
+    return path.is_file() and path.suffix not in _NO_WEIGHTS and not path.name.startswith(".")
 
 
 def onnx_folder(source: ModelSource) -> Path | None:
@@ -208,6 +219,8 @@ def onnx_folder(source: ModelSource) -> Path | None:
     """
     if source.kind == "onnx":
         folder = Path(source.location)
+        if not folder.is_dir():
+            raise ModelNotFound(f"{folder}: no such folder (model '{source.name}')")
         missing = [name for name in ONNX_FILES if not (folder / name).is_file()]
         if missing:
             raise ModelNotFound(
@@ -231,8 +244,8 @@ def require_network(source: ModelSource) -> None:
     """
     if onnx_folder(source) is not None:
         raise UsageError(
-            f"'{source.name}' comes as ONNX graphs: it cannot be trained, and its patches cannot "
-            f"be read; take an open_clip model, such as {DATACOMP}"
+            f"'{source.name}' comes as ONNX graphs, which torch does not run; to train or to read "
+            f"patches take 'tiny', or an open_clip model such as {DATACOMP}"
         )
 
 
@@ -246,9 +259,17 @@ def fetch_onnx(source: ModelSource, notify: Notify) -> Path | None:
         ModelNotFound: there is no such repository, or it cannot be fetched.
     """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         files = HfApi().list_repo_files(source.location)
+    except RepositoryNotFoundError as error:  # or a gated one
+        raise ModelNotFound(
+            f"'{source.name}': the hub has no such repository, or asks for a login"
+        ) from error
+    except Exception as error:  # whatever the hub library's client raises
+        raise ModelNotFound(f"'{source.name}': the hub answers {in_a_line(error, 200)}") from error
+    try:
         if "open_clip_config.json" in files or not set(ONNX_FILES).issubset(files):
             return None
         notify(f"fetching '{source.name}'")
@@ -258,8 +279,8 @@ def fetch_onnx(source: ModelSource, notify: Notify) -> Path | None:
             snapshot_download(source.location, allow_patterns=list(parts), ignore_patterns=ignored)
     except Exception as error:  # whatever the hub library's client raises
         raise ModelNotFound(
-            f"'{source.name}' cannot be fetched: {in_a_line(error)}; files that have come are "
-            "kept: run the same command to resume"
+            f"'{source.name}' was not fetched in full: {in_a_line(error, 200)}; files that have "
+            "come are kept: run the same command to resume"
         ) from error
     return onnx_folder(source)
 
@@ -443,5 +464,6 @@ def require_weights(source: ModelSource) -> None:
     if cached_files(source) is None and not hub_reachable():
         raise ModelNotFound(
             f"the weights of '{source.name}' are not on this machine and the model hub cannot be "
-            "reached; connect once, or use tiny, local-dir:/path or ARCH:/path/to/weights"
+            "reached; connect once, or use tiny, onnx:/path, local-dir:/path or "
+            "ARCH:/path/to/weights"
         )

@@ -53,7 +53,7 @@ class JsonTokenizer:
             language: that of the texts, where the model is told (NLLB's): FLORES-200's code.
 
         Raises:
-            UsageError: the model is not told, or does not know the language.
+            UsageError: the model does not know the language.
         """
         self._load = functools.cache(functools.partial(read_tokenizer, path))
         self._few = FewTexts.beside(path)
@@ -70,7 +70,7 @@ class JsonTokenizer:
         Raises:
             ValueError: the two do not say how.
         """
-        config = json.loads(tokenizer.with_name("tokenizer_config.json").read_text("utf-8"))
+        config = dict(json.loads(tokenizer.with_name("tokenizer_config.json").read_text("utf-8")))
         found, token = read_tokenizer(tokenizer), config.get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
         pad = found.token_to_id(token) if token else None
@@ -100,19 +100,27 @@ class JsonTokenizer:
 _LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 
+def is_told_language(tokenizer: Path) -> bool:
+    """Whether a `tokenizer.json` puts a language before a text."""
+    return _LANGUAGE.fullmatch(_first_token(read_tokenizer(tokenizer))) is not None
+
+
+def _first_token(tokenizer: Tokenizer) -> str:
+    tokens = tokenizer.encode("").tokens
+    return str(tokens[0]) if tokens else ""
+
+
 def _language_id(tokenizer: Tokenizer, language: str) -> int:
     """The id that stands before a text in that language."""
-    (first,) = tokenizer.encode("").tokens[:1] or ("",)
-    if not _LANGUAGE.fullmatch(first):
-        raise UsageError("the model is told no language: leave --language out")
-    known = sorted(filter(_LANGUAGE.fullmatch, tokenizer.get_vocab()))
+    ids = tokenizer.get_vocab()
+    known = sorted(filter(_LANGUAGE.fullmatch, ids))
     if language not in known:
         near = [name for name in known if name[:2] == language[:2]] or known
         raise UsageError(
-            f"the model knows no language '{language}'; it is told {first} or another code of "
-            f"FLORES-200, such as {', '.join(near[:8])}"
+            f"the model knows no language '{language}'; it is told {_first_token(tokenizer)} or "
+            f"another code of FLORES-200, such as {', '.join(near[:8])}"
         )
-    return tokenizer.get_vocab()[language]
+    return ids[language]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -340,7 +348,7 @@ def trimmed(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 def clip_merges(tokenizer: Path) -> list[tuple[str, str]] | None:
     """The merges of a `tokenizer.json` if it is CLIP's; None if it is another."""
     model = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]
-    if model["type"] != "BPE" or model.get("end_of_word_suffix") != "</w>":
+    if model.get("end_of_word_suffix") != "</w>" or "merges" not in model:  # older ones lack a type
         return None
     merges = [_pair(merge) for merge in model["merges"]]
     if len(merges) != _MERGES:

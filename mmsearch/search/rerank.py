@@ -37,7 +37,8 @@ from mmsearch.types import IMAGE, Ids, Term, Vectors
 
 FILE_NAME = "rerank.safetensors"
 NOT_TRAINED = (
-    "no re-ranker was trained for this index's model; 'mmsearch train rerank DATASET' trains one"
+    "no re-ranker was trained for this index's model; 'mmsearch train rerank DATASET' trains one, "
+    "for tiny and open_clip models"
 )
 Kind = Literal["interaction", "attention"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

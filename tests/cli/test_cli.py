@@ -689,7 +689,7 @@ def test_models_that_can_be_fetched_are_listed_with_their_figures():
     text = run("models", "--available")
     assert "Crossmodal-3600" in text.stderr
     (found,) = (line.split() for line in text.stdout.splitlines() if "(base-multi" in line)
-    assert found[:6] == ["73.15", "84.44", "62.56", "27.08", "1507", "3061"]
+    assert found[:6] == ["73.2", "84.4", "62.6", "27.1", "1541", "3061"]
     assert "(base)" in text.stdout
     listed = run("models", "--available", "--json").stdout.splitlines()
     assert len(listed) == len(text.stdout.splitlines()) - 1

@@ -305,7 +305,7 @@ def test_a_precision_that_does_not_agree_is_obeyed_with_a_word(tiny, tmp_path):
     said = []
     name = "another/one"  # tiny's own precisions were measured
     assert open_space(tiny.spec.space, name, cache, "bf16", said.append).precision == "bf16"
-    assert "differs from torch (cosine down to 0.900)" in said[0]
+    assert "differs from fp32 (cosine down to 0.900)" in said[0]
     assert open_space(tiny.spec.space, name, cache, "auto", said.append).precision == "fp32"
     assert len(said) == 1
 

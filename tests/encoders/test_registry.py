@@ -49,6 +49,12 @@ def test_other_names_are_explained(name):
         parse_model(name)
 
 
+@pytest.mark.parametrize("name", ["a/b/c", "org/", "org/name (base)", "https://hub/org/name"])
+def test_a_repository_has_a_name(name):
+    with pytest.raises(UsageError, match="is no hub repository"):
+        parse_model(f"hf-hub:{name}")
+
+
 def test_tiny_is_always_there():
     assert [path.name for path in cached_files(parse_model("tiny"))] == [
         "open_clip_config.json",
@@ -108,3 +114,11 @@ def test_a_trained_model_s_card_says_a_name_that_model_takes(tmp_path, monkeypat
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text("{}")
     assert full_name(name_of(folder, home), home) == f"local-dir:{folder}"
+
+
+def test_what_base_takes_to_fetch_is_what_is_published():
+    from mmsearch.encoders.published import published_models
+
+    published = {model.name: model.megabytes for model in published_models()}
+    for name in registry.ALIASES.values():
+        assert registry.KNOWN[name].megabytes == published[name]

@@ -9,7 +9,13 @@ import open_clip
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onnx_models import clip_tokenizer, gemma_tokenizer, nllb_tokenizer, unigram_tokenizer
+from onnx_models import (
+    clip_tokenizer,
+    gemma_tokenizer,
+    nllb_tokenizer,
+    unigram_tokenizer,
+    wordpiece_tokenizer,
+)
 from tokenizers import Tokenizer
 
 from mmsearch.encoders.open_clip import VOCABULARY
@@ -20,6 +26,7 @@ from mmsearch.encoders.tokenizer import (
     JsonTokenizer,
     build_tokenizer,
     clip_merges,
+    is_told_language,
     read_merges,
 )
 from mmsearch.errors import UsageError
@@ -130,11 +137,19 @@ ODD = [
 
 
 @pytest.mark.parametrize("clean", ["whitespace", "canonicalize"])
-@pytest.mark.parametrize("kind", [gemma_tokenizer, unigram_tokenizer, nllb_tokenizer])
+@pytest.mark.parametrize(
+    ("kind", "token"),
+    [
+        (gemma_tokenizer, "<pad>"),
+        (unigram_tokenizer, "<pad>"),
+        (nllb_tokenizer, "<pad>"),
+        (wordpiece_tokenizer, "[PAD]"),
+    ],
+)
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_tokenizer_json_gives_open_clips_ids(tmp_path, kind, clean, side):
+def test_a_tokenizer_json_gives_open_clips_ids(tmp_path, kind, token, clean, side):
     theirs = open_clip.tokenizer.HFTokenizer
-    path, pad = written(tmp_path, kind(), padding_side=side)
+    path, pad = written(tmp_path, kind(), padding_side=side, pad_token=token)
     expected = theirs(str(tmp_path / "textual"), 12, clean)(ODD).numpy()
     ours = JsonTokenizer(path, clean)
     np.testing.assert_array_equal(ours(ODD), expected)
@@ -195,10 +210,11 @@ def test_the_language_stands_before_the_text(tmp_path):
         JsonTokenizer(path, "whitespace", "de")
 
 
-def test_a_model_that_is_told_no_language_says_so(tmp_path):
-    path, _ = written(tmp_path, gemma_tokenizer())
-    with pytest.raises(UsageError, match="leave --language out"):
-        JsonTokenizer(path, "whitespace", "deu_Latn")
+def test_only_some_are_told_a_language(tmp_path):
+    for name, tokenizer in (("nllb", nllb_tokenizer()), ("gemma", gemma_tokenizer())):
+        tokenizer.save(str(tmp_path / name))
+    assert is_told_language(tmp_path / "nllb")
+    assert not is_told_language(tmp_path / "gemma")
 
 
 def test_clips_tokenizer_is_recognised_among_others(tmp_path):
@@ -206,3 +222,7 @@ def test_clips_tokenizer_is_recognised_among_others(tmp_path):
         tokenizer.save(str(tmp_path / name))
     assert clip_merges(tmp_path / "clip") == read_merges(VOCABULARY)
     assert clip_merges(tmp_path / "gemma") is None
+    stored = json.loads((tmp_path / "clip").read_text())
+    del stored["model"]["type"]  # as older files have it
+    (tmp_path / "clip").write_text(json.dumps(stored))
+    assert clip_merges(tmp_path / "clip") == read_merges(VOCABULARY)
