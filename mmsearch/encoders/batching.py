@@ -84,6 +84,23 @@ def _in_place(_node: Any, given: Given, _count: Any) -> Place | None:
     return given[0]
 
 
+def _along_another(node: Any, given: Given, _count: Any) -> Place | None:
+    """It works along axes that it names, none of which may hold the rows."""
+    if given[0] is None:
+        return None
+    rank, kind = len(_shape(node.input_value(0))), node.get_type_name()
+    axes: list[int] | None
+    if kind in ("Softmax", "TopK"):
+        axes = [node.get_attributes()["axis"]]
+    elif kind == "Slice":
+        axes = _constant(node, 4) if len(node.inputs()) > 4 else None
+    else:
+        axes = _constant(node, 1)
+    if axes is None or given[0][0] in {axis % rank for axis in axes}:
+        return None
+    return given[0]
+
+
 def _lined_up(node: Any, given: Given, _count: Any) -> Place | None:
     """Inputs are lined up at their last axes."""
     rank = len(_shape(node.output(0)))
@@ -186,12 +203,14 @@ def _gathered(node: Any, given: Given, count: Any) -> Place | None:
 _RULES: dict[str, Callable[[Any, Given, Any], Place | None]] = {
     **dict.fromkeys(
         (
-            "AvgPool", "Clamp", "Convert", "Convolution", "CumSum", "Elu", "Erf", "Exp", "Gelu",
-            "GroupConvolution", "HSigmoid", "HSwish", "IsNaN", "LogicalNot", "MVN", "MaxPool",
-            "Negative", "Relu", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "StridedSlice",
-            "Swish", "Tanh", "TopK", "VariadicSplit",
+            "AvgPool", "BatchNormInference", "Clamp", "Convert", "Convolution", "Elu", "Erf", "Exp",
+            "Gelu", "GroupConvolution", "HSigmoid", "HSwish", "IsNaN", "LogicalNot", "MaxPool",
+            "Negative", "Relu", "Sigmoid", "Sqrt", "Swish", "Tanh",
         ),
         _in_place,
+    ),
+    **dict.fromkeys(
+        ("CumSum", "MVN", "Slice", "Softmax", "Split", "TopK", "VariadicSplit"), _along_another
     ),
     **dict.fromkeys(
         (

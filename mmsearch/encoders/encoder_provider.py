@@ -189,9 +189,11 @@ class EncoderProvider:
         # "auto" is `base` where it is here or may be fetched, else `tiny`.
         if model != "auto":
             return self._load(self.source(model), device)
-        if cached_files(parse_model(BASE)) is not None or self._may_fetch_base():
+        base = parse_model(BASE)
+        is_here = cached_files(base) is not None or self.cache.find(base) is not None
+        if is_here or self._may_fetch_base():
             try:
-                return self._load(parse_model(BASE), device)
+                return self._load(base, device)
             except ModelNotFound as error:
                 self._notify(str(error))
         self._notify(

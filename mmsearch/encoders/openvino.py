@@ -527,7 +527,7 @@ class ExportError(Exception):
 
 def probe(encoder: Encoder) -> tuple[Vectors, Vectors]:
     """What an encoder makes of a few pictures and texts, to compare encoders of one space on."""
-    pixels = _probe_pixels(encoder.spec)
+    pixels = probe_pixels(encoder.spec.preprocess.size)
     return encoder.encode("image", pixels), encoder.encode("text", _PROBE_TEXTS)
 
 
@@ -548,9 +548,9 @@ def agreement_with(
     return found
 
 
-def _probe_pixels(spec: EncoderSpec) -> Pixels:
+def probe_pixels(size: tuple[int, int]) -> Pixels:
     """Pictures to compare on: noisy waves, nearer to photos, and flat shapes, which are harder."""
-    height, width = spec.preprocess.size
+    height, width = size
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., None]
     pictures = []

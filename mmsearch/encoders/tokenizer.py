@@ -58,7 +58,7 @@ class JsonTokenizer:
         self._load = functools.cache(functools.partial(read_tokenizer, path))
         self._few = FewTexts.beside(path)
         self._clean = _CLEANERS[clean]
-        self._language = _language_id(self._load(), language) if language else None
+        self._language = _language_ids(read_tokenizer(path), language) if language else None
 
     @staticmethod
     def save(path: Path, tokenizer: Path, context_length: int) -> int:
@@ -93,7 +93,8 @@ class JsonTokenizer:
             rows = [encoding.ids for encoding in self._load().encode_batch(cleaned)]
         found = np.array(rows, np.int64)
         if self._language is not None:
-            found[:, 0] = self._language
+            default, language = self._language
+            found[np.arange(len(found)), (found == default).argmax(axis=1)] = language
         return found
 
 
@@ -106,12 +107,13 @@ def is_told_language(tokenizer: Path) -> bool:
 
 
 def _first_token(tokenizer: Tokenizer) -> str:
+    tokenizer.no_padding()
     tokens = tokenizer.encode("").tokens
     return str(tokens[0]) if tokens else ""
 
 
-def _language_id(tokenizer: Tokenizer, language: str) -> int:
-    """The id that stands before a text in that language."""
+def _language_ids(tokenizer: Tokenizer, language: str) -> tuple[int, int]:
+    """The ids that stand before a text: the tokenizer's own, and that of the language."""
     ids = tokenizer.get_vocab()
     known = sorted(filter(_LANGUAGE.fullmatch, ids))
     if language not in known:
@@ -120,7 +122,7 @@ def _language_id(tokenizer: Tokenizer, language: str) -> int:
             f"the model knows no language '{language}'; it is told {_first_token(tokenizer)} or "
             f"another code of FLORES-200, such as {', '.join(near[:8])}"
         )
-    return ids[language]
+    return ids[_first_token(tokenizer)], ids[language]
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

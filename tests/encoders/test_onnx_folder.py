@@ -244,7 +244,7 @@ def test_a_file_that_cannot_be_read_is_one_line(models, tmp_path, file, content)
         ("config.json", {"embed_dim": 999}, "vectors of 192 numbers, not 999"),
         ("config.json", {"text_cfg": {"context_length": 9}}, "texts have 16 tokens, not 9"),
         ("visual/preprocess_cfg.json", {"size": [224, 48]}, "224 x 224, not 224 x 48"),
-        ("visual/preprocess_cfg.json", {"std": [0, 0, 0]}, "cannot be used"),
+        ("visual/preprocess_cfg.json", {"std": [0, 0, 0]}, "three numbers above 0"),
         ("visual/preprocess_cfg.json", {"resize_mode": "foo"}, "resize_mode is one of"),
         ("visual/preprocess_cfg.json", {"interpolation": "random"}, "interpolation is one of"),
         ("visual/preprocess_cfg.json", {"fill_color": [9, 0, 0]}, "fill_color is 0"),

@@ -197,15 +197,19 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path):
         written(tmp_path, gemma_tokenizer(), pad_token=None)
 
 
-def test_the_language_stands_before_the_text(tmp_path):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_language_stands_before_the_text(tmp_path, side):
     from transformers import PreTrainedTokenizerFast
 
-    path, _ = written(tmp_path, nllb_tokenizer())
+    path, pad = written(tmp_path, nllb_tokenizer(), padding_side=side)
     whole = PreTrainedTokenizerFast(tokenizer_file=str(path))
     english, german = (JsonTokenizer(path, "whitespace", code) for code in ("", "deu_Latn"))
     a, b = english(["ein hund"])[0], german(["ein hund"])[0]
-    assert whole.convert_ids_to_tokens([a[0], b[0]]) == ["eng_Latn", "deu_Latn"]
-    np.testing.assert_array_equal(a[1:], b[1:])
+    assert is_told_language(path)
+    at = int((a != pad).argmax())
+    assert (at > 0) is (side == "left")
+    assert whole.convert_ids_to_tokens([a[at], b[at]]) == ["eng_Latn", "deu_Latn"]
+    np.testing.assert_array_equal(np.delete(a, at), np.delete(b, at))
     with pytest.raises(UsageError, match=r"no language 'de'.*deu_Latn"):
         JsonTokenizer(path, "whitespace", "de")
 
