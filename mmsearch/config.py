@@ -70,7 +70,7 @@ class Settings:
     """"auto", "cpu" (OpenVINO) or a torch device such as "cuda"."""
     precision: str = "auto"
     language: str = ""
-    """That of texts, for models that are told (NLLB's): FLORES-200's code, as deu_Latn."""
+    """That of texts, for models that take one (NLLB's): FLORES-200's code, as deu_Latn."""
     workers: int = field(default_factory=available_cores)
     """Threads that read and decode files."""
     streams: int = 1

@@ -49,7 +49,7 @@ LanguageOption = Annotated[
     typer.Option(
         "--language",
         metavar="CODE",
-        help="The language of texts, for models that are told (NLLB's): deu_Latn, zho_Hans, ...",
+        help="The language of texts, for models that take one (nllb-clip-...): deu_Latn, ...",
     ),
 ]
 FusionOption = Annotated[

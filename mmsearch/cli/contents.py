@@ -159,14 +159,13 @@ def models(
 
 def _list_available(*, json_: bool) -> None:
     from mmsearch.encoders.published import RECALLS, published_models
-    from mmsearch.encoders.registry import ALIASES
+    from mmsearch.encoders.registry import listed_name
 
     found = published_models()
     if json_:
         for model in found:
             print(json.dumps(dataclasses.asdict(model)))
         return
-    own = {name: f"{name} ({alias})" for alias, name in ALIASES.items()}
     rows = [
         [
             *(
@@ -176,7 +175,7 @@ def _list_available(*, json_: bool) -> None:
             str(model.megabytes),
             str(model.memory_mib or "-"),
             model.languages,
-            own.get(model.name, model.name),
+            listed_name(model.name),
             model.licence,
         ]
         for model in found
@@ -186,5 +185,5 @@ def _list_available(*, json_: bool) -> None:
     say(
         "recall in percent: the mean of Recall@1, @5 and @10, text to image, on Crossmodal-3600, "
         "where some languages are easier than others; memory: in immich; both as immich's "
-        "documentation has them. Those with 201 languages are told the text's: --language"
+        "documentation has them. Those with 201 languages take --language"
     )

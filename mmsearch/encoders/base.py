@@ -34,13 +34,13 @@ class Encoder(Protocol):
         ...
 
     def with_language(self, code: str) -> Self:
-        """The same encoder for texts in a language; itself where the model is told none.
+        """The same encoder for texts in a language; itself where the model takes none.
 
         Args:
             code: FLORES-200's, as "deu_Latn".
 
         Raises:
-            UsageError: the model is told languages, and does not know this one.
+            UsageError: the model takes a language, and does not know this one.
         """
         ...
 

@@ -122,7 +122,7 @@ class EncoderProvider:
         self._notify = notify
         self._confirm = confirm
         self._open: dict[tuple[str, str], Any] = {}
-        self._told_none: set[str] = set()
+        self._without_language: set[str] = set()
         self._lock = threading.Lock()  # around the tables here; never while a model is opened
         self._opening: dict[tuple[str, str], threading.Lock] = {}
 
@@ -146,16 +146,16 @@ class EncoderProvider:
         )
         return encoder
 
-    def _told(self, encoder: Encoder) -> Encoder:
+    def _in_language(self, encoder: Encoder) -> Encoder:
         """A model that was just opened, for texts in the language of the settings."""
         language = self._settings.language
         if not language:
             return encoder
-        told = encoder.with_language(language)
-        if told is encoder and encoder.spec.space not in self._told_none:
-            self._told_none.add(encoder.spec.space)
-            self._notify(f"'{encoder.spec.model}' is told no language: '{language}' has no effect")
-        return told
+        found = encoder.with_language(language)
+        if found is encoder and encoder.spec.space not in self._without_language:
+            self._without_language.add(encoder.spec.space)
+            self._notify(f"'{encoder.spec.model}' takes no language: '{language}' has no effect")
+        return found
 
     def _once(self, key: tuple[str, str], opened: Callable[[], Any]) -> Any:
         with self._alone(key):
@@ -174,7 +174,7 @@ class EncoderProvider:
         )
         if found is not encoder:
             with self._alone((encoder.spec.space, "cpu")):
-                found = self._told(found).with_streams(self._settings.streams)
+                found = self._in_language(found).with_streams(self._settings.streams)
                 self._open[encoder.spec.space, "cpu"] = found
         return found
 
@@ -215,7 +215,7 @@ class EncoderProvider:
                 spec.space, name, self.cache, self._settings.precision, self._notify
             )
             if encoder is not None:
-                return self._told(encoder)
+                return self._in_language(encoder)
         reason: MmsearchError | None = None
         for name in self.cache.names_of(spec.space, spec.model):
             try:
@@ -245,4 +245,4 @@ class EncoderProvider:
             precision=self._settings.precision,
             notify=self._notify,
         )
-        return self._told(found)
+        return self._in_language(found)

@@ -26,6 +26,7 @@ from mmsearch.encoders.registry import (
     fetch_onnx,
     file_hash,
     full_name,
+    listed_name,
     onnx_folder,
     parse_model,
     require_weights,
@@ -164,14 +165,13 @@ def list_models(
     if active is not None:
         known[active.model] = active
     trained = {full_name(name, home): name for name in trained_names(home)}
-    own = {name: f"{name} ({alias})" for alias, name in ALIASES.items()}
-    names = dict.fromkeys((TINY, *own, *trained, *known))
+    names = dict.fromkeys((TINY, *ALIASES.values(), *trained, *known))
     rows = []
     for name in names:
         about = known.get(name) or KNOWN.get(name, NOTHING_KNOWN)
         rows.append(
             ModelRow(
-                name=own.get(name) or trained.get(name, name),
+                name=trained.get(name) or listed_name(name),
                 dim=about.dim,
                 parameters=about.parameters,
                 licence=about.licence,

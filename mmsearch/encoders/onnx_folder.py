@@ -56,8 +56,8 @@ from mmsearch.encoders.tokenizer import (
     Tokenize,
     build_tokenizer,
     clip_merges,
-    is_told_language,
     read_tokenizer,
+    takes_language,
 )
 from mmsearch.errors import MmsearchError, ModelNotFound, in_a_line
 from mmsearch.types import IMAGE, TEXT, EncoderSpec, Preprocess
@@ -173,7 +173,7 @@ def _convert(folder: Path, spec: EncoderSpec, draft: Path) -> None:
         "spec": {**spec.to_json(), "model": ""},  # names are looked up from the space
         "cuts_texts": False,
         "onnx": True,
-        "told_language": is_told_language(draft / "tokenizer.json"),
+        "takes_language": takes_language(draft / "tokenizer.json"),
         "agreement": {},
     }
     write_json(draft / "manifest.json", manifest)

@@ -210,7 +210,7 @@ class OpenVinoEncoder(Towers):
         Args:
             streams: how many threads encode at once. For one, all cores work at what it gives.
             name: what the model is called; the folder knows its space alone.
-            language: that of the texts, for a model that is told.
+            language: that of the texts, for a model that takes one.
         """
         manifest = read_manifest(folder)
         self.spec = replace(EncoderSpec.from_json(manifest["spec"]), model=name or folder.name)
@@ -223,7 +223,7 @@ class OpenVinoEncoder(Towers):
         rest = choose_precision("auto", self.spec.model, agreement, {}, capabilities())
         self._hint = _HINTS[rest if self.precision == "int8" else self.precision]
         self._cuts_texts = bool(manifest["cuts_texts"])
-        self._is_told_language = bool(manifest.get("told_language"))
+        self._takes_language = bool(manifest.get("takes_language"))
         self.folder = folder
         """Where the converted model lies."""
         self._streams, self._language = streams, language
@@ -241,7 +241,7 @@ class OpenVinoEncoder(Towers):
         return self._again(streams=count)
 
     def with_language(self, code: str) -> OpenVinoEncoder:
-        if code == self._language or not self._is_told_language:
+        if code == self._language or not self._takes_language:
             return self
         found = self._again(language=code)
         found.tokenize  # noqa: B018 - says now whether it knows the language

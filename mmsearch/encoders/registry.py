@@ -26,6 +26,9 @@ ALIASES = {
 }
 
 
+_OWN = {name: alias for alias, name in ALIASES.items()}
+
+
 @dataclass(frozen=True)
 class KnownModel:
     """What is known of a model before it was ever loaded; 0 and "" where that is nothing."""
@@ -120,6 +123,11 @@ def parse_model(name: str) -> ModelSource:
     )
 
 
+def listed_name(name: str) -> str:
+    """A model's name for a list: with mmsearch's own name for it in brackets, where it has one."""
+    return f"{name} ({_OWN[name]})" if name in _OWN else name
+
+
 def model_folder(name: str, home: Path) -> Path:
     """The folder of a model that was trained here: by its name below `home`, or a path.
 
@@ -181,7 +189,7 @@ def cached_files(source: ModelSource) -> list[Path] | None:
             raise ModelNotFound(f"{path}: no such weights file (model '{source.name}')")
         return [path]
     if (folder := onnx_folder(source)) is not None:
-        found = (path for part in ONNX_PARTS for path in sorted(folder.glob(part)))
+        found = (path for part in _ONNX_PARTS for path in sorted(folder.glob(part)))
         named = {folder / name for name in ONNX_FILES}
         return [path for path in found if path in named or _may_be_weights(path)]
     if source.kind == "hf-hub":
@@ -200,7 +208,7 @@ ONNX_FILES = (
     "textual/tokenizer.json",
     "textual/tokenizer_config.json",
 )
-ONNX_PARTS = ("config.json", "visual/*", "textual/*")
+_ONNX_PARTS = ("config.json", "visual/*", "textual/*")
 _OTHER_RUNTIMES = (".armnn", ".rknn")
 #: What tokenizers and people leave beside the graphs.
 _NO_WEIGHTS = (*_OTHER_RUNTIMES, ".json", ".md", ".model", ".txt")
@@ -275,7 +283,7 @@ def fetch_onnx(source: ModelSource, notify: Notify) -> Path | None:
         notify(f"fetching '{source.name}'")
         # The config last: where it is, all is (`onnx_folder`).
         ignored = [f"*{suffix}" for suffix in _OTHER_RUNTIMES]
-        for parts in (ONNX_PARTS[1:], ONNX_PARTS[:1]):
+        for parts in (_ONNX_PARTS[1:], _ONNX_PARTS[:1]):
             snapshot_download(source.location, allow_patterns=list(parts), ignore_patterns=ignored)
     except Exception as error:  # whatever the hub library's client raises
         raise ModelNotFound(

@@ -50,7 +50,7 @@ class JsonTokenizer:
         """Takes what `save` wrote.
 
         Args:
-            language: that of the texts, where the model is told (NLLB's): FLORES-200's code.
+            language: that of the texts, where the model takes one (NLLB's): FLORES-200's code.
 
         Raises:
             UsageError: the model does not know the language.
@@ -58,7 +58,7 @@ class JsonTokenizer:
         self._load = functools.cache(functools.partial(read_tokenizer, path))
         self._few = FewTexts.beside(path)
         self._clean = _CLEANERS[clean]
-        self._language = _language_ids(read_tokenizer(path), language) if language else None
+        self._language = _language_ids(self._load(), language) if language else None
 
     @staticmethod
     def save(path: Path, tokenizer: Path, context_length: int) -> int:
@@ -101,15 +101,15 @@ class JsonTokenizer:
 _LANGUAGE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 
 
-def is_told_language(tokenizer: Path) -> bool:
+def takes_language(tokenizer: Path) -> bool:
     """Whether a `tokenizer.json` puts a language before a text."""
     return _LANGUAGE.fullmatch(_first_token(read_tokenizer(tokenizer))) is not None
 
 
 def _first_token(tokenizer: Tokenizer) -> str:
-    tokenizer.no_padding()
-    tokens = tokenizer.encode("").tokens
-    return str(tokens[0]) if tokens else ""
+    found = tokenizer.encode("")
+    pairs = zip(found.tokens, found.attention_mask, strict=True)
+    return next((str(token) for token, is_there in pairs if is_there), "")
 
 
 def _language_ids(tokenizer: Tokenizer, language: str) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def _language_ids(tokenizer: Tokenizer, language: str) -> tuple[int, int]:
     if language not in known:
         near = [name for name in known if name[:2] == language[:2]] or known
         raise UsageError(
-            f"the model knows no language '{language}'; it is told {_first_token(tokenizer)} or "
+            f"the model knows no language '{language}'; it takes {_first_token(tokenizer)} or "
             f"another code of FLORES-200, such as {', '.join(near[:8])}"
         )
     return ids[_first_token(tokenizer)], ids[language]

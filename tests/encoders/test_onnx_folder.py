@@ -208,7 +208,7 @@ def test_another_tokenizer_or_size_is_another_space(models, tmp_path, cache):
 
 @pytest.mark.parametrize("missing", ONNX_FILES)
 def test_what_a_folder_lacks_is_named(models, tmp_path, missing):
-    folder = tmp_path / "lacking"
+    folder = tmp_path / "incomplete"
     shutil.copytree(models["vit"][0], folder)
     (folder / missing).unlink()
     with pytest.raises(ModelNotFound, match=missing):
@@ -294,7 +294,7 @@ def test_what_a_killed_preparation_left_is_taken_away(models, tmp_path):
     assert not left.exists()
 
 
-def test_a_language_is_told_to_those_that_take_one(models, tmp_path):
+def test_a_language_is_given_to_those_that_take_one(models, tmp_path):
     said = []
     paint(tmp_path / "photos/a.png", "red")
     (tmp_path / "photos/a.txt").write_text("ein hund am strand")
@@ -312,7 +312,7 @@ def test_a_language_is_told_to_those_that_take_one(models, tmp_path):
         assert hit.score < 0.9999
     with engine("nllb", "de") as wrong, pytest.raises(UsageError, match="no language 'de'"):
         wrong.search("hund")
-    assert not [line for line in said if "told" in line]
+    assert not [line for line in said if "language" in line]
     with engine("vit", "deu_Latn") as other:
         other.index([tmp_path / "photos"])
         other.search("hund")

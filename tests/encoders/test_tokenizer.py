@@ -26,8 +26,8 @@ from mmsearch.encoders.tokenizer import (
     JsonTokenizer,
     build_tokenizer,
     clip_merges,
-    is_told_language,
     read_merges,
+    takes_language,
 )
 from mmsearch.errors import UsageError
 
@@ -205,7 +205,7 @@ def test_the_language_stands_before_the_text(tmp_path, side):
     whole = PreTrainedTokenizerFast(tokenizer_file=str(path))
     english, german = (JsonTokenizer(path, "whitespace", code) for code in ("", "deu_Latn"))
     a, b = english(["ein hund"])[0], german(["ein hund"])[0]
-    assert is_told_language(path)
+    assert takes_language(path)
     at = int((a != pad).argmax())
     assert (at > 0) is (side == "left")
     assert whole.convert_ids_to_tokens([a[at], b[at]]) == ["eng_Latn", "deu_Latn"]
@@ -214,11 +214,11 @@ def test_the_language_stands_before_the_text(tmp_path, side):
         JsonTokenizer(path, "whitespace", "de")
 
 
-def test_only_some_are_told_a_language(tmp_path):
+def test_only_some_take_a_language(tmp_path):
     for name, tokenizer in (("nllb", nllb_tokenizer()), ("gemma", gemma_tokenizer())):
         tokenizer.save(str(tmp_path / name))
-    assert is_told_language(tmp_path / "nllb")
-    assert not is_told_language(tmp_path / "gemma")
+    assert takes_language(tmp_path / "nllb")
+    assert not takes_language(tmp_path / "gemma")
 
 
 def test_clips_tokenizer_is_recognised_among_others(tmp_path):
