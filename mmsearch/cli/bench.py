@@ -81,6 +81,15 @@ def bench(
             "--fusion image unless one is named.",
         ),
     ] = 0,
+    qrels: Annotated[
+        Path | None,
+        typer.Option(
+            "--qrels",
+            metavar="FILE",
+            help="People's judgments, as TREC has them: lines of 'IMAGE#N 0 OTHER GRADE' for the "
+            "N-th caption of an image, from 0.",
+        ),
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Option("--export", metavar="DIR", help="Write the vectors that were compared."),
@@ -101,12 +110,14 @@ def bench(
 
     The model is that of the index, where there is one, unless --model names another.
     """
-    if dataset is None and (images or split or limit or model):
-        raise UsageError("--images, --split, --limit and --model go with a DATASET")
+    if dataset is None and (images or split or limit or model or qrels):
+        raise UsageError("--images, --split, --limit, --model and --qrels go with a DATASET")
     if hold_out and not (fusion or rerank):
         raise UsageError("--hold-out goes with --fusion and --rerank")
-    if (fusion or rerank) and (export or run_out or html):
-        raise UsageError("--export, --run-out and --html do not go with --fusion or --rerank")
+    if (fusion or rerank) and (export or run_out or html or qrels):
+        raise UsageError(
+            "--export, --run-out, --html and --qrels do not go with --fusion or --rerank"
+        )
     engine = engine_for(index, model=model, device=device, precision=precision, language=language)
     if fusion or rerank:
         from mmsearch.evaluation import comparison
@@ -127,7 +138,9 @@ def bench(
         from mmsearch.evaluation import retrieval
 
         with engine, progress_bar() as bar:
-            report = engine.bench(dataset, images=images, split=split, limit=limit, on_progress=bar)
+            report = engine.bench(
+                dataset, images=images, split=split, limit=limit, qrels=qrels, on_progress=bar
+            )
         _write(report, export, run_out, html)
         if report.missing:
             names = ", ".join(printable(name) for name in report.missing[:5])

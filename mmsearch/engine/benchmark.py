@@ -16,6 +16,13 @@ from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
 from mmsearch.evaluation.comparison import FusionReport
+from mmsearch.evaluation.judgments import (
+    JudgedFigures,
+    Qrels,
+    by_judgments,
+    caption_names,
+    read_qrels,
+)
 from mmsearch.evaluation.retrieval import BenchReport, Corpus, evaluate
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.pipeline import Pipeline
@@ -42,10 +49,14 @@ class Labels:
     """Which split; None is "test" where there is one, else all."""
     limit: int | None = None
     """Only so many images."""
+    qrels: PathLike | None = None
+    """A file of judgments in TREC's form."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit is a whole number from 1, not {self.limit}")
+        if self.qrels is not None and self.dataset is None:
+            raise UsageError("judgments are of a labelled set: name that too")
 
     def read(self, notify: Notify) -> LabelledSet:
         """The set that is named; what of it cannot be used is told."""
@@ -71,10 +82,15 @@ class Trial:
     split: str
     missing: tuple[str, ...] = ()
     """Images of the set that could not be indexed."""
+    images: Sequence[LabelledImage] = ()
+    """Those of the set that were to be indexed,"""
+    folder: Path = Path()
+    """from this folder."""
 
 
 def bench(opened: OpenIndex, labels: Labels, on_progress: OnProgress) -> BenchReport:
     """`Engine.bench`."""
+    qrels = None if labels.qrels is None else read_qrels(expanded(labels.qrels))
     measured = (
         nullcontext(Trial(opened, _name_of(opened), ""))
         if labels.dataset is None
@@ -90,9 +106,20 @@ def bench(opened: OpenIndex, labels: Labels, on_progress: OnProgress) -> BenchRe
                 ],
                 on_progress,
             )
+    judged = None if qrels is None else _judged(corpus, trial, qrels)
     return BenchReport(
-        trial.name, trial.split, space.spec.model, space.precision, corpus, result, trial.missing
-    )
+        trial.name, trial.split, space.spec.model, space.precision, corpus, result, trial.missing,
+        judged,
+    )  # fmt: skip
+
+
+def _judged(corpus: Corpus, trial: Trial, qrels: Qrels) -> JudgedFigures:
+    files = [
+        os.path.relpath(name, trial.folder).replace(os.sep, "/") for name in corpus.image_names
+    ]
+    row_of = {file: row for row, file in enumerate(files)}
+    names = caption_names(trial.images, row_of, corpus.texts, corpus.owner)
+    return by_judgments(corpus.images, corpus.captions, corpus.owner, names, files, qrels)
 
 
 def _own_model(opened: OpenIndex) -> str | None:
@@ -191,7 +218,7 @@ def indexed(
                 f"the weights of '{model}' are not those that {opened.folder} was made with: name "
                 "the model to measure with --model, or put those back"
             )
-        yield Trial(other, labelled.name, split, missing)
+        yield Trial(other, labelled.name, split, missing, chosen, folder)
 
 
 def index_listed(

@@ -268,6 +268,7 @@ class Engine:
         images: PathLike | None = None,
         split: str | None = None,
         limit: int | None = None,
+        qrels: PathLike | None = None,
         on_progress: OnProgress = no_progress,
     ) -> BenchReport:
         """Recall@1/5/10 both ways, on a labelled set or on the index's own captions.
@@ -280,10 +281,12 @@ class Engine:
             images: the folder of the images, where it is not beside the labels.
             split: which split; None is "test" where there is one, else all of it.
             limit: only so many images.
+            qrels: people's judgments of the set's captions, a TREC file with grades
+                (`mmsearch.evaluation.judgments`).
         """
         from mmsearch.engine import benchmark
 
-        labels = benchmark.Labels(dataset, images, split, limit)
+        labels = benchmark.Labels(dataset, images, split, limit, qrels)
         return benchmark.bench(self.opened, labels, on_progress)
 
     def compare_fusions(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import UsageError
+from mmsearch.evaluation.judgments import JudgedFigures
 from mmsearch.evaluation.ranking import (
     CUTOFFS,
     NOT_FOUND,
@@ -32,6 +33,8 @@ from mmsearch.store.store import Contents
 from mmsearch.types import Ids, Modality, OnProgress, Progress, Vectors, no_progress
 
 ONE_ANSWER = "  equal captions as one"
+_OWN_ONLY = "text -> image, judged ones"
+_APPROVED = "  by judgments"
 NAMES = {"t2i": "text -> image", "i2t": "image -> text"}
 DEFINITION = (
     "Recall@K is the share of queries with a true answer among the first K (Success@k, hit rate). "
@@ -242,6 +245,8 @@ class BenchReport:
     result: RetrievalResult
     missing: tuple[str, ...] = ()
     """Files of the labelled set that could not be indexed; their captions ask nothing."""
+    judged: JudgedFigures | None = None
+    """Text to image by people's judgments, where there are any."""
 
 
 def to_json(report: BenchReport) -> dict[str, Any]:
@@ -269,6 +274,20 @@ def to_json(report: BenchReport) -> dict[str, Any]:
                 **recall_figures(merged.recall),
                 **_rank_figures(merged),
             }
+    if (judged := report.judged) is not None:
+        document["t2i_judged"] = {
+            "nDCG@10": round(judged.ndcg, 4),
+            "nDCG@10_interval": [round(end, 2) for end in judged.ndcg_interval],
+            **recall_figures(judged.approved.recall),
+            **interval_figures(judged.approved),
+            **_rank_figures(judged.approved),
+            "queries": judged.approved.queries,
+            "unknown_pairs": judged.unknown,
+            "own_picture_only": {
+                **recall_figures(judged.plain.recall),
+                **_rank_figures(judged.plain),
+            },
+        }
     return document
 
 
@@ -296,6 +315,9 @@ def table_of(report: BenchReport) -> Table:
         rows.append([NAMES[direction.name], *_cells(direction.metrics), worst])
         if direction.one_answer is not None:
             rows.append([ONE_ANSWER, *_cells(direction.one_answer), ""])
+    if report.judged is not None:
+        rows.append([_OWN_ONLY, *_cells(report.judged.plain), ""])
+        rows.append([_APPROVED, *_cells(report.judged.approved), ""])
     note = DEFINITION
     if report.corpus.repeated:
         note += (
@@ -303,7 +325,22 @@ def table_of(report: BenchReport) -> Table:
             "another image, which counts as a wrong answer above, as in the CLIP papers; below it, "
             "equal captions are one answer."
         )
+    if report.judged is not None:
+        note += f" {_told_of(report.judged)}"
     return Table(head, rows, note)
+
+
+def _told_of(judged: JudgedFigures) -> str:
+    low, high = judged.ndcg_interval
+    told = (
+        f"Judged: {judged.approved.queries} captions with judged pictures, first with their own "
+        "picture as the only answer, then with every picture of a grade above 0 and their own; "
+        f"nDCG@10 {judged.ndcg:.1f} [{low:.1f}, {high:.1f}], where a caption's own picture has the "
+        "highest grade of the file unless it was judged."
+    )
+    if judged.unknown:
+        told += f" {judged.unknown} judged pairs are of captions or pictures that are not here."
+    return told
 
 
 def _cells(metrics: Metrics) -> list[str]:

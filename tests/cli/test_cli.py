@@ -726,6 +726,19 @@ def test_benchmark_of_a_labelled_set_reproduces_from_its_export(gallery, tmp_pat
     assert report["t2i"]["index_loss"]["R@10"] == 0
 
 
+def test_benchmark_by_judgments(gallery, tmp_path, tiny):
+    qrels = tmp_path / "qrels"
+    qrels.write_text("00.png#0 0 01.png 2\n00.png#0 0 gone.png 1\n")
+    found = json.loads(run("bench", gallery, "--qrels", qrels, "--json").stdout)["t2i_judged"]
+    assert (found["queries"], found["unknown_pairs"]) == (1, 1)
+    assert found["R@10"] >= found["own_picture_only"]["R@10"]
+    assert "nDCG@10" in run("bench", gallery, "--qrels", qrels).stdout
+    assert "go with a DATASET" in run("bench", "--qrels", qrels, code=2).stderr
+    (tmp_path / "bad").write_text("one two\n")
+    refused = run("bench", gallery, "--qrels", tmp_path / "bad", code=2)
+    assert "line 1 is not" in refused.stderr
+
+
 def test_benchmark_of_the_index_itself(index):
     report = json.loads(run("bench", "--index", index, "--json").stdout)
     assert (report["images"], report["captions"]) == (20, 60)
