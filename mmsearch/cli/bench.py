@@ -34,7 +34,8 @@ def bench(
         Path | None,
         typer.Argument(
             metavar="[DATASET]",
-            help="A captions file, or a folder with one; default: the index's own captions.",
+            help="A captions file, a folder with one, or a set with its pictures inside "
+            "(WebDataset's .tar, .parquet); default: the index's own captions.",
         ),
     ] = None,
     index: IndexOption = None,

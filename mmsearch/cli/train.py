@@ -165,12 +165,14 @@ def align(
 def _embedded(
     dataset: Path, images: Path | None, base: str | None, settings: Settings, seed: int, bar: Any
 ) -> tuple[Features, Encoder, str]:
+    from mmsearch.datasets.archives import unpacked
     from mmsearch.datasets.formats import find_images, read_labelled
     from mmsearch.encoders.encoder_provider import EncoderProvider
     from mmsearch.encoders.loading import pick_device
     from mmsearch.encoders.registry import require_network
     from mmsearch.training.sets import embed_set
 
+    dataset = unpacked(dataset, settings.cache_folder())
     labelled = read_labelled(dataset, say)
     folder = images or find_images(dataset, list(labelled.images))
     models = EncoderProvider(settings, say, None)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
@@ -38,6 +38,7 @@ from mmsearch.types import (
 
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
+    from mmsearch.engine.benchmark import Labels
     from mmsearch.evaluation.comparison import FusionReport
     from mmsearch.evaluation.retrieval import BenchReport
     from mmsearch.search.rerank import Kind
@@ -189,6 +190,16 @@ class Engine:
             self.store  # noqa: B018 - raises where there is no index to rescan
         return (indexing.dry_run if dry_run else indexing.index)(self.opened, request)
 
+    def _labels(self, dataset: PathLike | LabelledSet | None, *rest: Any) -> Labels:
+        """What is measured on or trained on; a set with its pictures inside is unpacked first."""
+        from mmsearch.datasets.archives import unpacked
+        from mmsearch.datasets.labelled import LabelledSet
+        from mmsearch.engine.benchmark import Labels
+
+        if dataset is not None and not isinstance(dataset, LabelledSet):
+            dataset = unpacked(expanded(dataset), self.opened.settings.cache_folder())
+        return Labels(dataset, *rest)
+
     def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
         if captions is None:
             return None
@@ -286,7 +297,7 @@ class Engine:
         """
         from mmsearch.engine import benchmark
 
-        labels = benchmark.Labels(dataset, images, split, limit, qrels)
+        labels = self._labels(dataset, images, split, limit, qrels)
         return benchmark.bench(self.opened, labels, on_progress)
 
     def compare_fusions(
@@ -318,7 +329,7 @@ class Engine:
         """
         from mmsearch.engine import benchmark
 
-        labels = benchmark.Labels(dataset, images, split, limit)
+        labels = self._labels(dataset, images, split, limit)
         return benchmark.compare_fusions(
             self.opened,
             labels,
@@ -356,12 +367,10 @@ class Engine:
             IndexNotFound: there is no index to keep the weights for.
             UsageError: too few captions to train on.
         """
-        from mmsearch.engine.benchmark import Labels
-
         with extra("torch", "training"):
             from mmsearch.engine import training_jobs
 
-        labels = Labels(dataset, images, split, limit)
+        labels = self._labels(dataset, images, split, limit)
         return training_jobs.train_fusion(
             self.opened, labels, hold_out=hold_out, keep=keep, seed=seed, on_progress=on_progress
         )
@@ -391,12 +400,10 @@ class Engine:
         Raises:
             IndexNotFound: there is no index to keep it for.
         """
-        from mmsearch.engine.benchmark import Labels
-
         with extra("torch", "training"):
             from mmsearch.engine import training_jobs
 
-        labels = Labels(dataset, images)
+        labels = self._labels(dataset, images)
         return training_jobs.train_compose(
             self.opened, labels, keep=keep, seed=seed, on_progress=on_progress, recipe=recipe
         )
@@ -429,12 +436,10 @@ class Engine:
             IndexNotFound: there is no index to keep it for.
             UsageError: too few photos, or a model whose patches cannot be read.
         """
-        from mmsearch.engine.benchmark import Labels
-
         with extra("torch", "training"):
             from mmsearch.engine import training_jobs
 
-        labels = Labels(dataset, images)
+        labels = self._labels(dataset, images)
         return training_jobs.train_rerank(
             self.opened, labels, kind=kind, keep=keep, seed=seed, on_progress=on_progress,
             recipe=recipe,

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmsearch.config import available_cores
+from mmsearch.datasets.archives import unpacked
 from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage
 from mmsearch.encoders.base import Encoder
@@ -71,7 +72,7 @@ def read_set(
         LabelsError: a picture that is not there, or none that is usable.
         UsageError: no captioned picture in these splits.
     """
-    labels = data / table.labels
+    labels = unpacked(data / table.labels, cache)
     labelled = read_labelled(labels, notify)
     wanted = table.splits if isinstance(table, DataTable) else (table.split,)
     splits = [name.lower() for name in wanted]
