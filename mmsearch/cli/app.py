@@ -14,7 +14,17 @@ from typing import Annotated, Any
 import typer
 
 import mmsearch
-from mmsearch.cli import bench, contents, demo, index, maintenance, quit_at_once, search, train
+from mmsearch.cli import (
+    bench,
+    classify,
+    contents,
+    demo,
+    index,
+    maintenance,
+    quit_at_once,
+    search,
+    train,
+)
 from mmsearch.cli.common import say
 from mmsearch.errors import MmsearchError
 
@@ -99,6 +109,7 @@ for _name, _command in {
     "index": index.index,
     "search": search.search,
     "bench": bench.bench,
+    "classify": classify.classify,
     "status": contents.status,
     "errors": contents.errors,
     "remove": contents.remove,

@@ -13,8 +13,10 @@ import numpy as np
 
 from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
+from mmsearch.engine.indexing import Request, index
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
+from mmsearch.evaluation.classification import Classification, label_vectors, true_labels
 from mmsearch.evaluation.comparison import FusionReport
 from mmsearch.evaluation.judgments import (
     JudgedFigures,
@@ -31,7 +33,7 @@ from mmsearch.search.fusion import NOT_TRAINED
 from mmsearch.search.rerank import NOT_TRAINED as NOTHING_TO_RERANK_WITH
 from mmsearch.search.searcher import Trained, trained_for
 from mmsearch.store.writer import Writer
-from mmsearch.types import FUSIONS, Fusion, Notify, OnProgress, PathLike, expanded
+from mmsearch.types import FUSIONS, TEXT, Fusion, Notify, OnProgress, PathLike, expanded
 
 if TYPE_CHECKING:
     from mmsearch.engine.open_index import OpenIndex
@@ -246,6 +248,44 @@ def index_listed(
 def add_missing_patches(opened: OpenIndex, writer: Writer, on_progress: OnProgress) -> None:
     encoder, space = opened.patch_encoder(), opened.space
     add_patches(opened.store, writer, encoder, space, opened.runner(), on_progress=on_progress)
+
+
+def classify(
+    opened: OpenIndex,
+    labels: Sequence[str],
+    folder: Path | None,
+    templates: Sequence[str],
+    on_progress: OnProgress,
+) -> Classification:
+    """`Engine.classify`."""
+    with nullcontext(opened) if folder is None else _read(opened, folder, on_progress) as held:
+        spec, contents = held.space.spec, held.store.contents()
+        encoder = held.encoder_of(spec)
+        vectors = label_vectors(labels, templates, lambda texts: encoder.encode(TEXT, texts))
+        roots = held.store.status().roots
+    paths = [Path(os.fsdecode(path)) for path in contents.image_paths]
+    # A folder above those that were indexed may be called like a label, too.
+    below = [
+        next((path.relative_to(top.parent) for top in roots if path.is_relative_to(top)), path)
+        for path in paths
+    ]
+    return Classification(
+        spec.model, tuple(labels), tuple(paths), contents.image_vectors @ vectors.T,
+        true_labels(below, labels),
+    )  # fmt: skip
+
+
+@contextmanager
+def _read(opened: OpenIndex, folder: Path, on_progress: OnProgress) -> Iterator[OpenIndex]:
+    """An index of a folder's pictures, with the model of the own one, where there is one."""
+    with opened.scratch(_own_model(opened)) as other:
+        request = Request([folder], None, None, None, None, reread=False, on_progress=on_progress)
+        report = index(other, request)
+        if not report.added:
+            raise UsageError(f"{folder}: holds no picture that can be read")
+        if report.failed:
+            opened.notify(f"{report.failed} files could not be read and have no label")
+        yield other
 
 
 def _name_of(opened: OpenIndex) -> str:

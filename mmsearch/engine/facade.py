@@ -39,6 +39,7 @@ from mmsearch.types import (
 if TYPE_CHECKING:
     from mmsearch.datasets.labelled import LabelledSet
     from mmsearch.engine.benchmark import Labels
+    from mmsearch.evaluation.classification import Classification
     from mmsearch.evaluation.comparison import FusionReport
     from mmsearch.evaluation.retrieval import BenchReport
     from mmsearch.search.rerank import Kind
@@ -299,6 +300,31 @@ class Engine:
 
         labels = self._labels(dataset, images, split, limit, qrels)
         return benchmark.bench(self.opened, labels, on_progress)
+
+    def classify(
+        self,
+        labels: Sequence[str],
+        folder: PathLike | None = None,
+        *,
+        templates: Sequence[str] | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> Classification:
+        """Gives each picture the label whose text is nearest to it: zero-shot classification.
+
+        Args:
+            labels: at least two.
+            folder: its pictures are read into a temporary index; None is this index's pictures.
+            templates: sentences with {} for the label, whose mean stands for it; None is
+                `mmsearch.evaluation.classification.TEMPLATES`.
+
+        Raises:
+            UsageError: a folder without pictures, or a template without a place for the label.
+        """
+        from mmsearch.engine import benchmark
+        from mmsearch.evaluation.classification import TEMPLATES
+
+        where = None if folder is None else expanded(folder)
+        return benchmark.classify(self.opened, labels, where, templates or TEMPLATES, on_progress)
 
     def compare_fusions(
         self,
