@@ -44,7 +44,7 @@ docs: $(STAMP)
 tiny: $(STAMP)
 	@test -n "$(DATA)" || { echo "where the data sets are: make tiny DATA=DIR (docs/datasets.md)" >&2; exit 2; }
 	$(BIN)/python scripts/tiny_data.py --data "$(DATA)" --out build/tiny/data
-	$(BIN)/mmsearch train clip recipes/tiny.toml --data build/tiny/data --out "$(CURDIR)/build/tiny/model"
+	$(BIN)/mmsearch train clip build/tiny/data/recipe/tiny.toml --data build/tiny/data --out "$(CURDIR)/build/tiny/model"
 
 # What indexing and searching need.
 $(CORE): pyproject.toml

@@ -1,15 +1,16 @@
 """Puts a model's OpenVINO graphs beside its weights, so that it runs without torch.
 
 The graphs' constants point into the one file of weights. Conversion changes weights: it makes
-single precision of half, and multiplies a batch norm's scale into a convolution. Operations in the
-graphs do the same again, from the weights as they are. Other constants, some kilobytes, are added
-to that file as one more tensor.
+single precision of half and of rows in int8, and multiplies a batch norm's scale into a
+convolution. Operations in the graphs do the same again, from the weights as they are. Other
+constants, some kilobytes, are added to that file as one more tensor. A table of token embeddings
+that the text tower is given rows of is read from that file too.
 
     python scripts/bundle_model.py MODEL
 
 MODEL is a name or a path, as --model takes it, of an open_clip folder (`open_clip_config.json`,
-`open_clip_model.safetensors`) whose weights are in half precision. open_clip reads it as before,
-and it stays the same space. It can be run again.
+`open_clip_model.safetensors`) whose weights are in half precision or in int8. It is read as
+before, and stays the same space. It can be run again.
 """
 
 from __future__ import annotations
@@ -20,18 +21,29 @@ import struct
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from mmsearch.encoders import openvino
+from mmsearch.encoders.int8_rows import SCALE
 from mmsearch.encoders.open_clip import BEFORE, CONSTANTS, load_model
+from mmsearch.encoders.openvino import ROWS
 from mmsearch.encoders.patch_encoder import PATCHES
 from mmsearch.encoders.patch_towers import export_patch_towers
 from mmsearch.encoders.registry import cached_files, file_hash, parse_model, write_json
+from mmsearch.errors import UsageError
 
 WEIGHTS = "open_clip_model.safetensors"
-DTYPES = {"f32": np.float32, "i64": np.int64, "i32": np.int32, "u8": np.uint8, "boolean": np.uint8}
+DTYPES = {
+    "f32": np.float32,
+    "i8": np.int8,
+    "i64": np.int64,
+    "i32": np.int32,
+    "u8": np.uint8,
+    "boolean": np.uint8,
+}
 
 
 class Weights:
@@ -57,7 +69,19 @@ class Weights:
             if about.get("dtype") == "F16"
         }  # fmt: skip
         self.by_content = {t.astype(np.float32).tobytes(): n for n, t in self.tensors.items()}
+        for name, about in self.header.items():
+            if about.get("dtype") == "I8":
+                rows = self.read(name, np.int8) * self.read(name + SCALE, np.float32)
+                self.by_content[rows.tobytes()] = name
         self.places = {}
+
+    def read(self, name, kind):
+        about = self.header[name]
+        return np.frombuffer(self.data[slice(*about["data_offsets"])], kind).reshape(about["shape"])
+
+    def place(self, name, data_at):
+        """Where a tensor begins in the file that is written."""
+        return data_at + self.header[name]["data_offsets"][0]
 
     def add(self, content):
         """The place of a constant among those that are added."""
@@ -134,32 +158,51 @@ class Graph:
         name, scale = scaled
         single = self.convert(layer, data, name)
         dims = [len(scale), *[1] * (len(shape) - 1)]
+        about = {"element_type": "f32", "shape": ", ".join(map(str, dims)), "offset": "0",
+                 "size": str(scale.nbytes)}  # fmt: skip
+        place = self.weights.add(scale.tobytes())
+        self.multiplied(
+            layer, single, shape, dims, about, lambda made: self.added.append((made, place))
+        )
+
+    def convert(self, layer, data, name):
+        """Lets a constant be a tensor of the file, in half precision or int8, and converts it."""
+        port = layer.find("output/port")
+        shape = [int(dim.text) for dim in port.findall("dim")]
+        is_rows = self.weights.header[name]["dtype"] == "I8"
+        data.set("element_type", "i8" if is_rows else "f16")
+        port.set("precision", "I8" if is_rows else "FP16")
+        self.in_tensors.append((data, name))
+        single = self.layer("Convert", f"{layer.get('name')}/single", [shape], shape)
+        single.insert(0, ET.Element("data", {"destination_type": "f32"}))
+        single.find("input/port").set("precision", port.get("precision"))
+        self.follow(layer, single, "1")
+        self.edge(layer, port.get("id"), single, "0")
+        if not is_rows:
+            return single
+        dims = [shape[0], 1]
+        about = {"element_type": "f32", "shape": ", ".join(map(str, dims)), "offset": "0",
+                 "size": str(4 * shape[0])}  # fmt: skip
+        return self.multiplied(
+            layer,
+            single,
+            shape,
+            dims,
+            about,
+            lambda made: self.in_tensors.append((made, name + SCALE)),
+        )
+
+    def multiplied(self, layer, single, shape, dims, about, note):
+        """Multiplies what was converted by a constant, which `note` is told of."""
         by = self.layer("Const", f"{layer.get('name')}/scale", [], dims)
-        about = {"element_type": "f32", "shape": ", ".join(map(str, dims)), "offset": "0"}
-        self.added.append((
-            ET.SubElement(by, "data", {**about, "size": str(scale.nbytes)}),
-            self.weights.add(scale.tobytes()),
-        ))  # fmt: skip
+        note(ET.SubElement(by, "data", about))
         by[:] = [by[1], by[0]]  # data comes first
         product = self.layer("Multiply", f"{layer.get('name')}/scaled", [shape, dims], shape)
         product.insert(0, ET.Element("data", {"auto_broadcast": "numpy"}))
         self.follow(single, product, "2")
         self.edge(single, "1", product, "0")
         self.edge(by, "0", product, "1")
-
-    def convert(self, layer, data, name):
-        """Lets a constant be a tensor of the file, in half precision, and converts it."""
-        port = layer.find("output/port")
-        shape = [int(dim.text) for dim in port.findall("dim")]
-        data.set("element_type", "f16")
-        port.set("precision", "FP16")
-        self.in_tensors.append((data, name))
-        single = self.layer("Convert", f"{layer.get('name')}/single", [shape], shape)
-        single.insert(0, ET.Element("data", {"destination_type": "f32"}))
-        single.find("input/port").set("precision", "FP16")
-        self.follow(layer, single, "1")
-        self.edge(layer, port.get("id"), single, "0")
-        return single
+        return product
 
     def layer(self, kind, name, inputs, output):
         about = {"id": str(self.next), "name": name, "type": kind, "version": "opset1"}
@@ -191,7 +234,7 @@ class Graph:
     def write(self, path, data_at, constants_at):
         for data, name in self.in_tensors:
             first, last = self.weights.header[name]["data_offsets"]
-            data.set("offset", str(data_at + first))
+            data.set("offset", str(self.weights.place(name, data_at)))
             data.set("size", str(last - first))
         for data, place in self.added:
             data.set("offset", str(constants_at + place))
@@ -201,6 +244,16 @@ class Graph:
         ET.ElementTree(self.root).write(path)
 
 
+def table_in(weights, embeddings, data_at):
+    """Where a table of token embeddings lies among the weights, as the manifest has it."""
+    if not embeddings.is_file():
+        return {}
+    table = np.load(embeddings)
+    name = weights.by_content[table.tobytes()]
+    places = [weights.place(one, data_at) for one in (name, name + SCALE)]
+    return {ROWS: [*places, *table.shape]}
+
+
 def main():
     model = load_model(parse_model(sys.argv[1]))
     folder = Path(model.source.location)
@@ -208,19 +261,26 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "made"
         openvino.export(model, made)
-        export_patch_towers(model, made)
+        with suppress(UsageError):  # a model without patches
+            export_patch_towers(model, made)
         graphs = {
             path.relative_to(made): Graph(path, weights) for path in sorted(made.rglob("*.xml"))
         }
         (folder / "manifest.json").unlink(missing_ok=True)  # without it the graphs are not used
         data_at, constants_at = weights.write(folder / WEIGHTS)
-        (folder / PATCHES).mkdir(exist_ok=True)
         for name, graph in graphs.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             graph.write(folder / name, data_at, constants_at)
-        for name in ("tokenizer.json", f"{PATCHES}/manifest.json"):
-            shutil.copyfile(made / name, folder / name)
+        copied = [f"{PATCHES}/manifest.json"]
+        if model.spec.tokenizer != "json":  # then it is the model's own, which stays as it is
+            copied.append("tokenizer.json")
+        for name in copied:
+            if (made / name).is_file():
+                shutil.copyfile(made / name, folder / name)
         files = {path.name: file_hash(path) for path in cached_files(model.source)}
-        write_json(folder / "manifest.json", {**openvino.read_manifest(made), "files": files})
+        rows = table_in(weights, made / openvino.EMBEDDINGS, data_at)
+        manifest = {**openvino.read_manifest(made), **rows, "files": files}
+        write_json(folder / "manifest.json", manifest)
     print(f"{len(weights.constants)} bytes of constants added to {folder / WEIGHTS}")
 
 

@@ -1,18 +1,24 @@
 """Lays out what the bundled model learns from: `python scripts/tiny_data.py --data DIR --out DIR`.
 
 OUT gets links to the data sets, captions composed from the names of objects (with a fifth, of
-ImageNet a half, of each name held out as the split "test"), and drawn scenes with captions. The
-recipes in `recipes/` take OUT as their `--data`.
+ImageNet a half, of each name held out as the split "test"), sentences for everyday photos and for
+web photos (a tenth held out), and drawn scenes with captions; the recipe with the architecture that
+it names; and what the model starts from (scripts/backbones.py). OUT is the recipe's `--data`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import hashlib
 import json
+import random
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import backbones
 from named import NamedImage, hold_out, plural, read_named, with_article
 
 from mmsearch.datasets import scene_art, scenes
@@ -22,6 +28,13 @@ SCENE_SEED = 1_000_000
 SCENES = 6000
 DROPPED = ("images to predict",)
 SPORTS = "sports100"
+SENTENCES = (
+    "a photo of {}",
+    "{}",
+    "a picture of {}",
+    "there is {} in the picture",
+    "{} in a photo",
+)
 THINGS = ("a photo of {}", "a picture of {}", "{}", "a close view of {}", "there is {} here",
           "this is {}", "an image of {} in the picture", "look at {}")  # fmt: skip
 DOING = ("{}", "a photo of {}", "people doing {}", "a person doing {}", "someone is {}",
@@ -35,17 +48,92 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=SCENES)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in ("flickr8k", "objects", "weights"):
+    for name in ("flickr8k", "objects", "coco_objects", "web_captions"):
         link = args.out / name
         if not link.is_symlink():
             link.symlink_to((args.data / name).resolve())
+    lay_out_recipe(args.out)
     images, held_out = split_objects(args.data)
     with (args.out / "objects.jsonl").open("w", encoding="utf-8") as file:
         for image in images:
             split = "test" if image.file in held_out else "train"
             row = {"file_name": image.file, "caption": captions_of(image), "split": split}
             file.write(json.dumps(row) + "\n")
+    write_captions(args.out / "everyday.jsonl", everyday(args.data / "coco_objects"))
+    write_german(args.data / "flickr8k_more", args.out / "german.jsonl")
+    write_captions(args.out / "web.jsonl", web(args.data / "web_captions"))
     draw(args.out / "scenes", args.scenes)
+
+
+def lay_out_recipe(out: Path) -> None:
+    """The recipe, and beside it the architecture with its tokenizer, in OUT/recipe."""
+    backbones.fetch_all(out / "weights")
+    recipes = Path(__file__).parents[1] / "recipes"
+    architecture = out / "recipe/tiny"
+    architecture.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(recipes / "tiny.toml", out / "recipe/tiny.toml")
+    shutil.copyfile(recipes / "tiny/open_clip_config.json", architecture / "open_clip_config.json")
+    for name in backbones.TEXT_FILES:
+        shutil.copyfile(out / "weights" / name, architecture / name)
+
+
+def write_captions(path: Path, captions: dict[str, list[str]]) -> None:
+    """Captions by file; a tenth of the files, which their names decide, is the split "test"."""
+    with path.open("w", encoding="utf-8") as file:
+        for name, texts in captions.items():
+            split = "test" if is_held_out(name) else "train"
+            file.write(json.dumps({"file_name": name, "caption": texts, "split": split}) + "\n")
+
+
+def is_held_out(name: str) -> bool:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0
+
+
+def everyday(folder: Path) -> dict[str, list[str]]:
+    """Sentences about COCO's photos: true ones, and some that are composed of their labels."""
+    with gzip.open(folder / "sentences.jsonl.gz", "rt", encoding="utf-8") as lines:
+        said = {row["image"]: row for row in map(json.loads, lines)}
+    found = {}
+    with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            name, own = row["file_name"], said.get(row["file_name"], {})
+            captions, phrases = own.get("captions", []), own.get("phrases", [])
+            objects = [one for one in row["objects"].split("|") if one]
+            rng = random.Random(name)
+            count = 2 if captions else 4
+            made = [compose(objects, rng) for _ in range(count)] if objects else []
+            if texts := [*captions, *phrases, *made]:
+                found[name] = texts
+    return found
+
+
+def compose(objects: list[str], rng: random.Random) -> str:
+    """A sentence about one to four of a photo's objects.
+
+    People are in every second photo: they are named three times in ten where there is something
+    else.
+    """
+    named = [one for one in objects if one != "person" or rng.random() < 0.3] or objects
+    some = rng.sample(named, min(len(named), rng.choice((1, 1, 2, 2, 3, 4))))
+    *first, last = [one if one == "skis" else with_article(one) for one in some]
+    return rng.choice(SENTENCES).format(f"{', '.join(first)} and {last}" if first else last)
+
+
+def web(folder: Path) -> dict[str, list[str]]:
+    with (folder / "captions.csv").open(encoding="utf-8", newline="") as file:
+        return {row["image"]: [row["caption"]] for row in csv.DictReader(file)}
+
+
+def write_german(folder: Path, path: Path) -> None:
+    """The German captions of Flickr8k's photos, in the splits that the English ones have."""
+    with (
+        gzip.open(folder / "multilingual.jsonl.gz", "rt", encoding="utf-8") as lines,
+        path.open("w", encoding="utf-8") as file,
+    ):
+        for row in map(json.loads, lines):
+            texts = [*row["de"], row["parallel"]["de"]]
+            made = {"file_name": row["image"], "caption": texts, "split": row["split"]}
+            file.write(json.dumps(made) + "\n")
 
 
 def split_objects(data: Path) -> tuple[list[NamedImage], set[str]]:

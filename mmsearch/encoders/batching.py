@@ -1,4 +1,4 @@
-"""Lets a graph that was exported for one row at a time take any number of them.
+"""Changes of OpenVINO's graphs: any number of rows instead of one, and the table taken out.
 
 torch's exporter writes the shapes that it saw into the graph, the batch of one among them. Where
 the rows lie in each tensor follows from where they lie in the inputs; what has to be rewritten are
@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from openvino import Type
 from openvino import opset13 as op
 
 Place = tuple[int, int]
@@ -230,3 +232,31 @@ _RULES: dict[str, Callable[[Any, Given, Any], Place | None]] = {
     "Transpose": _transposed,
     "Unsqueeze": _unsqueezed,
 }  # fmt: skip
+
+
+def take_embeddings(graph: Any) -> NDArray[Any] | None:
+    """Takes the table out of a text tower, which then is given its rows."""
+    ids = graph.inputs[0].get_node()
+    for gather in graph.get_ops():
+        if gather.get_type_name() != "Gather":
+            continue
+        places = gather.input_value(1).get_node()
+        if places.get_type_name() == "Convert":  # torch's are of another width
+            places = places.input_value(0).get_node()
+        if places != ids:
+            continue
+        weights = gather.input_value(0).get_node()
+        if weights.get_type_name() == "Constant" and weights.get_element_type() == Type.f32:
+            table: NDArray[Any] = weights.data
+            rows = op.parameter(gather.get_output_partial_shape(0), np.float32, name="rows")
+            replace_node(gather, rows)
+            graph.add_parameters([rows])
+            graph.validate_nodes_and_infer_types()
+            return table
+    graph.validate_nodes_and_infer_types()
+    return None
+
+
+def replace_node(node: Any, by: Any) -> None:
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(by.output(0))

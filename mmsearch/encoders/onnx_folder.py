@@ -29,7 +29,7 @@ from openvino import opset13 as op
 from openvino._offline_transformations import apply_moc_transformations
 from openvino.passes import ConstantFolding, Manager
 
-from mmsearch.encoders.batching import NotFollowed, take_batches
+from mmsearch.encoders.batching import NotFollowed, replace_node, take_batches, take_embeddings
 from mmsearch.encoders.openvino import (
     EMBEDDINGS,
     EXPORT_VERSION,
@@ -276,7 +276,7 @@ def _text_graph(path: Path, tokenize: Tokenize, pad: int, embeddings: Path) -> A
 
     def read(keep: Path | None = None) -> Any:
         graph = _text_inputs(path, ids.shape[1], pad)
-        table = _take_embeddings(graph)
+        table = take_embeddings(graph)
         if keep is not None and table is not None:
             np.save(keep, table)
         return graph
@@ -306,33 +306,10 @@ def _text_inputs(path: Path, length: int, pad: int) -> Any:
         raise ValueError(f"its texts have {side} tokens, not {length}")
     if mask is not None:
         there = op.not_equal(ids, op.constant(np.array(pad, ids.get_element_type().to_dtype())))
-        _replace(mask, op.convert(there, mask.get_element_type().get_type_name()))
+        replace_node(mask, op.convert(there, mask.get_element_type().get_type_name()))
         graph.remove_parameter(mask)
     return graph
 
 
-def _take_embeddings(graph: Any) -> NDArray[Any] | None:
-    """Takes the table out of a text tower, which then is given its rows."""
-    ids = graph.inputs[0].get_node()
-    for gather in graph.get_ops():
-        if gather.get_type_name() != "Gather" or gather.input_value(1).get_node() != ids:
-            continue
-        weights = gather.input_value(0).get_node()
-        if weights.get_type_name() == "Constant" and weights.get_element_type() == ov.Type.f32:
-            table: NDArray[Any] = weights.data
-            rows = op.parameter(gather.get_output_partial_shape(0), np.float32, name="rows")
-            _replace(gather, rows)
-            graph.add_parameters([rows])
-            graph.validate_nodes_and_infer_types()
-            return table
-    graph.validate_nodes_and_infer_types()
-    return None
-
-
 def _fits(side: Any, wanted: int) -> bool:
     return bool(side.is_dynamic or side.get_length() == wanted)
-
-
-def _replace(node: Any, by: Any) -> None:
-    for target in node.output(0).get_target_inputs():
-        target.replace_source_output(by.output(0))

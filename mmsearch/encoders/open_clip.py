@@ -15,11 +15,14 @@ from typing import Any, Self
 import numpy as np
 import open_clip
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import text_global_pool
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from mmsearch.encoders.base import usable
+from mmsearch.encoders.int8_rows import dequantise_rows, is_scale
 from mmsearch.encoders.registry import (
     ALIGNED,
     HEADS,
@@ -48,6 +51,8 @@ _IDENTITY_VERSION = 1
 CONSTANTS = "text.transformer.embeddings.position_ids"
 #: In the metadata of such a file: its header before.
 BEFORE = "before"
+#: In an `open_clip_config.json`, as the name of a text tower of the hub's: its config is beside.
+OWN_FOLDER = "."
 VOCABULARY = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -74,20 +79,53 @@ def load_model(source: ModelSource) -> LoadedModel:
     require_weights(source)
     try:
         with quiet_open_clip():
-            network = open_clip.create_model(
+            packed = _packed_weights(source)
+            network = create_network(
                 source.open_clip_name,
                 pretrained=source.pretrained,
                 force_quick_gelu=wants_quick_gelu(source),
-                precision="fp32",
-                require_pretrained=True,
+                load_weights=packed is None,
+                require_pretrained=packed is None,
                 weights_only=True,
             )
+            if packed is not None:
+                network.load_state_dict(packed)
     except Exception as error:
         # open_clip and torch answer weights that do not fit with nearly any exception there is.
         reason = in_a_line(error, 300)
         raise ModelNotFound(f"model '{source.name}' cannot be loaded: {reason}") from error
     network.eval()
     return LoadedModel(network, _spec(source, network), source)
+
+
+def create_network(name: str, **options: Any) -> nn.Module:
+    """open_clip's `create_model` in fp32, also for a folder that holds a text tower's config.
+
+    Its `hf_model_name` is "." there, for the folder itself; open_clip alone takes a name of the
+    hub's, or a path that only one machine has.
+    """
+    folder = name.removeprefix("local-dir:")
+    text = open_clip.get_model_config(name)["text_cfg"] if folder != name else {}
+    if text.get("hf_model_name") == OWN_FOLDER:
+        named = {"hf_model_name": folder, "hf_model_pretrained": False}
+        options["text_cfg"] = {**text, **named}
+    network: nn.Module = open_clip.create_model(name, precision="fp32", **options)
+    return network
+
+
+def _packed_weights(source: ModelSource) -> dict[str, torch.Tensor] | None:
+    """The weights of a folder that has some in int8, which open_clip does not read."""
+    if source.kind != "local-dir":
+        return None
+    path = Path(source.location) / "open_clip_model.safetensors"
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        if not any(map(is_scale, file.keys())):
+            return None
+    state = load_file(path)
+    state.pop(CONSTANTS, None)
+    return dequantise_rows(state)
 
 
 def _load_aligned(source: ModelSource, aligned: AlignedFolder) -> LoadedModel:
@@ -167,8 +205,11 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
         resize_mode=wanted["resize_mode"],
         fill_color=wanted["fill_color"],
     )
-    own_tokenizer = bool(text.get("hf_tokenizer_name")) or "tokenizer_mode" in text
-    options = text.get("tokenizer_kwargs") or {}
+    tokenizer = _tokenizer_kind(text)
+    options = {
+        "clean": "whitespace" if tokenizer == "json" else "lower",
+        **(text.get("tokenizer_kwargs") or {}),
+    }
     return EncoderSpec(
         model=source.name,
         space=_identity(source, config, preprocess, network),
@@ -177,13 +218,22 @@ def _spec(source: ModelSource, network: nn.Module) -> EncoderSpec:
             IMAGE: asdict(preprocess),
             TEXT: {
                 "context_length": int(text.get("context_length", 77)),
-                "tokenizer": "open_clip" if own_tokenizer or set(options) - {"clean"} else "clip",
-                "clean": options.get("clean", "lower"),
+                "tokenizer": tokenizer,
+                "clean": options["clean"],
             },
         },
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         licence=KNOWN.get(source.name, NOTHING_KNOWN).licence or "see the model's card",
     )
+
+
+def _tokenizer_kind(text: dict[str, Any]) -> str:
+    """Who makes ids of texts, as `EncoderSpec.tokenizer` has it."""
+    if set(text.get("tokenizer_kwargs") or {}) - {"clean"} or "tokenizer_mode" in text:
+        return "open_clip"
+    if not text.get("hf_tokenizer_name"):
+        return "clip"
+    return "json" if text.get("hf_model_name") == OWN_FOLDER else "open_clip"
 
 
 def wants_quick_gelu(source: ModelSource) -> bool:
@@ -215,6 +265,9 @@ def _identity(
         "preprocess": asdict(preprocess),
         "head": None,  # heads of our own have an identity of their own: _load_aligned
     }
+    if config["text_cfg"].get("hf_model_name") == OWN_FOLDER:
+        folder = Path(source.location)
+        document["text"] = [file_hash(folder / name) for name in ("config.json", "tokenizer.json")]
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -236,11 +289,12 @@ def _weights_hash(path: Path) -> str:
         header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
         before, constants = metadata.pop(BEFORE, "").encode(), header.pop(CONSTANTS, None)
+        ends = [about["data_offsets"][1] for about in header.values()]  # before what was added
         header |= {"__metadata__": metadata} if metadata else {}
         if not before or constants is None or header != json.loads(before):
             return file_hash(path)
         found = hashlib.sha256(struct.pack("<Q", len(before)) + before)
-        found.update(file.read(constants["data_offsets"][0]))
+        found.update(file.read(max(ends)))
         return found.hexdigest()
 
 
@@ -287,6 +341,21 @@ class TextTower(nn.Module):
         return nn.functional.normalize(self.network.encode_text(ids), dim=-1)
 
 
+class MaskedTextTower(TextTower):
+    """The same for ids that were cut after the longest text, (n, l).
+
+    It is for text towers of transformers' that leave out what is padded with zeros.
+    """
+
+    @classmethod
+    def fits(cls, model: LoadedModel) -> bool:
+        """Whether a model has such a text tower."""
+        return masks_padding(tower_network(model.network))
+
+    def inputs(self) -> tuple[torch.Tensor, list[int]]:
+        return super().inputs()[0] + 1, [-1, -1]
+
+
 class CausalTextTower(TextTower):
     """The same for ids that were cut after the longest text, (n, l).
 
@@ -297,9 +366,7 @@ class CausalTextTower(TextTower):
     @classmethod
     def fits(cls, model: LoadedModel) -> bool:
         """Whether a model has such a text tower."""
-        network = model.network
-        while isinstance(network, AlignedModel):
-            network = network.base
+        network = tower_network(model.network)
         return (
             isinstance(network, open_clip.CLIP)
             and network.attn_mask is not None
@@ -311,6 +378,19 @@ class CausalTextTower(TextTower):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return _causal_text(self.network, ids)
+
+
+def masks_padding(network: Any) -> bool:
+    """Whether zeros behind a text change nothing, so that they can be cut off."""
+    text = getattr(network, "text", None)
+    return isinstance(text, HFTextEncoder) and text.config.pad_token_id == 0
+
+
+def tower_network(network: Any) -> Any:
+    """The network below all heads."""
+    while isinstance(network, AlignedModel):
+        network = network.base
+    return network
 
 
 def _causal_text(network: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -332,6 +412,11 @@ def projected(network: Any, features: torch.Tensor) -> torch.Tensor:
         is_layer = isinstance(projection, nn.Linear)
         features = projection(features) if is_layer else features @ projection
     return nn.functional.normalize(features, dim=-1)
+
+
+def own_tokenizer_file(source: ModelSource) -> Path:
+    """The `tokenizer.json` of a model that has it in its folder."""
+    return Path(tower_source(source).location) / "tokenizer.json"
 
 
 def own_tokenizer(source: ModelSource, context_length: int) -> Tokenize:

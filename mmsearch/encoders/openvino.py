@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder, usable
+from mmsearch.encoders.batching import take_embeddings
 from mmsearch.encoders.precision import (
     AGREEMENT,
     INT8_IMAGE,
@@ -81,6 +82,9 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
 #: In the manifest of towers that link to their model's weights: these, their size and time.
 _LINKED = "linked"
+#: In the manifest of a text tower that is given rows of a table in its model's weights: where the
+#: rows of int8 begin in that file, where what each is multiplied by (fp32), how many, how wide.
+ROWS = "rows"
 
 
 @functools.cache
@@ -113,20 +117,26 @@ class Graph:
     """A graph that is compiled for the CPU. Threads may share it."""
 
     def __init__(
-        self, model: Any, options: Mapping[str, Any] | None = None, *, threads: int = 0
+        self,
+        model: Any,
+        options: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 0,
+        precision: str = "fp32",
     ) -> None:
         """Takes a graph of OpenVINO's, or the file of one.
 
         Args:
-            options: OpenVINO's, besides fp32; by default, all cores that this process may use work
-                at one call.
+            options: OpenVINO's, besides the precision; by default, all cores that this process may
+                use work at one call.
             threads: how many call it at once, the others wait; by default as many as cores.
 
         Raises:
             RuntimeError: it is no graph, or there is too little memory.
         """
         shared = {"INFERENCE_NUM_THREADS": available_cores(), "PERFORMANCE_HINT": "LATENCY"}
-        options = {"INFERENCE_PRECISION_HINT": "f32", **(shared if options is None else options)}
+        hint = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+        options = hint | dict(shared if options is None else options)
         compiled = compile_graph(model, options)
         rows = compiled.input(0).partial_shape[0]
         self._takes_one = bool(rows.is_static and rows.get_length() == 1)
@@ -229,10 +239,7 @@ class OpenVinoEncoder(Towers):
         self._streams, self._language = streams, language
         self._tokenizer: Tokenize | None = None
         self._loading = threading.Lock()
-        table = folder / EMBEDDINGS
-        self._embeddings: Vectors | None = None
-        if table.is_file():
-            self._embeddings = np.load(table, mmap_mode="r")
+        self._table = _read_table(folder, manifest)
         super().__init__(f"'{self.spec.model}'")
 
     def with_streams(self, count: int) -> OpenVinoEncoder:
@@ -289,11 +296,12 @@ class OpenVinoEncoder(Towers):
 
     def _rows(self, ids: NDArray[Any]) -> list[Vectors]:
         """The embeddings of tokens, where the text tower is given them."""
-        if self._embeddings is None:
+        if self._table is None:
             return []
-        if ids.max() >= len(self._embeddings):
+        rows, scales = self._table
+        if ids.max() >= len(rows):
             raise UsageError(f"a text holds a token that '{self.spec.model}' does not know")
-        return [self._embeddings[ids]]
+        return [rows[ids] if scales is None else rows[ids] * scales[ids]]
 
     def compile(self, tower: str) -> Graph:
         options: dict[str, Any] = {
@@ -302,6 +310,8 @@ class OpenVinoEncoder(Towers):
             # compiled second can be wrong: on CPUs with AMX, bf16 after fp32 gave no numbers. With
             # all weights in it: without (OPTIMIZE_SIZE), constants came back wrong in 2026.4.
             "CACHE_DIR": str(self.folder / "compiled" / self.precision),
+            # Weights in int8 are what the model is; numbers in int8 between its layers are not.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         if self._streams == 1:
             options["PERFORMANCE_HINT"] = "LATENCY"
@@ -341,6 +351,22 @@ class OpenVinoEncoder(Towers):
             from mmsearch.encoders.open_clip import own_tokenizer
 
         return own_tokenizer(parse_model(self.spec.model), self.spec.context_length)
+
+
+def _read_table(
+    folder: Path, manifest: Mapping[str, Any]
+) -> tuple[NDArray[Any], Vectors | None] | None:
+    """The table whose rows a text tower is given, mapped, and what they are multiplied by."""
+    if (folder / EMBEDDINGS).is_file():
+        return np.load(folder / EMBEDDINGS, mmap_mode="r"), None
+    if ROWS not in manifest:
+        return None
+    rows_at, scales_at, count, width = manifest[ROWS]
+    weights = folder / "text.bin"
+    return (
+        np.memmap(weights, np.int8, "r", rows_at, (count, width)),
+        np.memmap(weights, np.float32, "r", scales_at, (count, 1)),
+    )
 
 
 @contextlib.contextmanager
@@ -439,10 +465,17 @@ def link_towers(folder: Path, weights: Path, target: Path) -> None:
             link.symlink_to(weights)
         except OSError:  # a file system without links
             shutil.copyfile(weights, link)
+    manifest = read_manifest(folder)
     if (folder / "tokenizer.json").is_file():
-        shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
-        FewWords.save(target / "merges.npy", target / "tokenizer.json")
-    write_json(target / "manifest.json", {**read_manifest(folder), _LINKED: stamp(weights)})
+        spec = EncoderSpec.from_json(manifest["spec"])
+        if spec.tokenizer == "json":  # the model's own
+            JsonTokenizer.save(
+                target / "tokenizer.json", folder / "tokenizer.json", spec.context_length
+            )
+        else:
+            shutil.copyfile(folder / "tokenizer.json", target / "tokenizer.json")
+            FewWords.save(target / "merges.npy", target / "tokenizer.json")
+    write_json(target / "manifest.json", {**manifest, _LINKED: stamp(weights)})
 
 
 @contextlib.contextmanager
@@ -475,9 +508,15 @@ def save_towers(
     Raises:
         ExportError: OpenVINO cannot convert one.
     """
+    from mmsearch.encoders.open_clip import MaskedTextTower
+
     try:
         for name, tower in towers.items():
             graph = convert_graph(tower.eval(), *tower.inputs())
+            if isinstance(tower, MaskedTextTower):
+                table = take_embeddings(graph)
+                if table is not None:
+                    np.save(folder / EMBEDDINGS, table)
             ov.save_model(graph, folder / f"{name}.xml", compress_to_fp16=False)
     except Exception as error:  # whatever OpenVINO raises for an operation it lacks
         raise ExportError(in_a_line(error)) from error
@@ -494,14 +533,20 @@ def export(model: LoadedModel, folder: Path) -> None:
         VOCABULARY,
         CausalTextTower,
         ImageTower,
+        MaskedTextTower,
         TextTower,
         TorchEncoder,
+        own_tokenizer_file,
     )
     from mmsearch.encoders.tokenizer import build_tokenizer, read_merges
 
-    cuts_texts = CausalTextTower.fits(model)
-    text = (CausalTextTower if cuts_texts else TextTower)(model)
-    towers: dict[str, ImageTower | TextTower] = {"image": ImageTower(model), "text": text}
+    fitting = (kind for kind in (CausalTextTower, MaskedTextTower) if kind.fits(model))
+    text_tower: type[TextTower] = next(fitting, TextTower)
+    cuts_texts = text_tower is not TextTower
+    towers: dict[str, ImageTower | TextTower] = {
+        "image": ImageTower(model),
+        "text": text_tower(model),
+    }
     manifest: dict[str, Any] = {
         "version": EXPORT_VERSION,
         "spec": {**model.spec.to_json(), "model": ""},  # names are looked up from the space
@@ -515,6 +560,9 @@ def export(model: LoadedModel, folder: Path) -> None:
                 str(draft / "tokenizer.json"), pretty=False
             )
             FewWords.save(draft / "merges.npy", draft / "tokenizer.json")
+        elif model.spec.tokenizer == "json":
+            own = own_tokenizer_file(model.source)
+            JsonTokenizer.save(draft / "tokenizer.json", own, model.spec.context_length)
         agreement = agreement_with(probe(TorchEncoder(model)), draft)
         if agreement["fp32"] < AGREEMENT["fp32"]:
             raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")

@@ -141,10 +141,10 @@ def drop_words(
 ) -> torch.Tensor:
     """Token ids (length,) without a random share of those between the first and the last.
 
-    No word is relied on then; a text of one word keeps it.
+    No word is relied on then; a text of one word keeps it. Behind the last token stand zeros.
     """
     rng = rng or np.random.default_rng()
-    end = int(torch.argmax(tokens))  # CLIP's end of text is its largest token
+    end = int(torch.nonzero(tokens)[-1])
     keep = rng.random(len(tokens)) >= share
     keep[0] = keep[end] = True
     if not keep[1:end].any() and end > 1:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from mmsearch.training.distributed import barrier, from_first, require_same
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.network import (
     carry_meanings,
+    drop_folded_norms,
+    round_to_kept,
     save_model,
     start_network,
     tokenizer_of,
@@ -220,8 +222,7 @@ class _Run:
         if self.recipe.model.words:
             seen = torch.cat([text.flatten() for one in self.sets for text in one.tokens])
             carry_meanings(self.network, self.place.data / self.recipe.model.words, seen)
-        if self.recipe.model.half:
-            self.network.half().float()  # what is measured is what is kept
+        round_to_kept(self.network, self.recipe.model)
         return has_improved
 
     def _learn(
@@ -238,10 +239,11 @@ class _Run:
         trainer = Trainer(
             learner,
             self._sources(stage, prefix, taught),
-            Source(held_out.name, self._inputs(held_out, None, prefix, 1), held_out.tokens),
+            Source(held_out.name, self._inputs(held_out, prefix=prefix), held_out.tokens),
             stage,
             Setting(
-                seed=recipe.seed, device=place.device, precision=recipe.precision, ema=recipe.ema,
+                seed=recipe.seed, device=place.device, precision=recipe.precision,
+                text_precision=recipe.text_precision, ema=recipe.ema,
                 word_drop=recipe.word_drop, workers=0 if stage.cache else place.workers,
                 rank=place.rank, world=place.world,
             ),
@@ -258,22 +260,34 @@ class _Run:
     def _parts(self, stage: Stage) -> tuple[Prefix | None, nn.Module]:
         """What is computed ahead for a stage, and what learns in it."""
         if stage.cache:
-            return split_network(self.network, stage.cache)
-        return None, copy.deepcopy(self.network)
+            prefix, learner = split_network(self.network, stage.cache)
+        else:
+            prefix, learner = None, copy.deepcopy(self.network)
+        drop_folded_norms(learner, stage.keep_eval)
+        return prefix, learner
 
     def _sources(
         self, stage: Stage, prefix: Prefix | None, taught: Sequence[Taught | None]
     ) -> list[Source]:
         found = []
+        how_it_searches = preprocess_of(self.network)
+        size = self.recipe.train_size or how_it_searches.size
+        how_it_learns = replace(how_it_searches, size=size)
         for table, one, teacher in zip(self.recipe.data, self.sets, taught, strict=True):
             augment = self.recipe.augment if table.augment is None else table.augment
-            how = training_transform(preprocess_of(self.network), augment, flip=table.flip)
-            images = self._inputs(one, how, prefix, table.views or stage.views)
+            how = training_transform(how_it_learns, augment, flip=table.flip)
+            views = table.views or stage.views
+            images = self._inputs(one, how, prefix, views, stage.cache_precision)
             found.append(Source(one.name, images, one.tokens, table.weight, teacher))
         return found
 
     def _inputs(
-        self, one: LabelledFiles, transform: Transform | None, prefix: Prefix | None, views: int
+        self,
+        one: LabelledFiles,
+        transform: Transform | None = None,
+        prefix: Prefix | None = None,
+        views: int = 1,
+        precision: str = "fp32",
     ) -> ImageInputs:
         """A set's pictures for the towers, as a search prepares them where no transform is told."""
         how = preprocess_of(self.network)
@@ -285,15 +299,16 @@ class _Run:
         if place.rank:
             barrier()  # the first process computes the views
         found = compute_views(
-            prefix, pictures, views, self.recipe.seed, place.cache, one.name, self.on_progress
-        )
+            prefix, pictures, views, self.recipe.seed, place.cache, one.name, self.on_progress,
+            precision=precision,
+        )  # fmt: skip
         if not place.rank:
             barrier()
         return found
 
     def measure(self, one: LabelledFiles) -> dict[str, float]:
         """The six recalls of the network as it now is, on a held-out set."""
-        device, pictures = self.place.device, self._inputs(one, None, None, 1)
+        device, pictures = self.place.device, self._inputs(one)
         network = self.network.to(device)
         return validate(network, Source(one.name, pictures, one.tokens), device, self.place.workers)
 

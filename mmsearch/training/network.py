@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from mmsearch.encoders.open_clip import load_model, model_config, quiet_open_clip
+from mmsearch.encoders.int8_rows import dequantise_rows, is_scale, quantise_rows
+from mmsearch.encoders.open_clip import (
+    OWN_FOLDER,
+    create_network,
+    load_model,
+    masks_padding,
+    model_config,
+    quiet_open_clip,
+)
 from mmsearch.encoders.registry import tower_source
 from mmsearch.errors import UsageError, in_a_line
 from mmsearch.store.files import write_durably
@@ -56,10 +65,9 @@ def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
     else:
         try:
             with quiet_open_clip():  # it warns of the weights that are not asked for
-                network = open_clip.create_model(
+                network = create_network(
                     _architecture(table),
                     load_weights=False,
-                    precision="fp32",
                     **(bias if loss == "siglip" else {}),
                 )
         except Exception as error:
@@ -114,24 +122,96 @@ def tokenizer_of(recipe: Recipe, place: Place, network: nn.Module) -> Any:
         raise UsageError(
             f"the tokenizer of '{Path(name).name}' cannot be loaded: {in_a_line(error)}"
         ) from error
-    if recipe.word_drop and not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        raise UsageError("word_drop: only for models with CLIP's byte-pair tokenizer")
+    if recipe.word_drop and not _pads_with_zeros(tokenizer):
+        raise UsageError("word_drop: only for tokenizers of CLIP's and BERT's kinds")
     return tokenizer
+
+
+def _pads_with_zeros(tokenizer: Any) -> bool:
+    """Whether ids are a first token, the text's, a last token, and zeros."""
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return True
+    own = getattr(tokenizer, "tokenizer", None)
+    return own is not None and own.pad_token_id == 0 and own.cls_token_id is not None
+
+
+def is_below(name: str, tops: Sequence[str]) -> bool:
+    return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
+class Shift(nn.Module):
+    """What is left of a batch norm in eval mode that only adds a number to each channel."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.bias = norm.bias
+        self.then = getattr(norm, "act", nn.Identity())  # timm's have their activation inside
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.then(rows + self.bias[:, None, None])
+        return found
+
+
+def drop_folded_norms(network: nn.Module, modules: Sequence[str]) -> None:
+    """Takes batch norms whose scale is folded into the layer before, and which stay in eval mode.
+
+    A convolution learns its scale itself; a step of an EfficientNet takes two thirds of the time.
+
+    Args:
+        modules: those below which norms are in eval mode.
+    """
+    for name, norm in list(network.named_modules()):
+        if isinstance(norm, nn.BatchNorm2d) and is_below(name, modules) and _only_adds(norm):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, Shift(norm))
+
+
+def _only_adds(norm: nn.BatchNorm2d) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or not norm.affine:
+        return False
+    one = torch.ones_like(variance)
+    return bool(
+        torch.equal(norm.weight, one)
+        and not mean.any()
+        and torch.allclose(variance + norm.eps, one, rtol=1e-6, atol=0)
+    )
+
+
+def without_padding(network: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Token ids (n, l) up to the longest text, for a network that needs no more."""
+    if not masks_padding(network):
+        return ids
+    return ids[:, : int((ids != 0).any(dim=0).sum())]
+
+
+def kept_state(network: nn.Module, table: ModelTable) -> dict[str, torch.Tensor]:
+    """The weights as they are kept: in fp16 or int8 where the recipe says so."""
+    state = quantise_rows(network.state_dict(), table.int8)
+    return {
+        name: value.half() if table.half and value.is_floating_point() and not is_scale(name)
+        else value
+        for name, value in state.items()
+    }  # fmt: skip
+
+
+def round_to_kept(network: nn.Module, table: ModelTable) -> None:
+    """Makes the weights what they are once they were kept, so that this is what is measured."""
+    network.load_state_dict(dequantise_rows(kept_state(network, table)))
 
 
 def save_model(network: nn.Module, table: ModelTable, tokenizer: Any, place: Place) -> None:
     """Writes an open_clip `local-dir:` folder; its config, without which it is none, last."""
     if isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):  # not open_clip's own
         tokenizer.save_pretrained(str(place.folder))
-    state = {
-        name: value.half() if table.half and value.is_floating_point() else value
-        for name, value in network.state_dict().items()
-    }
-    save_weights(place.folder / "open_clip_model.safetensors", state)
+    save_weights(place.folder / "open_clip_model.safetensors", kept_state(network, table))
     if table.weights is not None:
         config = model_config(place.model(table.weights))
     else:
         config = dict(open_clip.get_model_config(_architecture(table)))
+    if config["text_cfg"].get("hf_model_name") == OWN_FOLDER:
+        text: Any = network.text
+        text.config.to_json_file(place.folder / "config.json")
     for part, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
         if key in config[part]:  # or open_clip would fetch weights only to replace them
             config[part] = {**config[part], key: False}

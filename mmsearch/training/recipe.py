@@ -17,6 +17,7 @@ Rate = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 LossKind = Literal["clip", "siglip"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ModelTable(_Table):
     begins, and if no caption holds it where its like have gone in the end."""
     half: bool = False
     """Whether the weights are kept in fp16."""
+    int8: tuple[str, ...] = ()
+    """Modules whose matrices are kept in int8, a scale for each row."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ class Stage(Schedule):
     """The first modules of the image tower, in order: computed once for some views of every
     picture, and left as they are."""
     views: Count = 4
+    cache_precision: Precision = "fp32"
+    """What they are computed in, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +146,17 @@ class Recipe(_Table):
     test: HeldOutTable | None = None
     """Measured once, at the end, for the model card."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    text_precision: Precision | None = None
+    """That of the text tower, where it is another: on a CPU with bf16, transformers learn twice as
+    fast in it, and convolutions no faster."""
     loss: LossKind = "clip"
     ema: Share | None = None
     word_drop: Share = 0.0
+    train_size: Count | None = None
+    """Pixels a side while learning, where they are not those of the model, for towers that take any
+    size. Things look larger in crops than in whole pictures: in whole pictures of a larger size
+    they look as they did (Touvron et al. 2019, "Fixing the train-test resolution discrepancy")."""
     augment: dict[str, Any] = field(default_factory=dict)
     """Fields of open_clip's `AugmentationCfg`."""
     teacher: TeacherTable | None = None

@@ -41,9 +41,11 @@ from mmsearch.types import OnProgress, Progress
 log = logging.getLogger(__name__)
 
 _BLOCK = 64
-_VIEWS_VERSION = 4
+_VIEWS_VERSION = 5
 _PORTION = 512  # pictures
-_SAME = 1e-3  # fp16 keeps about as much
+#: How far OpenVINO may be from torch, in parts of the largest number: fp16 keeps about as much as
+#: the first, and bf16's eight bits go through many layers.
+_SAME = {"fp32": 1e-3, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,16 @@ class Pictures:
         return len(self.files)
 
     def load(self, place: int, seed: int) -> torch.Tensor:
+        return self.views(place, [seed])[0]
+
+    def views(self, place: int, seeds: Sequence[int]) -> list[torch.Tensor]:
+        """One picture, decoded once, through the transform with each of some seeds."""
         image = open_picture(self.files[place], self.side)
-        with _seeded(seed):
-            return self.transform(image)
+        found = []
+        for seed in seeds:
+            with _seeded(seed):
+                found.append(self.transform(image))
+        return found
 
 
 @contextmanager
@@ -266,6 +275,7 @@ def compute_views(
     name: str,
     on_progress: OnProgress,
     portion: int = _PORTION,
+    precision: str = "fp32",
 ) -> CachedViews:
     """The views of every picture, from files in `folder` where an earlier run left them.
 
@@ -274,29 +284,33 @@ def compute_views(
 
     Args:
         portion: how many pictures a file has.
+        precision: what OpenVINO computes in, "fp32" or "bf16".
 
     Raises:
         TrainingError: a full disk.
     """
-    run = functools.cache(lambda: _runtime(prefix, pictures.load(0, seed)))
+    run = functools.cache(lambda: _runtime(prefix, pictures.load(0, seed), precision))
     weights = hashlib.sha256()
     for module in prefix.modules_used:
         for weight in prefix.network.get_submodule(module).state_dict().values():
             weights.update(weight.cpu().numpy().tobytes())
-    how = [_VIEWS_VERSION, prefix.modules_used, weights.hexdigest(), pictures.transform.name]
+    how = [
+        _VIEWS_VERSION, prefix.modules_used, weights.hexdigest(), pictures.transform.name, precision
+    ]  # fmt: skip
 
     def about(part: Sequence[Path], start: int) -> Any:
         return [*how, views, seed, start, stamps(part)]
 
-    def load(some: list[tuple[int, int]]) -> torch.Tensor:
-        return torch.stack([pictures.load(i, seed_of(seed, i, view) >> 1) for i, view in some])
+    def load(some: list[int]) -> torch.Tensor:
+        seeds = ([seed_of(seed, i, view) >> 1 for view in range(views)] for i in some)
+        made = (pictures.views(i, own) for i, own in zip(some, seeds, strict=True))
+        return torch.stack(list(itertools.chain.from_iterable(made)))
 
     def compute(part: Sequence[Path], start: int) -> State:
         found = []
         # One thread: transforms draw from a generator that threads would share.
         with ThreadPoolExecutor(1) as pool:
-            places = range(start, start + len(part))
-            jobs = parts(itertools.product(places, range(views)), _BLOCK)
+            jobs = parts(range(start, start + len(part)), max(1, _BLOCK // views))
             blocks = (pool.submit(load, some) for some in jobs)
             # In pairs: the next block is loaded while one is used.
             for block, _ in itertools.pairwise(itertools.chain(blocks, [Future[torch.Tensor]()])):
@@ -309,7 +323,9 @@ def compute_views(
     return CachedViews([one["views"] for one in made])
 
 
-def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], np.ndarray]:
+def _runtime(
+    prefix: Prefix, example: torch.Tensor, precision: str
+) -> Callable[[torch.Tensor], np.ndarray]:
     """The prefix as a function: through OpenVINO on the CPU where that agrees, else torch."""
     device = next(prefix.parameters()).device
 
@@ -324,12 +340,12 @@ def _runtime(prefix: Prefix, example: torch.Tensor) -> Callable[[torch.Tensor], 
 
     probe = torch.stack([example, example])
     try:
-        graph = Graph(convert_graph(prefix, probe, [-1, *example.shape]))
+        graph = Graph(convert_graph(prefix, probe, [-1, *example.shape]), precision=precision)
     except Exception as error:  # noqa: BLE001 - whatever OpenVINO raises for what it lacks
         log.info("not convertible: %s", error)
     else:
         want, got = by_torch(probe[:1]), graph(probe[:1].numpy())[0]
-        if np.abs(want - got).max() <= _SAME * max(1.0, float(np.abs(want).max())):
+        if np.abs(want - got).max() <= _SAME[precision] * max(1.0, float(np.abs(want).max())):
             return lambda batch: graph(batch.numpy())[0]
     log.info("the first layers run in torch, which is slower here")
     return by_torch

@@ -603,15 +603,13 @@ def test_a_name_that_is_taken_or_odd_is_refused(tmp_path, name):
     assert "cannot be a model's name" in result.stderr
 
 
-def test_the_recipes_of_tiny_are_valid():
+def test_the_recipe_of_tiny_is_valid():
     from conftest import REPOSITORY
 
     recipe = read_recipe(REPOSITORY / "recipes/tiny.toml")
     assert os.path.isdir(recipe.model.config)
-    assert [table.name for table in recipe.data] == ["flickr8k", "objects", "scenes"]
-    further = read_recipe(REPOSITORY / "recipes/tiny-further.toml")
-    assert further.data == recipe.data
-    assert further.augment == recipe.augment
+    names = ["flickr8k", "everyday", "web", "objects", "scenes"]
+    assert [table.name for table in recipe.data] == names
 
 
 def test_a_toy_set_has_the_splits_that_these_tests_speak_of(tmp_path):
