@@ -140,6 +140,8 @@ def search(
         hits = engine.search(query)
         if not hits:
             say(_why_nothing(engine, query))
+        for line in _unknown_words(engine, terms):
+            say(line)
     if html is not None:
         _write_page(html, terms, hits)
     if json_:
@@ -208,6 +210,21 @@ def _why_nothing(engine: Engine, query: Query) -> str:
     if query.filter:
         return "nothing found that --under, --after and --before let through"
     return "nothing found"
+
+
+def _unknown_words(engine: Engine, terms: list[Term]) -> list[str]:
+    found: dict[str, str | None] = {}
+    for term in terms:
+        if term.text is not None and term.weight > 0:
+            found |= engine.unknown_words(term.text)
+    if not found:
+        return []
+    model = engine.status().model
+    return [
+        f"'{printable(word)}' is unknown to {printable(model)}"
+        + (f"; did you mean '{printable(meant)}'?" if meant else "")
+        for word, meant in found.items()
+    ]
 
 
 def _print(hits: list[Hit]) -> None:

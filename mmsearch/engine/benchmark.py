@@ -13,7 +13,6 @@ import numpy as np
 
 from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
-from mmsearch.engine.indexing import Request, index
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
 from mmsearch.evaluation.classification import Classification, label_vectors, true_labels
@@ -29,6 +28,7 @@ from mmsearch.evaluation.retrieval import BenchReport, Corpus, evaluate
 from mmsearch.ingest.patches import add_patches
 from mmsearch.ingest.pipeline import Pipeline
 from mmsearch.ingest.plan import plan_of_files
+from mmsearch.media.discover import FoundFile, walk
 from mmsearch.search.fusion import NOT_TRAINED
 from mmsearch.search.rerank import NOT_TRAINED as NOTHING_TO_RERANK_WITH
 from mmsearch.search.searcher import Trained, trained_for
@@ -278,13 +278,16 @@ def classify(
 @contextmanager
 def _read(opened: OpenIndex, folder: Path, on_progress: OnProgress) -> Iterator[OpenIndex]:
     """An index of a folder's pictures, with the model of the own one, where there is one."""
+    folder = folder.absolute()
+    found = walk(os.fsencode(folder), types=opened.media_types)
+    files = [os.fsdecode(one.path) for one in found if isinstance(one, FoundFile)]
+    images = LabelledSet(folder.name, tuple(LabelledImage(file, ()) for file in files))
     with opened.scratch(_own_model(opened)) as other:
-        request = Request([folder], None, None, None, None, reread=False, on_progress=on_progress)
-        report = index(other, request)
-        if not report.added:
+        failed = index_listed(other, folder, images, on_progress) if files else ()
+        if len(failed) == len(files):
             raise UsageError(f"{folder}: holds no picture that can be read")
-        if report.failed:
-            opened.notify(f"{report.failed} files could not be read and have no label")
+        if failed:
+            opened.notify(f"{len(failed)} pictures could not be read and have no label")
         yield other
 
 

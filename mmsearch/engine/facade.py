@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
 from mmsearch.encoders.loading import ModelCache, ModelRow, list_models
+from mmsearch.encoders.registry import parse_model, tower_source
 from mmsearch.engine.open_index import OpenIndex
-from mmsearch.errors import extra
+from mmsearch.errors import ModelNotFound, extra
 from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.store import Store
 from mmsearch.types import (
@@ -258,6 +259,25 @@ class Engine:
             where = Filter(under=under)
             query = Query(tuple(terms), to, k, where, min_score, fusion, compose, rerank, exact)
         return self.opened.search(query)
+
+    def unknown_words(self, text: str) -> dict[str, str | None]:
+        """The words of a text that the index's model has learned from no caption.
+
+        Each with a known one that may have been meant, or None. Nothing where the model does not
+        name its words (those that were trained here do), or there is no index.
+        """
+        from mmsearch.search.known_words import read_words
+
+        space = self.opened.active_space()
+        if space is None:
+            return {}
+        source = parse_model(space.spec.model)
+        try:
+            source = tower_source(source)
+        except ModelNotFound:  # heads whose base is gone: their vectors are there
+            return {}
+        known = read_words(Path(source.location)) if source.kind == "local-dir" else None
+        return {} if known is None else known.unknown(text)
 
     def searcher(self, trained: Trained | None = None) -> AbstractContextManager[Searcher]:
         """What answers queries: one view of the index with the encoder of its space.

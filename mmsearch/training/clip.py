@@ -19,6 +19,7 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.registry import KNOWN, NOTHING_KNOWN, cached_files, name_of
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.evaluation.ranking import LEAST, recall_line
+from mmsearch.search.known_words import write_words
 from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.training.distributed import barrier, from_first, require_same
 from mmsearch.training.losses import ContrastiveLoss
@@ -124,6 +125,8 @@ def train_clip(
                 place.folder, run.measure(held_out), run.measure(test) if test else None
             )
             _write_card(run, report, has_improved=has_improved)
+            captions = (text for one in sets for image in one.images for text in image.captions)
+            write_words(place.folder, captions)
             save_model(network, recipe.model, tokenizer, place)  # last: by it the folder is a model
         found: ClipReport = from_first(report, place.device)
         return found

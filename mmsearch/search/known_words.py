@@ -1,0 +1,80 @@
+"""Words that a model has learned from captions, and those of a query that it has not.
+
+`train clip` writes them beside a model as `words.txt`, a word a line, the most frequent first.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+WORDS = "words.txt"
+#: Of words that come once in all captions, half are misspelt.
+_LEAST = 2
+_WORD = re.compile(r"[^\W\d_]+")
+_SHORT = 2  # letters: "a", "of", "no"
+_ENDINGS = ("s", "es", "d", "ed", "ing", "er", "ly", "y")
+_LIKE = 0.8  # how much of two words has to be the same, for one to be taken for the other
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return [word for word in _WORD.findall(text.lower()) if len(word) > _SHORT]
+
+
+def write_words(folder: Path, captions: Iterable[str]) -> None:
+    """Keeps the words of what a model learned from."""
+    counts = Counter(word for text in captions for word in words_of(text))
+    kept = [word for word, count in counts.most_common() if count >= _LEAST]
+    (folder / WORDS).write_text("".join(f"{word}\n" for word in kept), encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=4)
+def read_words(folder: Path) -> KnownWords | None:
+    """The words that a model's folder names; None where it names none."""
+    try:
+        text = (folder / WORDS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return KnownWords(tuple(text.split()))
+
+
+@dataclass(frozen=True)
+class KnownWords:
+    """Words by how often they come, the most frequent first."""
+
+    words: tuple[str, ...]
+
+    @cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(self.words)
+
+    def unknown(self, text: str) -> dict[str, str | None]:
+        """The words of a text that are in no caption, with what may have been meant.
+
+        Another form of a word that is known is known: "giraffe" by "giraffes", "hopping" by "hop".
+        """
+        return {
+            word: self._like(word) for word in dict.fromkeys(words_of(text)) if not self._has(word)
+        }
+
+    def _has(self, word: str) -> bool:
+        stems = {word}
+        for ending in _ENDINGS:
+            if word.endswith(ending) and len(word) - len(ending) > _SHORT:
+                stem = word[: -len(ending)]
+                stems |= {stem, f"{stem}e", stem[:-1] if stem[-1:] == stem[-2:-1] else stem}
+                stems.add(f"{stem[:-1]}y" if stem.endswith("i") else stem)
+        forms = {f"{stem}{ending}" for stem in stems for ending in ("", "s", "es", "ing")}
+        forms |= {f"{stem}{stem[-1:]}ing" for stem in stems}
+        return not self._all.isdisjoint(forms)
+
+    def _like(self, word: str) -> str | None:
+        near = [one for one in self.words if abs(len(one) - len(word)) <= 2]
+        return next(iter(get_close_matches(word, near, 1, _LIKE)), None)

@@ -1,0 +1,40 @@
+"""Words that no caption held: told, with what may have been meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmsearch.search.known_words import KnownWords, read_words, write_words
+
+WORDS = KnownWords(("dog", "running", "giraffes", "puppy", "make", "frisbee", "grass", "big"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog of no grass",
+        "Dogs RUN; the-giraffe's",
+        "puppies making frisbees",
+        "big 4711",
+        "",
+        "é",
+    ],
+)
+def test_other_forms_of_a_known_word_are_known(text):
+    assert set(WORDS.unknown(text)) <= {"the"}
+
+
+def test_what_is_misspelt_gets_a_suggestion():
+    assert WORDS.unknown("a girafe, a frisbbe and a zeppelin") == {
+        "girafe": "giraffes", "frisbbe": "frisbee", "and": None, "zeppelin": None,
+    }  # fmt: skip
+
+
+def test_words_are_kept_the_most_frequent_first_and_rare_ones_are_not(tmp_path):
+    write_words(tmp_path, ["a dog and a dog", "the Dog's house", "a house", "a typpo"])
+    assert (tmp_path / "words.txt").read_text() == "dog\nhouse\n"
+    assert read_words(tmp_path).unknown("the typpo house") == {"the": None, "typpo": None}
+
+
+def test_a_model_without_a_list_says_nothing(tmp_path):
+    assert read_words(tmp_path / "missing") is None
