@@ -1,6 +1,8 @@
 """What the bundled model can do: `python benchmarks/tiny.py --data DIR [--model MODEL]`.
 
-Flickr8k's test split; the names of objects over pictures that were held out (a fifth of each name
+Flickr8k's test split, with German captions too; everyday photos and web photos of which a tenth
+was held out, with their captions, and the names of what is in them; the names of objects over
+pictures that were held out (a fifth of each name
 of Caltech-101 and of the 100 sports, one of two of ImageNet's); drawn scenes of unseen seeds;
 words that no training caption holds; and how far each precision is from fp32. `--precisions` takes
 fp32, bf16 and int8 (which needs `pip install nncf`). With `--pages DIR`: pages of hits and misses.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gzip
 import json
 import random
 import re
@@ -30,7 +33,9 @@ from mmsearch.datasets import karpathy, scene_art, scenes
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache
 from mmsearch.encoders.openvino import openvino_core
+from mmsearch.evaluation.classification import TEMPLATES, label_vectors
 from mmsearch.evaluation.ranking import (
+    TIE,
     both_ranks,
     both_recalls,
     rank_of_best,
@@ -101,6 +106,8 @@ def main() -> None:
         recall = flickr(measured, args.data)
         if first is None:
             first = recall
+            german(measured, args.data)
+            everyday(measured, args.data)
             objects(measured, args.data)
             drawn(measured)
             synonyms(measured, args.data)
@@ -186,6 +193,62 @@ def flickr(measured, data):
     found = both_recalls(both_ranks(images, texts, owner))
     print(f"  Flickr8k test, R@1/5/10: {recall_line(found)}")
     return found
+
+
+def recalls_of(measured, folder, captions, what):
+    """Recalls both ways over files with their captions."""
+    images = measured.images([of_file(folder / name) for name in captions], what)
+    texts = [text for own in captions.values() for text in own]
+    owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions.values()])
+    ranks = both_ranks(images, measured.texts(texts), owner)
+    line = recall_line(both_recalls(ranks))
+    print(f"  {what}: {len(captions)} photos, {len(texts)} captions, R@1/5/10: {line}")
+
+
+def german(measured, data):
+    """The 929 test photos of Flickr8k that have German captions, asked in both languages."""
+    path = data / "flickr8k_more/multilingual.jsonl.gz"
+    if not path.is_file():
+        return
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        rows = [row for row in map(json.loads, lines) if row["split"] == "test"]
+    said = {row["image"]: row["de"] for row in rows}
+    own = {image.file: image.captions for image in flickr_images(data) if image.file in said}
+    for what, captions in (("English", own), ("German", {file: said[file] for file in own})):
+        recalls_of(measured, data / "flickr8k/images", captions, f"Flickr8k test, {what}")
+
+
+def everyday(measured, data):
+    """The tenth of everyday and of web photos that was not learned from."""
+    for folder, read, what in (
+        (data / "coco_objects", tiny_data.spoken, "everyday photos"),
+        (data / "web_captions", tiny_data.web, "web photos"),
+    ):
+        if not folder.is_dir():
+            continue
+        captions = {file: texts for file, texts in read(folder).items()
+                    if texts and tiny_data.is_held_out(file)}  # fmt: skip
+        recalls_of(measured, folder / "images", captions, what)
+    if (data / "coco_objects").is_dir():
+        names_in_photos(measured, data / "coco_objects")
+
+
+def names_in_photos(measured, folder):
+    """Mean average precision of 80 names over the held-out everyday photos, by their labels."""
+    labels = {file: objects for file, objects in tiny_data.coco_labels(folder).items()
+              if tiny_data.is_held_out(file)}  # fmt: skip
+    images = measured.images([of_file(folder / "images" / file) for file in labels], "labels")
+    names = sorted({name for objects in labels.values() for name in objects})
+    vectors = label_vectors(names, TEMPLATES, measured.texts)
+    true = np.array([[name in objects for objects in labels.values()] for name in names])
+    order = np.argsort(-(vectors @ images.T - TIE * true), axis=1, kind="stable")
+    hits = np.take_along_axis(true, order, axis=1)
+    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    average = (precision * hits).sum(axis=1) / hits.sum(axis=1)
+    print(
+        f"  {len(names)} names over {len(labels)} everyday photos: mAP {100 * average.mean():.1f}, "
+        f"by chance {100 * true.mean():.1f}"
+    )
 
 
 def objects(measured, data):

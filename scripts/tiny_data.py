@@ -91,20 +91,31 @@ def is_held_out(name: str) -> bool:
 
 def everyday(folder: Path) -> dict[str, list[str]]:
     """Sentences about COCO's photos: true ones, and some that are composed of their labels."""
-    with gzip.open(folder / "sentences.jsonl.gz", "rt", encoding="utf-8") as lines:
-        said = {row["image"]: row for row in map(json.loads, lines)}
+    captions, phrases = spoken(folder), spoken(folder, "phrases")
     found = {}
-    with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            name, own = row["file_name"], said.get(row["file_name"], {})
-            captions, phrases = own.get("captions", []), own.get("phrases", [])
-            objects = [one for one in row["objects"].split("|") if one]
-            rng = random.Random(name)
-            count = 2 if captions else 4
-            made = [compose(objects, rng) for _ in range(count)] if objects else []
-            if texts := [*captions, *phrases, *made]:
-                found[name] = texts
+    for name, objects in coco_labels(folder).items():
+        rng = random.Random(name)
+        count = 2 if captions[name] else 4
+        made = [compose(objects, rng) for _ in range(count)] if objects else []
+        if texts := [*captions[name], *phrases[name], *made]:
+            found[name] = texts
     return found
+
+
+def coco_labels(folder: Path) -> dict[str, list[str]]:
+    """The names of what is in each of COCO's photos."""
+    with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            row["file_name"]: [one for one in row["objects"].split("|") if one]
+            for row in csv.DictReader(file)
+        }
+
+
+def spoken(folder: Path, kind: str = "captions") -> dict[str, list[str]]:
+    """What people said of each of COCO's photos: captions, or short statements ("phrases")."""
+    with gzip.open(folder / "sentences.jsonl.gz", "rt", encoding="utf-8") as lines:
+        said = {row["image"]: row.get(kind, []) for row in map(json.loads, lines)}
+    return {name: said.get(name, []) for name in coco_labels(folder)}
 
 
 def compose(objects: list[str], rng: random.Random) -> str:

@@ -42,6 +42,7 @@ _SPREAD = 0.02
 #: the nearest is preferred: chosen by leaving well-known words out, one by one.
 _WELL_KNOWN, _NEAREST, _TEMPERATURE = 100, 10, 0.05
 _PADDING = 0
+_LENGTHS = 4  # groups of texts of about one length
 _NEITHER = 1  # a count: neither unseen nor well known
 
 
@@ -178,11 +179,21 @@ def _only_adds(norm: nn.BatchNorm2d) -> bool:
     )
 
 
-def without_padding(network: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    """Token ids (n, l) up to the longest text, for a network that needs no more."""
+def encode_texts(network: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The unit vectors of token ids (n, l), in their order, (n, dim).
+
+    Where zeros behind a text change nothing, texts of about one length go through the network
+    together, cut after the longest: most are half as long as the longest of a batch.
+    """
     if not masks_padding(network):
-        return ids
-    return ids[:, : int((ids != 0).any(dim=0).sum())]
+        found: torch.Tensor = network.encode_text(ids, normalize=True)
+        return found
+    order = (ids != 0).sum(dim=1).argsort()
+    parts = [
+        network.encode_text(part[:, : int((part != 0).any(dim=0).sum())], normalize=True)
+        for part in ids[order].chunk(_LENGTHS)
+    ]
+    return torch.cat(parts)[order.argsort()]
 
 
 def kept_state(network: nn.Module, table: ModelTable) -> dict[str, torch.Tensor]:

@@ -37,7 +37,7 @@ from mmsearch.training.losses import (
     cached_backward,
     clamp_scale,
 )
-from mmsearch.training.network import is_below, without_padding
+from mmsearch.training.network import encode_texts, is_below
 from mmsearch.training.recipe import Schedule
 from mmsearch.training.runs import (
     CHECKPOINT,
@@ -266,7 +266,7 @@ class Trainer:
         with self._computing_in(self.setting.precision):
             images = self.network.encode_image(image, normalize=True)
         with self._computing_in(self.setting.text_precision or self.setting.precision):
-            texts = self.network.encode_text(without_padding(self.network, text), normalize=True)
+            texts = encode_texts(self.network, text)
         # The softmax over the batch needs more than bf16's 8 bits.
         kind = self.network.logit_scale.dtype
         return Embeddings(images.to(kind), texts.to(kind))
@@ -506,9 +506,7 @@ def validate(
             for batch in load_images(held_out.images, block, workers)
         ])  # fmt: skip
         texts = torch.cat([
-            network.encode_text(
-                without_padding(network, part.to(device)), normalize=True
-            ).float().cpu()
+            encode_texts(network, part.to(device)).float().cpu()
             for part in torch.cat(list(held_out.texts)).split(4 * block)
         ])  # fmt: skip
     if not (images.isfinite().all() and texts.isfinite().all()):

@@ -22,7 +22,7 @@ from mmsearch.encoders.loading import ModelCache, open_encoder
 from mmsearch.encoders.open_clip import TorchEncoder, create_network, load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.training.clip import train_clip
-from mmsearch.training.network import without_padding
+from mmsearch.training.network import encode_texts
 from mmsearch.training.recipe import read_recipe
 from mmsearch.training.runs import Place
 
@@ -140,15 +140,19 @@ def test_graphs_beside_the_weights_give_the_same_without_a_second_copy(model, tm
     )
 
 
-def test_zeros_behind_all_texts_are_cut_off_where_they_change_nothing(tmp_path):
+def test_texts_of_one_length_together_have_the_vectors_that_they_have_in_a_batch(tmp_path):
     folder = write_architecture(tmp_path / "architecture")
     torch.manual_seed(0)
     network = create_network(f"local-dir:{folder}", load_weights=False).eval()
-    ids = torch.tensor([[2, 5, 6, 3, 0, 0, 0], [2, 9, 3, 0, 0, 0, 0]])
-    assert without_padding(network, ids).shape == (2, 4)
+    ids = torch.zeros(9, LENGTH, dtype=torch.int64)
+    for row, length in enumerate((7, 3, 14, 2, 9, 3, 5, 12, 4)):
+        ids[row, :length] = torch.randint(5, 20, (length,))
+    seen = []
+    network.text.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     with torch.no_grad():
-        short, whole = (network.encode_text(some) for some in (without_padding(network, ids), ids))
-    torch.testing.assert_close(short, whole, atol=1e-6, rtol=1e-5)
+        found = encode_texts(network, ids)
+        assert sum(seen) < 3 * LENGTH
+        torch.testing.assert_close(found, network.encode_text(ids, normalize=True))
 
 
 @pytest.mark.slow
