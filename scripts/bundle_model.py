@@ -79,6 +79,15 @@ class Weights:
         about = self.header[name]
         return np.frombuffer(self.data[slice(*about["data_offsets"])], kind).reshape(about["shape"])
 
+    def table_named(self, table):
+        """The tensor of int8 rows that a table of token embeddings is."""
+        name = self.by_content.get(table.tobytes())
+        if name is None or name + SCALE not in self.header:
+            raise SystemExit(
+                "the text tower's table has to be in int8: int8 = ['text'] in a recipe"
+            )
+        return name
+
     def place(self, name, data_at):
         """Where a tensor begins in the file that is written."""
         return data_at + self.header[name]["data_offsets"][0]
@@ -244,16 +253,6 @@ class Graph:
         ET.ElementTree(self.root).write(path)
 
 
-def table_in(weights, embeddings, data_at):
-    """Where a table of token embeddings lies among the weights, as the manifest has it."""
-    if not embeddings.is_file():
-        return {}
-    table = np.load(embeddings)
-    name = weights.by_content[table.tobytes()]
-    places = [weights.place(one, data_at) for one in (name, name + SCALE)]
-    return {ROWS: [*places, *table.shape]}
-
-
 def main():
     model = load_model(parse_model(sys.argv[1]))
     folder = Path(model.source.location)
@@ -266,6 +265,8 @@ def main():
         graphs = {
             path.relative_to(made): Graph(path, weights) for path in sorted(made.rglob("*.xml"))
         }
+        table = made / openvino.EMBEDDINGS
+        rows = weights.table_named(np.load(table)) if table.is_file() else None
         (folder / "manifest.json").unlink(missing_ok=True)  # without it the graphs are not used
         data_at, constants_at = weights.write(folder / WEIGHTS)
         for name, graph in graphs.items():
@@ -278,8 +279,10 @@ def main():
             if (made / name).is_file():
                 shutil.copyfile(made / name, folder / name)
         files = {path.name: file_hash(path) for path in cached_files(model.source)}
-        rows = table_in(weights, made / openvino.EMBEDDINGS, data_at)
-        manifest = {**openvino.read_manifest(made), **rows, "files": files}
+        manifest = {**openvino.read_manifest(made), "files": files}
+        if rows is not None:
+            places = [weights.place(name, data_at) for name in (rows, rows + SCALE)]
+            manifest[ROWS] = [*places, *weights.header[rows]["shape"]]
         write_json(folder / "manifest.json", manifest)
     print(f"{len(weights.constants)} bytes of constants added to {folder / WEIGHTS}")
 

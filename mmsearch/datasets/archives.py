@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from mmsearch.datasets.formats import has_labels
 from mmsearch.errors import LabelsError, extra, in_a_line
 from mmsearch.media.media_types import is_image_name
 
@@ -27,7 +28,9 @@ _LABELS = "metadata.jsonl"
 _TEXTS = (".txt", ".caption", ".text")
 _IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 _CAPTION_COLUMN = re.compile(r"(caption|text|sentence|description|label|alt_text)s?(_?\d+)?")
-_SPLIT_OF_FILE = re.compile(r"(train|test|val|validation|dev)\b|(train|test|val|validation)-\d")
+_SPLIT_OF_FILE = re.compile(r"(train|test|val|validation|dev)(?![A-Za-z])")
+_MOST = 2**30  # bytes of a member: a sparse one takes no room in the archive
+_MOST_TEXT = 2**20
 #: By its first bytes what a picture without a name is called.
 _SUFFIXES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"RIFF", ".webp"),
              (b"BM", ".bmp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"))  # fmt: skip
@@ -41,6 +44,8 @@ class _Example:
     """For its file: any text."""
     content: bytes | None = None
     captions: list[str] = field(default_factory=list)
+    described: list[str] = field(default_factory=list)
+    """Captions in its JSON: often those that it has as a text, too."""
     split: str = ""
 
 
@@ -69,7 +74,7 @@ def unpacked(path: Path, cache: Path) -> Path:
         LabelsError: a file that is damaged, or without pictures that have captions.
     """
     shards = shards_of(path)
-    if not shards or (path.is_dir() and any(path.glob("metadata.*"))):
+    if not shards or (path.is_dir() and has_labels(path)):  # a tar may lie beside a set as well
         return path
     stamps = [[os.path.realpath(one), one.stat().st_size, one.stat().st_mtime_ns] for one in shards]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
@@ -93,15 +98,16 @@ def _write(examples: Iterable[_Example], folder: Path, source: Path) -> None:
         for number, example in enumerate(examples):
             if example.content is None:
                 continue
+            captions = example.captions or example.described
             # Numbers before names that strangers chose: no two are one, and none leads elsewhere.
             name = re.sub(r"[^\w.-]+", "_", example.name)[-80:].lstrip(".") or "picture"
             if not is_image_name(os.fsencode(name)):
                 name += _suffix(example.content)
             file = f"{number:06d}-{name}"
             (folder / file).write_bytes(example.content)
-            row = {"file_name": file, "caption": example.captions, "split": example.split}
+            row = {"file_name": file, "caption": captions, "split": example.split}
             labels.write(json.dumps(row) + "\n")
-            count += bool(example.captions)
+            count += bool(captions)
     if not count:
         raise LabelsError(f"{source}: holds no picture with a caption")
 
@@ -112,24 +118,29 @@ def _suffix(content: bytes) -> str:
 
 def _examples(shards: list[Path]) -> Iterator[_Example]:
     for shard in shards:
-        yield from (_of_tar if shard.suffix == _TAR else _of_parquet)(shard)
+        told = _SPLIT_OF_FILE.match(shard.name)
+        split = told.group() if told else ""
+        yield from (_of_tar if shard.suffix == _TAR else _of_parquet)(shard, split)
 
 
-def _of_tar(path: Path) -> Iterator[_Example]:
+def _of_tar(path: Path, split: str) -> Iterator[_Example]:
     """The examples of a tar: members that follow each other and share what is before the dot."""
     current: _Example | None = None
     key = ""
     try:
         with tarfile.open(path, "r|") as archive:
             for member in archive:
-                if not member.isfile():
-                    continue
                 folder, _, file = member.name.rpartition("/")
+                # Others are links and folders, or what macOS keeps beside each file.
+                if not member.isfile() or file.startswith("._"):
+                    continue
+                if member.size > _MOST:
+                    raise LabelsError(f"{path}: a member of {member.size} bytes is no picture")
                 stem, dot, rest = file.partition(".")
                 if current is None or key != f"{folder}/{stem}":
                     if current is not None:
                         yield current
-                    key, current = f"{folder}/{stem}", _Example(stem)
+                    key, current = f"{folder}/{stem}", _Example(stem, split=split)
                 content = archive.extractfile(member)
                 assert content is not None  # a regular file
                 _take_member(current, (dot + rest).lower(), content)
@@ -142,23 +153,24 @@ def _of_tar(path: Path) -> Iterator[_Example]:
 
 
 def _take_member(example: _Example, suffix: str, content: IO[bytes]) -> None:
-    if is_image_name(os.fsencode(f"x{suffix}")):
+    # What follows the first picture ("seg.png", "left.png") is something else about it.
+    if is_image_name(os.fsencode(f"x{suffix}")) and example.content is None:
         example.name += suffix
         example.content = content.read()
     elif suffix in _TEXTS:
-        example.captions += content.read().decode("utf-8", "replace").splitlines()
+        example.captions += content.read(_MOST_TEXT).decode("utf-8", "replace").splitlines()
     elif suffix == ".json":
         try:
-            stored = json.loads(content.read())
-        except ValueError:
+            stored = json.loads(content.read(_MOST_TEXT))
+        except (ValueError, RecursionError):
             return
-        if isinstance(stored, dict) and not example.captions:  # often the same as in the .txt
+        if isinstance(stored, dict):
             for name, value in stored.items():
-                if _CAPTION_COLUMN.fullmatch(name):
-                    example.captions += _texts(value)
+                if _CAPTION_COLUMN.fullmatch(name.lower()):
+                    example.described += _texts(value)
 
 
-def _of_parquet(path: Path) -> Iterator[_Example]:
+def _of_parquet(path: Path, split: str) -> Iterator[_Example]:
     """The rows of a Parquet file: a picture's bytes in one column, captions in one or several."""
     with extra("exchange", f"reading {path.name}"):
         import pyarrow as pa
@@ -175,8 +187,6 @@ def _of_parquet(path: Path) -> Iterator[_Example]:
                 f"{', '.join(_IMAGE_COLUMNS)}, and captions in 'caption' or 'text'"
             )
         columns = [image, *captions, *(["split"] if "split" in names else [])]
-        told = _SPLIT_OF_FILE.match(path.name)
-        split = next(filter(None, told.groups()), "") if told else ""
         number = 0
         for batch in file.iter_batches(batch_size=64, columns=columns):
             for row in batch.to_pylist():
@@ -184,7 +194,7 @@ def _of_parquet(path: Path) -> Iterator[_Example]:
                 name, content = _picture(row[image])
                 texts = [text for column in captions for text in _texts(row[column])]
                 own = str(row.get("split") or split)
-                yield _Example(name or f"{number}", content, texts, own)
+                yield _Example(name or f"{number}", content, texts, split=own)
     except (pa.ArrowException, OSError) as error:
         raise LabelsError(f"{path}: damaged, or no Parquet file: {in_a_line(error)}") from error
 

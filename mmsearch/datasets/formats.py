@@ -84,6 +84,14 @@ def _read_json(text: str, path: Path) -> LabelledSet:
     raise LabelsError(f"{path}: neither Karpathy's nor COCO's caption format")
 
 
+def has_labels(folder: Path) -> bool:
+    """Whether a folder holds a captions file, or captions beside pictures."""
+    named = any(
+        path.name not in _NO_LABELS for pattern in _IN_FOLDER for path in folder.glob(pattern)
+    )
+    return named or next(_sidecars(folder), None) is not None
+
+
 def _read_folder(folder: Path) -> LabelledSet:
     others: list[str] = []
     found = (path for pattern in _IN_FOLDER for path in sorted(folder.glob(pattern)))

@@ -28,11 +28,13 @@ from mmsearch.encoders.registry import (
     HEADS,
     KNOWN,
     NOTHING_KNOWN,
+    OWN_FOLDER,
     AlignedFolder,
     ModelSource,
     base_source,
     cached_files,
     file_hash,
+    own_text_files,
     read_aligned,
     require_network,
     require_weights,
@@ -51,8 +53,6 @@ _IDENTITY_VERSION = 1
 CONSTANTS = "text.transformer.embeddings.position_ids"
 #: In the metadata of such a file: its header before.
 BEFORE = "before"
-#: In an `open_clip_config.json`, as the name of a text tower of the hub's: its config is beside.
-OWN_FOLDER = "."
 VOCABULARY = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -265,9 +265,8 @@ def _identity(
         "preprocess": asdict(preprocess),
         "head": None,  # heads of our own have an identity of their own: _load_aligned
     }
-    if config["text_cfg"].get("hf_model_name") == OWN_FOLDER:
-        folder = Path(source.location)
-        document["text"] = [file_hash(folder / name) for name in ("config.json", "tokenizer.json")]
+    if source.kind == "local-dir" and (own := own_text_files(Path(source.location))):
+        document["text"] = [file_hash(path) for path in own]
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -381,7 +381,30 @@ def _local_files(source: ModelSource) -> list[Path] | None:
     weights = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
     if not weights:
         raise ModelNotFound(f"{folder}: no weights (.safetensors, .bin, .pt) beside the config")
-    return [config, *weights]
+    return [config, *own_text_files(folder), *weights]
+
+
+#: In an `open_clip_config.json`, as the name of a text tower of the hub's: its files are beside.
+OWN_FOLDER = "."
+_TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def own_text_files(folder: Path) -> list[Path]:
+    """What a folder holds of its text tower beside open_clip's config; nothing for most.
+
+    Raises:
+        ModelNotFound: one of the files is not there.
+    """
+    try:
+        stored = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        text = stored.get("model_cfg", stored)["text_cfg"]
+        is_own = text.get("hf_model_name") == OWN_FOLDER
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # loading it tells what is wrong with it
+    files = [folder / name for name in _TEXT_FILES] if is_own else []
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise ModelNotFound(f"{folder}: {', '.join(missing)} of its text tower is not there")
+    return files
 
 
 def _in_hub_cache(repository: str, names: tuple[str, ...]) -> Path | None:

@@ -15,7 +15,12 @@ from mmsearch.datasets.formats import find_images, read_labelled
 from mmsearch.datasets.labelled import LabelledImage, LabelledSet
 from mmsearch.errors import UsageError
 from mmsearch.evaluation import comparison
-from mmsearch.evaluation.classification import Classification, label_vectors, true_labels
+from mmsearch.evaluation.classification import (
+    Classification,
+    different_labels,
+    label_vectors,
+    true_labels,
+)
 from mmsearch.evaluation.comparison import FusionReport
 from mmsearch.evaluation.judgments import (
     JudgedFigures,
@@ -258,6 +263,7 @@ def classify(
     on_progress: OnProgress,
 ) -> Classification:
     """`Engine.classify`."""
+    labels = different_labels(labels)
     with nullcontext(opened) if folder is None else _read(opened, folder, on_progress) as held:
         spec, contents = held.space.spec, held.store.contents()
         encoder = held.encoder_of(spec)

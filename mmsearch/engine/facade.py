@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mmsearch.config import Settings, load_settings
 from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
 from mmsearch.encoders.loading import ModelCache, ModelRow, list_models
-from mmsearch.encoders.registry import parse_model, tower_source
+from mmsearch.encoders.registry import parse_model
 from mmsearch.engine.open_index import OpenIndex
 from mmsearch.errors import ModelNotFound, extra
 from mmsearch.media.media_types import PICTURES, MediaTypes
@@ -266,17 +266,15 @@ class Engine:
         Each with a known one that may have been meant, or None. Nothing where the model does not
         name its words (those that were trained here do), or there is no index.
         """
-        from mmsearch.search.known_words import read_words
+        from mmsearch.search.known_words import words_of_model
 
         space = self.opened.active_space()
         if space is None:
             return {}
-        source = parse_model(space.spec.model)
         try:
-            source = tower_source(source)
+            known = words_of_model(parse_model(space.spec.model))
         except ModelNotFound:  # heads whose base is gone: their vectors are there
             return {}
-        known = read_words(Path(source.location)) if source.kind == "local-dir" else None
         return {} if known is None else known.unknown(text)
 
     def searcher(self, trained: Trained | None = None) -> AbstractContextManager[Searcher]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.errors import LabelsError, UsageError
-from mmsearch.evaluation.ranking import bootstrap_interval, rank_of_best
+from mmsearch.evaluation.ranking import rank_of_best
 from mmsearch.types import Vectors
 
 #: What a label is put into; its words stand in the place of {}.
@@ -35,7 +35,8 @@ def read_labels(path: Path) -> list[str]:
     """The labels in a text file, one a line; empty lines and those that begin with # are none.
 
     Raises:
-        LabelsError: it cannot be read, or has fewer than two different labels.
+        LabelsError: it cannot be read, or has fewer than two different labels
+            (`different_labels`).
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -44,10 +45,21 @@ def read_labels(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise LabelsError(f"{path}: not a text file in UTF-8") from error
     named = (line.strip() for line in lines if not line.lstrip().startswith("#"))
-    found = list(dict.fromkeys(filter(None, named)))
+    return different_labels(filter(None, named))
+
+
+def different_labels(labels: Iterable[str]) -> list[str]:
+    """The labels without those that differ from an earlier one in case, dashes or underscores only.
+
+    Raises:
+        LabelsError: fewer than two are left.
+    """
+    found: dict[str, str] = {}
+    for label in labels:
+        found.setdefault(_plain(label), label)
     if len(found) < 2:
-        raise LabelsError(f"{path}: at least two labels are needed, one a line")
-    return found
+        raise LabelsError("at least two different labels are needed (in a file, one a line)")
+    return list(found.values())
 
 
 def label_vectors(
@@ -97,7 +109,7 @@ class Classification:
         classes = np.unique(truth)
         return Accuracy(
             top1=float(right.mean()),
-            interval=bootstrap_interval(right, np.arange(len(right))),
+            interval=_interval(ranks == 1),
             top5=float(100 * (ranks <= 5).mean()),
             per_class=float(np.mean([right[truth == one].mean() for one in classes])),
             pictures=len(rows),
@@ -111,6 +123,16 @@ class Classification:
         found = np.zeros((len(self.labels), len(self.labels)), np.int64)
         np.add.at(found, (self.truth[known], self.predicted[known]), 1)
         return found
+
+
+def _interval(right: NDArray[np.bool_], samples: int = 2000) -> tuple[float, float]:
+    """The 95% percentile interval of a share, in percent: bootstrap over pictures (Efron 1979).
+
+    As many right ones as a draw of all pictures brings follow a binomial distribution.
+    """
+    drawn = np.random.default_rng(0).binomial(len(right), right.mean(), samples) / len(right)
+    low, high = np.percentile(100 * drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
+from mmsearch.encoders.registry import ModelSource, tower_source
+
 WORDS = "words.txt"
 #: Of words that come once in all captions, half are misspelt.
 _LEAST = 2
@@ -28,21 +30,45 @@ def words_of(text: str) -> list[str]:
     return [word for word in _WORD.findall(text.lower()) if len(word) > _SHORT]
 
 
-def write_words(folder: Path, captions: Iterable[str]) -> None:
-    """Keeps the words of what a model learned from."""
+def write_words(folder: Path, captions: Iterable[str], start: ModelSource | None = None) -> None:
+    """Keeps the words of what a model learned from.
+
+    Args:
+        start: the model that it began with, whose words it knows too; where that names none, they
+            are not known, and nothing is kept.
+    """
+    (folder / WORDS).unlink(missing_ok=True)
+    before = KnownWords(()) if start is None else words_of_model(start)
+    if before is None:
+        return
     counts = Counter(word for text in captions for word in words_of(text))
     kept = [word for word, count in counts.most_common() if count >= _LEAST]
+    kept = list(dict.fromkeys([*kept, *before.words]))
     (folder / WORDS).write_text("".join(f"{word}\n" for word in kept), encoding="utf-8")
 
 
-@functools.lru_cache(maxsize=4)
+def words_of_model(source: ModelSource) -> KnownWords | None:
+    """The words of a model, or of that which its heads stand on; None where it names none.
+
+    Raises:
+        ModelNotFound: heads that stand on no model.
+    """
+    source = tower_source(source)
+    return read_words(Path(source.location)) if source.kind == "local-dir" else None
+
+
 def read_words(folder: Path) -> KnownWords | None:
     """The words that a model's folder names; None where it names none."""
+    path = folder / WORDS
     try:
-        text = (folder / WORDS).read_text(encoding="utf-8")
+        return _read(path, path.stat().st_mtime_ns)
     except (OSError, UnicodeDecodeError):
         return None
-    return KnownWords(tuple(text.split()))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, _changed: int) -> KnownWords:
+    return KnownWords(tuple(path.read_text(encoding="utf-8").split()))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def train_clip(
             )
             _write_card(run, report, has_improved=has_improved)
             captions = (text for one in sets for image in one.images for text in image.captions)
-            write_words(place.folder, captions)
+            start = recipe.model.weights
+            write_words(place.folder, captions, place.model(start) if start else None)
             save_model(network, recipe.model, tokenizer, place)  # last: by it the folder is a model
         found: ClipReport = from_first(report, place.device)
         return found

@@ -21,14 +21,13 @@ from torch import nn
 
 from mmsearch.encoders.int8_rows import dequantise_rows, is_scale, quantise_rows
 from mmsearch.encoders.open_clip import (
-    OWN_FOLDER,
     create_network,
     load_model,
     masks_padding,
     model_config,
     quiet_open_clip,
 )
-from mmsearch.encoders.registry import tower_source
+from mmsearch.encoders.registry import OWN_FOLDER, tower_source
 from mmsearch.errors import UsageError, in_a_line
 from mmsearch.store.files import write_durably
 from mmsearch.training.losses import SIGLIP_BIAS, SIGLIP_SCALE

@@ -44,6 +44,7 @@ def test_members_of_a_tar_that_share_a_key_are_one_picture(tmp_path):
     write_tar(tmp_path / "shard-0.tar", [
         ("a/0001.jpg", picture(10, "JPEG")), ("a/0001.txt", b"a red thing\nand another line"),
         ("a/0001.json", json.dumps({"caption": "not twice", "width": 3}).encode()),
+        ("a/0001.seg.png", picture(11)), ("a/._0001.jpg", b"what macOS keeps"),
         ("a/0002.png", picture(20)), ("a/0002.json", b'{"caption": "a dark thing", "id": 7}'),
         ("b/0002.0.png", picture(30)), ("b/0002.cls", b"3"),  # a picture without a caption
         ("b/0003.txt", b"words without a picture"),
@@ -54,6 +55,24 @@ def test_members_of_a_tar_that_share_a_key_are_one_picture(tmp_path):
         ("a red thing", "and another line"), ("a dark thing",), (), ("last",),
     ]  # fmt: skip
     assert len(read(tmp_path / "shard-1.tar", tmp_path / "cache").images) == 1
+
+
+def test_a_caption_that_stands_in_two_members_is_one_in_any_order(tmp_path):
+    write_tar(tmp_path / "test-0.tar", [
+        ("1.jpg", picture(1, "JPEG")), ("1.json", b'{"Caption": "a shade"}'), ("1.txt", b"a shade"),
+    ])  # fmt: skip
+    write_tar(tmp_path / "train_1.tar", [("1.png", picture(2)), ("1.txt", b"another")])
+    found = [(image.split, image.captions) for image in read(tmp_path, tmp_path / "c").images]
+    assert found == [("test", ("a shade",)), ("train", ("another",))]
+
+
+def test_a_sparse_member_does_not_fill_the_memory(tmp_path):
+    with tarfile.open(tmp_path / "one.tar", "w") as archive:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 2**40
+        archive.addfile(info)
+    with pytest.raises(LabelsError, match="1099511627776 bytes is no picture"):
+        unpacked(tmp_path / "one.tar", tmp_path / "cache")
 
 
 def test_rows_of_parquet_files_as_the_hub_has_them(tmp_path):
@@ -131,6 +150,14 @@ def test_other_sets_stay_where_they_are(tmp_path):
     write_tar(tmp_path / "backup.tar", [])
     for path in (tmp_path, tmp_path / "metadata.jsonl", tmp_path / "missing"):
         assert unpacked(path, tmp_path / "cache") == path
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "dataset_some.json")
+    assert unpacked(tmp_path, tmp_path / "cache") == tmp_path
+    (tmp_path / "dataset_some.json").rename(tmp_path / "dataset_infos.json")  # says nothing of it
+    with pytest.raises(LabelsError):
+        unpacked(tmp_path, tmp_path / "cache")
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.txt").write_text("a caption beside it")
+    assert unpacked(tmp_path, tmp_path / "cache") == tmp_path
 
 
 @pytest.mark.slow

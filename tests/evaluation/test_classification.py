@@ -15,12 +15,14 @@ from mmsearch.datasets import scene_art, scenes
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.evaluation.classification import (
     Classification,
+    different_labels,
     label_vectors,
     read_labels,
     to_json,
     to_text,
     true_labels,
 )
+from mmsearch.evaluation.ranking import bootstrap_interval
 
 LABELS = ("cat", "red dog", "bird")
 
@@ -73,6 +75,20 @@ def test_a_label_stands_for_the_mean_of_its_sentences():
     np.testing.assert_allclose(found, np.array([[1, 1, 0, 0], [0, 0, 1, 1]]) / 2**0.5, rtol=1e-6)
     with pytest.raises(UsageError, match="has no"):
         label_vectors(["cat"], ["a"], encode)
+
+
+def test_labels_that_differ_in_case_or_dashes_are_one():
+    assert different_labels(["Cat", "red-dog", "cat", "red dog"]) == ["Cat", "red-dog"]
+    with pytest.raises(LabelsError, match="at least two"):
+        different_labels(["cat", "CAT"])
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_pictures():
+    scores = np.eye(3, dtype=np.float32)[np.zeros(200, int)]
+    truth = np.where(np.arange(200) < 150, 0, 1)
+    accuracy = classified(scores, truth).accuracy
+    expected = bootstrap_interval(100.0 * (truth == 0), np.arange(200))
+    np.testing.assert_allclose(accuracy.interval, expected, atol=0.6)
 
 
 def test_labels_are_read_a_line_each(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmsearch.encoders.registry import parse_model
 from mmsearch.search.known_words import KnownWords, read_words, write_words
 
 WORDS = KnownWords(("dog", "running", "giraffes", "puppy", "make", "frisbee", "grass", "big"))
@@ -38,3 +39,16 @@ def test_words_are_kept_the_most_frequent_first_and_rare_ones_are_not(tmp_path):
 
 def test_a_model_without_a_list_says_nothing(tmp_path):
     assert read_words(tmp_path / "missing") is None
+
+
+def test_a_model_that_began_with_another_knows_that_ones_words_too(tmp_path):
+    base, further = tmp_path / "base", tmp_path / "further"
+    base.mkdir()
+    further.mkdir()
+    write_words(base, ["helicopter helicopter"])
+    source = parse_model(str(base))
+    write_words(further, ["shoe shoe"], source)
+    assert (further / "words.txt").read_text() == "shoe\nhelicopter\n"
+    (base / "words.txt").unlink()
+    write_words(further, ["shoe shoe"], source)  # what the base knows is not known
+    assert read_words(further) is None
