@@ -45,7 +45,10 @@ def read_labels(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise LabelsError(f"{path}: not a text file in UTF-8") from error
     named = (line.strip() for line in lines if not line.lstrip().startswith("#"))
-    return different_labels(filter(None, named))
+    try:
+        return different_labels(filter(None, named))
+    except LabelsError as error:
+        raise LabelsError(f"{path}: {error}") from error
 
 
 def different_labels(labels: Iterable[str]) -> list[str]:

@@ -739,6 +739,20 @@ def test_benchmark_by_judgments(gallery, tmp_path, tiny):
     assert "line 1 is not" in refused.stderr
 
 
+def test_pictures_of_the_index_are_classified(index, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a face\na vehicle\nan animal\n")
+    lines = run("classify", "--labels", labels, "--index", index).stdout.splitlines()
+    assert len(lines) == 20
+    assert {line.split("\t")[1] for line in lines} <= {"a face", "a vehicle", "an animal"}
+    one = run("classify", "--labels", labels, "--index", index, "--template", "{}!", "--json")
+    assert len(json.loads(one.stdout)["pictures"]) == 20
+    refused = run("classify", "--labels", labels, "--index", index, "--model", "tiny", code=2)
+    assert "--model goes with a FOLDER" in refused.stderr
+    labels.write_text("one\n")
+    assert "at least two" in run("classify", "--labels", labels, code=2).stderr
+
+
 def test_benchmark_of_the_index_itself(index):
     report = json.loads(run("bench", "--index", index, "--json").stdout)
     assert (report["images"], report["captions"]) == (20, 60)
