@@ -613,7 +613,7 @@ def test_the_recipe_of_tiny_is_valid():
 
     recipe = read_recipe(REPOSITORY / "recipes/tiny.toml")
     assert os.path.isdir(recipe.model.config)
-    names = ["flickr8k", "everyday", "web", "objects", "scenes"]
+    names = ["flickr8k", "german", "everyday", "web", "objects", "scenes"]
     assert [table.name for table in recipe.data] == names
 
 
