@@ -40,7 +40,6 @@ from numpy.typing import NDArray
 
 from mmsearch.config import available_cores
 from mmsearch.encoders.base import Encoder, usable
-from mmsearch.encoders.batching import take_embeddings
 from mmsearch.encoders.precision import (
     AGREEMENT,
     INT8_IMAGE,
@@ -508,6 +507,7 @@ def save_towers(
     Raises:
         ExportError: OpenVINO cannot convert one.
     """
+    from mmsearch.encoders.batching import take_embeddings
     from mmsearch.encoders.open_clip import MaskedTextTower
 
     try:
