@@ -155,7 +155,7 @@ class Shift(nn.Module):
 def drop_folded_norms(network: nn.Module, modules: Sequence[str]) -> None:
     """Takes batch norms whose scale is folded into the layer before, and which stay in eval mode.
 
-    A convolution learns its scale itself; a step of an EfficientNet takes two thirds of the time.
+    A convolution learns its scale itself.
 
     Args:
         modules: those below which norms are in eval mode.
