@@ -5,6 +5,9 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterable
+from pathlib import Path
+
+from mmsearch.errors import LabelsError
 
 #: A caption is cut here: no text encoder reads as far.
 MAX_CAPTION_CHARACTERS = 4096
@@ -48,6 +51,20 @@ def _clean(text: str) -> str:
     # NULs and lone surrogates cannot be stored as text.
     plain = text.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
     return plain.strip()[:MAX_CAPTION_CHARACTERS]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        LabelsError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise LabelsError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LabelsError(f"{path}: not a text file in UTF-8") from error
 
 
 def read_sidecar(path: bytes) -> tuple[str, ...]:

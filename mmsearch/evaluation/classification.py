@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsearch.datasets.sidecar import read_lines
 from mmsearch.errors import LabelsError, UsageError
 from mmsearch.evaluation.ranking import rank_of_best
 from mmsearch.types import Vectors
@@ -38,13 +39,7 @@ def read_labels(path: Path) -> list[str]:
         LabelsError: it cannot be read, or has fewer than two different labels
             (`different_labels`).
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise LabelsError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LabelsError(f"{path}: not a text file in UTF-8") from error
-    named = (line.strip() for line in lines if not line.lstrip().startswith("#"))
+    named = (line.strip() for line in read_lines(path) if not line.lstrip().startswith("#"))
     try:
         return different_labels(filter(None, named))
     except LabelsError as error:

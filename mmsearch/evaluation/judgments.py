@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsearch.datasets.labelled import LabelledImage
-from mmsearch.datasets.sidecar import clean_captions
+from mmsearch.datasets.sidecar import clean_captions, read_lines
 from mmsearch.errors import LabelsError
 from mmsearch.evaluation.ranking import TIE, Metrics, bootstrap_interval, metrics_of, rank_of_best
 from mmsearch.types import Vectors
@@ -35,13 +35,7 @@ def read_qrels(path: Path) -> Qrels:
         LabelsError: it cannot be read, or a line is none of qrels.
     """
     found: dict[str, dict[str, int]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise LabelsError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LabelsError(f"{path}: not a text file in UTF-8") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
