@@ -24,7 +24,6 @@ from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.training.distributed import barrier, from_first, require_same
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.network import (
-    carry_meanings,
     drop_folded_norms,
     round_to_kept,
     save_model,
@@ -140,8 +139,9 @@ def _starts_from(recipe: Recipe, place: Place) -> list[Path]:
     for name in named:
         if name is not None:
             found += cached_files(place.model(name)) or []
-    folders = [folder for folder in (recipe.model.config, recipe.model.words) if folder]
-    return found + [path for folder in folders for path in (place.data / folder).glob("*")]
+    if recipe.model.config:
+        found += (place.data / recipe.model.config).glob("*")
+    return found
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,6 @@ class _Run:
                     "recall": json.dumps(outcome.recall), "history": json.dumps(history),
                 })  # fmt: skip
             self.notify(f"stage {stage.name} is done: validation {recall_line(outcome.recall)}")
-        if self.recipe.model.words:
-            seen = torch.cat([text.flatten() for one in self.sets for text in one.tokens])
-            carry_meanings(self.network, self.place.data / self.recipe.model.words, seen)
         round_to_kept(self.network, self.recipe.model)
         return has_improved
 
@@ -342,8 +339,6 @@ def _write_card(run: _Run, report: ClipReport, *, has_improved: bool) -> None:
         start = f"the architecture {Path(recipe.model.config or '').name}, not trained"
         terms = "those of the data, and of the parts"
     parts = [f"{part} from {Path(file).name}" for part, file in recipe.model.parts.items()]
-    if recipe.model.words:
-        parts.append(f"token meanings from {Path(recipe.model.words).name}")
     chosen_by = f"{held_out.name}, validation ({len(held_out.files)} pictures), which chose them"
     figures = [(chosen_by, report.validation)]
     if report.test and recipe.test:

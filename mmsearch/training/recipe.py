@@ -38,9 +38,6 @@ class ModelTable(_Table):
     relative to the data."""
     parts: dict[str, str] = field(default_factory=dict)
     """Files of weights (a state dict) for modules of the network, by the module's name."""
-    words: str | None = None
-    """A folder of static word vectors (model2vec) that give each token a meaning: where it
-    begins, and if no caption holds it where its like have gone in the end."""
     half: bool = False
     """Whether the weights are kept in fp16."""
     int8: tuple[str, ...] = ()

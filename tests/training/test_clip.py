@@ -28,7 +28,7 @@ from mmsearch.errors import Interrupted, TrainingError, UsageError
 from mmsearch.store.files import draft_of
 from mmsearch.training.clip import train_clip
 from mmsearch.training.distributed import processes
-from mmsearch.training.network import carry_meanings, start_network
+from mmsearch.training.network import start_network
 from mmsearch.training.recipe import ModelTable, read_recipe
 from mmsearch.training.runs import Place, load_checkpoint, run_folder
 from mmsearch.training.trainer import check_schedule
@@ -134,7 +134,7 @@ def test_a_run_that_was_killed_comes_to_the_same_weights(tmp_path):
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
 
 
-def test_training_starts_from_a_checkpoint_a_part_and_word_meanings(tmp_path):
+def test_training_starts_from_a_checkpoint_or_a_part(tmp_path):
     trained(tmp_path)
     table = ModelTable(weights="local-dir:model")
     start = start_network(table, "clip", place_in(tmp_path)).state_dict()
@@ -157,53 +157,6 @@ def test_training_starts_from_a_checkpoint_a_part_and_word_meanings(tmp_path):
             ModelTable(config=str(tmp_path / "architecture"),
                        parts={"nowhere": "part.safetensors"}), "clip", place_in(tmp_path),
         )  # fmt: skip
-
-
-def test_word_meanings_bring_words_near_each_other(data, tmp_path):
-    write_recipe(tmp_path)
-    table = ModelTable(config=str(tmp_path / "architecture"),
-                       words=str(data / "weights/potion-base-4m-int8"))  # fmt: skip
-    network = start_network(table, "clip", place_in(tmp_path))
-    weights = torch.nn.functional.normalize(network.token_embedding.weight.detach(), dim=-1)
-
-    def vector(word):
-        return weights[open_clip.tokenize([word])[0, 1]]
-
-    assert vector("dog") @ vector("dogs") > vector("dog") @ vector("bicycle")
-    assert vector("ocean") @ vector("sea") > vector("ocean") @ vector("kitchen")
-
-
-def test_words_that_no_caption_holds_move_with_their_like(data, tmp_path):
-    """As far as the words near them in meaning, which captions hold; those stay where they are."""
-    write_recipe(tmp_path)
-    words = data / "weights/potion-base-4m-int8"
-    table = ModelTable(config=str(tmp_path / "architecture"), words=str(words))
-    network = start_network(table, "clip", place_in(tmp_path))
-    tokens = network.token_embedding.weight
-
-    def of(*named):
-        return open_clip.tokenize(list(named))[:, 1]
-
-    animals = of("dog", "cat", "puppy", "horse", "bird", "cow", "sheep", "pony", "kitten", "dogs")
-    things = of("car", "truck", "bus", "train", "boat", "ship", "bicycle", "van", "taxi", "plane")
-    start = tokens.detach().clone()
-    with torch.no_grad():
-        tokens[animals, 0] += 1.0
-        tokens[things, 1] += 1.0
-    captions = open_clip.tokenize(["text"] * 500).flatten()  # start, end and padding tokens
-    special = torch.tensor([0, 49406, 49407])
-    with torch.no_grad():
-        tokens[special, 3] += 5.0
-    learned = tokens.detach().clone()
-    seen = torch.cat([torch.cat([animals, things]).repeat(150), captions])
-    carry_meanings(network, words, seen)
-    assert torch.equal(tokens[seen], learned[seen])
-    moved = (tokens.detach() - start)[of("canine", "pig", "automobile", "vehicle")]
-    assert (moved[:2, 0] > 0.8).all()
-    assert (moved[2:, 1] > 0.8).all()
-    torch.testing.assert_close(moved[:, 0] + moved[:, 1], torch.ones(4))
-    assert moved[:, 2:].abs().max() < 1e-6
-    assert (tokens.detach() - start)[of("english", "lyrics"), 3].abs().max() < 1e-6
 
 
 class Backwards(FakeEncoder):
