@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import backbones
+from german_words import add_german
 from named import NamedImage, hold_out, plural, read_named, with_article
 
 from mmsearch.datasets import scene_art, scenes
@@ -52,7 +53,7 @@ def main() -> None:
         link = args.out / name
         if not link.is_symlink():
             link.symlink_to((args.data / name).resolve())
-    lay_out_recipe(args.out)
+    lay_out_recipe(args.data, args.out)
     images, held_out = split_objects(args.data)
     with (args.out / "objects.jsonl").open("w", encoding="utf-8") as file:
         for image in images:
@@ -65,16 +66,21 @@ def main() -> None:
     draw(args.out / "scenes", args.scenes)
 
 
-def lay_out_recipe(out: Path) -> None:
+def lay_out_recipe(data: Path, out: Path) -> None:
     """The recipe, and beside it the architecture with its tokenizer, in OUT/recipe."""
-    backbones.fetch_all(out / "weights")
+    weights = out / "weights"
+    backbones.fetch_all(weights)
     recipes = Path(__file__).parents[1] / "recipes"
     architecture = out / "recipe/tiny"
     architecture.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recipes / "tiny.toml", out / "recipe/tiny.toml")
     shutil.copyfile(recipes / "tiny/open_clip_config.json", architecture / "open_clip_config.json")
     for name in backbones.TEXT_FILES:
-        shutil.copyfile(out / "weights" / name, architecture / name)
+        shutil.copyfile(weights / name, architecture / name)
+    add_german(
+        data / "flickr8k_more", weights / "minilm.safetensors", architecture / "tokenizer.json",
+        weights / "minilm_german.safetensors",
+    )  # fmt: skip
 
 
 def write_captions(path: Path, captions: dict[str, list[str]]) -> None:
