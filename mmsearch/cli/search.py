@@ -213,15 +213,23 @@ def _why_nothing(engine: Engine, query: Query) -> str:
 
 
 def _unknown_words(engine: Engine, terms: list[Term]) -> list[str]:
+    """What to say of words that the model has learned from no caption."""
+    from mmsearch.encoders.registry import KNOWN, NOTHING_KNOWN
+
+    texts = [term.text for term in terms if term.text is not None and term.weight > 0]
     found: dict[str, str | None] = {}
-    for term in terms:
-        if term.text is not None and term.weight > 0:
-            found |= engine.unknown_words(term.text)
-    if not found:
+    for text in texts:
+        found |= engine.unknown_words(text)
+    if not found and all(map(engine.reads, texts)):
         return []
-    model = engine.status().model
+    name = engine.status().model
+    model = printable(name)
+    if not all(map(engine.reads, texts)):
+        languages = KNOWN.get(name, NOTHING_KNOWN).languages
+        hint = f"it reads {languages}" if languages else "perhaps it does not read this language"
+        return [f"too few words of this query are in captions that {model} learned from; {hint}"]
     return [
-        f"'{printable(word)}' is unknown to {printable(model)}"
+        f"'{printable(word)}' is in no caption that {model} learned from"
         + (f"; did you mean '{printable(meant)}'?" if meant else "")
         for word, meant in found.items()
     ]

@@ -38,6 +38,8 @@ class KnownModel:
     licence: str = ""
     megabytes: int = 0
     """To fetch."""
+    languages: str = ""
+    """Those that it reads, where a search tells them of others by the words that it knows."""
     precisions: tuple[str, ...] = ()
     """Those besides fp32 in which it was measured on labels: Recall@1 on Flickr8k's test split
     within half a point of fp32 both ways (docs/models.md)."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mmsearch.evaluation.classification import Classification
     from mmsearch.evaluation.comparison import FusionReport
     from mmsearch.evaluation.retrieval import BenchReport
+    from mmsearch.search.known_words import KnownWords
     from mmsearch.search.rerank import Kind
     from mmsearch.search.searcher import Searcher, Trained
     from mmsearch.training import compose as composing
@@ -266,16 +267,27 @@ class Engine:
         Each with a known one that may have been meant, or None. Nothing where the model does not
         name its words (those that were trained here do), or there is no index.
         """
+        known = self._known_words()
+        return {} if known is None else known.unknown(text)
+
+    def reads(self, text: str) -> bool:
+        """Whether a text is in a language that the index's model learned from, by its words.
+
+        True where the model does not name its words.
+        """
+        known = self._known_words()
+        return known is None or known.reads(text)
+
+    def _known_words(self) -> KnownWords | None:
         from mmsearch.search.known_words import words_of_model
 
         space = self.opened.active_space()
         if space is None:
-            return {}
+            return None
         try:
-            known = words_of_model(parse_model(space.spec.model))
+            return words_of_model(parse_model(space.spec.model))
         except ModelNotFound:  # heads whose base is gone: their vectors are there
-            return {}
-        return {} if known is None else known.unknown(text)
+            return None
 
     def searcher(self, trained: Trained | None = None) -> AbstractContextManager[Searcher]:
         """What answers queries: one view of the index with the encoder of its space.

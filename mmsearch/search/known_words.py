@@ -90,6 +90,21 @@ class KnownWords:
             word: self._like(word) for word in dict.fromkeys(words_of(text)) if not self._has(word)
         }
 
+    def reads(self, text: str) -> bool:
+        """Whether a text is in a language of the captions, as far as its words tell.
+
+        It is not where at least two words and half of all are in no caption, or where a word is in
+        letters that no caption has.
+        """
+        words, unknown = dict.fromkeys(words_of(text)), self.unknown(text)
+        if len(unknown) >= 2 and 2 * len(unknown) >= len(words):
+            return False
+        return all(not self._letters.isdisjoint(word) for word in _WORD.findall(text.lower()))
+
+    @cached_property
+    def _letters(self) -> frozenset[str]:
+        return frozenset().union(*self.words)
+
     def _has(self, word: str) -> bool:
         stems = {word}
         for ending in _ENDINGS:

@@ -31,6 +31,23 @@ def test_what_is_misspelt_gets_a_suggestion():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        ("a dog on grass", True),
+        ("a zeppelin over the grass with a dog and a puppy", True),
+        ("zeppelin", True),  # one word tells no language
+        ("un chien court dans la neige", False),
+        ("a dog, собака", False),
+        ("犬", False),
+        ("", True),
+    ],
+)
+def test_a_text_of_words_that_no_caption_has_is_not_read(text, is_read):
+    known = KnownWords((*WORDS.words, "the", "with", "and", "over"))
+    assert known.reads(text) is is_read
+
+
 def test_words_are_kept_the_most_frequent_first_and_rare_ones_are_not(tmp_path):
     write_words(tmp_path, ["a dog and a dog", "the Dog's house", "a house", "a typpo"])
     assert (tmp_path / "words.txt").read_text() == "dog\nhouse\n"
