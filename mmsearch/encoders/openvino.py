@@ -288,13 +288,13 @@ class OpenVinoEncoder(Towers):
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
         if len(batch) == 0:
             return np.empty((0, self.spec.dim), dtype=np.float32)
-        (found,) = self.run(tower, batch, *(self._rows(batch) if tower == TEXT else ()))
+        (found,) = self.run(tower, batch, *(self.embeddings(batch) if tower == TEXT else ()))
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         return usable(unit, self.spec.model, self.precision)
 
-    def _rows(self, ids: NDArray[Any]) -> list[Vectors]:
-        """The embeddings of tokens, where the text tower is given them."""
+    def embeddings(self, ids: NDArray[Any]) -> list[Vectors]:
+        """What the text tower is given besides ids: the embeddings of tokens, or nothing."""
         if self._table is None:
             return []
         rows, scales = self._table

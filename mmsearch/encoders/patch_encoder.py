@@ -52,7 +52,9 @@ class PatchEncoder(Towers):
         self._model = model
         self._folder = model.folder / PATCHES
         self.spec = model.spec
-        size = tuple(read_manifest(self._folder)["size"])
+        manifest = read_manifest(self._folder)
+        self._cuts_texts = bool(manifest.get("cuts_texts"))
+        size = tuple(manifest["size"])
         self.preprocess: Preprocess = replace(model.spec.preprocess, size=size)
         """How a picture is prepared for it."""
         super().__init__(f"re-ranking with '{model.spec.model}'")
@@ -72,5 +74,6 @@ class PatchEncoder(Towers):
         lengths = lengths_of(ids)
         there = np.arange(ids.shape[1]) < lengths[:, None]
         longest = max(1, int(lengths.max(initial=1)))
-        (rows,) = self.run("tokens", ids)
+        given = ids[:, :longest] if self._cuts_texts else ids
+        (rows,) = self.run("tokens", given, *self._model.embeddings(given))
         return Tokens(rows[:, :longest], there[:, :longest])

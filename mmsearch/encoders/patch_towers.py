@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.timm_model import TimmModel
 from torch import nn
 
-from mmsearch.encoders.open_clip import ImageTower, LoadedModel, TextTower, projected
-from mmsearch.encoders.openvino import ExportError, save_towers, whole_or_not
+from mmsearch.encoders.open_clip import (
+    ImageTower,
+    LoadedModel,
+    MaskedTextTower,
+    TextTower,
+    projected,
+)
+from mmsearch.encoders.openvino import EMBEDDINGS, ExportError, save_towers, whole_or_not
 from mmsearch.encoders.patch_encoder import PATCH_VERSION, PATCHES
 from mmsearch.errors import UsageError
 
@@ -30,7 +36,8 @@ class PatchTower(ImageTower):
             UsageError: another model.
         """
         super().__init__(model)
-        self.visual: Any = self.network.visual if isinstance(self.network, CLIP) else None
+        is_open_clip = isinstance(self.network, CLIP | CustomTextCLIP)
+        self.visual: Any = self.network.visual if is_open_clip else None
         self.is_grid = isinstance(self.visual, TimmModel)
         height, width = self.size
         try:
@@ -74,6 +81,15 @@ class TokenTower(TextTower):
         return projected(self.network, found)
 
 
+class MaskedTokenTower(MaskedTextTower):
+    """The same for ids that were cut after the longest text, (n, l), and towers that allow it."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        text = self.network.text
+        found = text.transformer(input_ids=ids, attention_mask=(ids != 0).long())
+        return nn.functional.normalize(text.proj(found.last_hidden_state), dim=-1)
+
+
 def export_patch_towers(model: LoadedModel, folder: Path) -> None:
     """Converts a model's patch and token towers into the folder of its converted model.
 
@@ -81,10 +97,14 @@ def export_patch_towers(model: LoadedModel, folder: Path) -> None:
         UsageError: not a model whose patches can be read.
     """
     patches = PatchTower(model)
-    towers: dict[str, ImageTower | TextTower] = {"patches": patches, "tokens": TokenTower(model)}
+    cuts_texts = MaskedTextTower.fits(model)
+    tokens = MaskedTokenTower(model) if cuts_texts else TokenTower(model)
+    towers: dict[str, ImageTower | TextTower] = {"patches": patches, "tokens": tokens}
+    manifest = {"version": PATCH_VERSION, "size": list(patches.size), "cuts_texts": cuts_texts}
     try:
         with whole_or_not(folder / PATCHES) as draft:
-            save_towers(draft, towers, {"version": PATCH_VERSION, "size": list(patches.size)})
+            save_towers(draft, towers, manifest)
+            (draft / EMBEDDINGS).unlink(missing_ok=True)  # the model's own are the same
     except ExportError as error:
         raise UsageError(
             f"the patches of '{model.spec.model}' cannot be converted: {error}"

@@ -18,7 +18,7 @@ from toys import RECIPE, write_set
 
 from mmsearch.encoders import openvino
 from mmsearch.encoders.int8_rows import dequantise_rows, quantise_rows
-from mmsearch.encoders.loading import ModelCache, open_encoder
+from mmsearch.encoders.loading import ModelCache, open_encoder, open_patch_encoder
 from mmsearch.encoders.open_clip import TorchEncoder, create_network, load_model
 from mmsearch.encoders.registry import parse_model
 from mmsearch.training.clip import train_clip
@@ -98,7 +98,7 @@ def test_once_prepared_it_needs_no_torch(model, tmp_path):
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 from pathlib import Path
-from mmsearch.encoders.loading import ModelCache, open_encoder
+from mmsearch.encoders.loading import ModelCache, open_encoder, open_patch_encoder
 from mmsearch.encoders.registry import parse_model
 encoder = open_encoder(parse_model({str(model)!r}), ModelCache(Path({str(tmp_path)!r})))
 assert encoder.encode("text", ["a red dog"]).shape == (1, 16)
@@ -138,6 +138,35 @@ def test_graphs_beside_the_weights_give_the_same_without_a_second_copy(model, tm
     np.testing.assert_allclose(
         encoder.encode("image", pixels), own.encode("image", pixels), atol=1e-5
     )
+
+
+@pytest.mark.slow
+def test_its_tokens_and_patches_lie_in_its_space(model, tmp_path):
+    bundled = tmp_path / "model"
+    shutil.copytree(model, bundled, ignore=shutil.ignore_patterns("training"))
+    subprocess.run([sys.executable, str(REPOSITORY / "scripts/bundle_model.py"), str(bundled)],
+                   check=True)  # fmt: skip
+    network = load_model(parse_model(str(model))).network
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for number, folder in enumerate((model, bundled)):
+        cache = ModelCache(tmp_path / f"cache{number}")
+        encoder = open_encoder(parse_model(str(folder)), cache, precision="fp32")
+        local = open_patch_encoder(encoder, cache)
+        found = local.tokens(TEXTS)
+        ids = torch.from_numpy(encoder.tokenize(TEXTS))
+        lengths = (ids != 0).sum(dim=1)
+        assert found.there.sum(axis=1).tolist() == lengths.tolist()
+        with torch.no_grad():
+            for row, length in enumerate(lengths):
+                own = network.text.transformer(input_ids=ids[row : row + 1, :length])
+                expected = torch.nn.functional.normalize(
+                    network.text.proj(own.last_hidden_state[0]), dim=1
+                )
+                np.testing.assert_allclose(found.rows[row, :length], expected, atol=1e-4)
+        looks = local.encode(pixels)
+        assert looks.patches.shape == (3, 4, 16)
+        mirrored = encoder.encode("image", pixels[:, :, ::-1])
+        np.testing.assert_allclose(looks.vectors, mirrored, atol=1e-4)
 
 
 def test_texts_of_one_length_together_have_the_vectors_that_they_have_in_a_batch(tmp_path):
