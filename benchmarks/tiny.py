@@ -68,6 +68,22 @@ SYNONYMS = (
     ("avenue", "street"), ("sunset", "evening"), ("pond", "lake"), ("lagoon", "lake"),
 )  # fmt: skip
 
+#: What a person may ask of everyday photos, and what their labels have to name: all of several
+#: (&), or one of them (|).
+QUERIES = (
+    ("a giraffe", "giraffe"), ("a dog", "dog"), ("a cat on a couch", "cat & couch"),
+    ("a toilet", "toilet"), ("pizza", "pizza"), ("a man surfing a wave", "surfboard & person"),
+    ("someone riding a horse", "horse & person"), ("a red double decker bus", "bus"),
+    ("a train at a station", "train"), ("an airplane in the sky", "airplane"),
+    ("a kitchen with an oven", "oven"), ("a laptop on a desk", "laptop"),
+    ("a birthday cake", "cake"), ("a tennis player", "tennis racket"), ("people skiing", "skis"),
+    ("a skateboarder doing a trick", "skateboard"), ("a clock tower", "clock"),
+    ("a bowl of broccoli", "broccoli"), ("elephants", "elephant"), ("zebras", "zebra"),
+    ("a boat on the water", "boat"), ("a baseball player", "baseball bat | baseball glove"),
+    ("a motorcycle parked on the street", "motorcycle"),
+    ("a person holding an umbrella", "umbrella & person"), ("a traffic light", "traffic light"),
+)  # fmt: skip
+
 
 class Measured:
     """A model and what it makes of pictures and texts."""
@@ -231,12 +247,21 @@ def everyday(measured, data):
         recalls_of(measured, folder / "images", captions, what)
     if (data / "coco_objects").is_dir():
         names_in_photos(measured, data / "coco_objects")
+        right = np.array([row for _, _, row in asked(measured, data / "coco_objects")])
+        print(
+            f"  {len(right)} everyday queries: {right[:, 0].sum()} right at the first place, "
+            f"{100 * right.mean():.0f}% of the first {right.shape[1]}"
+        )
+
+
+def held_out_labels(folder):
+    return {file: objects for file, objects in tiny_data.coco_labels(folder).items()
+            if tiny_data.is_held_out(file)}  # fmt: skip
 
 
 def names_in_photos(measured, folder):
     """Mean average precision of 80 names over the held-out everyday photos, by their labels."""
-    labels = {file: objects for file, objects in tiny_data.coco_labels(folder).items()
-              if tiny_data.is_held_out(file)}  # fmt: skip
+    labels = held_out_labels(folder)
     images = measured.images([of_file(folder / "images" / file) for file in labels], "labels")
     names = sorted({name for objects in labels.values() for name in objects})
     vectors = label_vectors(names, TEMPLATES, measured.texts)
@@ -249,6 +274,21 @@ def names_in_photos(measured, folder):
         f"  {len(names)} names over {len(labels)} everyday photos: mAP {100 * average.mean():.1f}, "
         f"by chance {100 * true.mean():.1f}"
     )
+
+
+def asked(measured, folder):
+    """For each of the queries: its words, the first five photos, and whether each is right."""
+    labels = held_out_labels(folder)
+    files = [folder / "images" / file for file in labels]
+    images = measured.images([of_file(file) for file in files], "queries")
+    found = []
+    for text, names in QUERIES:
+        needed, either = names.split(" & "), names.split(" | ")
+        wanted = [set(needed) <= set(own) if len(either) == 1 else not set(either).isdisjoint(own)
+                  for own in labels.values()]  # fmt: skip
+        first = np.argsort(-(images @ measured.texts([text])[0]), kind="stable")[:5]
+        found.append((text, [files[row] for row in first], [wanted[row] for row in first]))
+    return found
 
 
 def objects(measured, data):
@@ -336,6 +376,9 @@ def learned_texts(data):
     texts = [t for i in flickr_images(data) if i.split in ("train", "restval") for t in i.captions]
     images, held_out = tiny_data.split_objects(data)
     texts += [t for i in images if i.file not in held_out for t in tiny_data.captions_of(i)]
+    for read, name in ((tiny_data.everyday, "coco_objects"), (tiny_data.web, "web_captions")):
+        texts += [t for file, own in read(data / name).items() for t in own
+                  if not tiny_data.is_held_out(file)]  # fmt: skip
     return texts + [t for s in range(tiny_data.SCENES)
                     for t in scenes.captions(scenes.scene(tiny_data.SCENE_SEED + s))]  # fmt: skip
 
@@ -365,9 +408,10 @@ def synonyms(measured, data):
 
 def pages(model, data, folder):
     """The pages of `bench`, queries with what they found, the best and the worst: of Flickr8k's
-    test split, and of a gallery of drawn scenes."""
+    test split, and of a gallery of drawn scenes. And everyday queries."""
     from mmsearch.engine import Engine
     from mmsearch.evaluation.retrieval import to_html
+    from mmsearch.search.page import Section, Tile, render_page
 
     gallery = folder / "gallery"
     gallery.mkdir(parents=True, exist_ok=True)
@@ -380,6 +424,14 @@ def pages(model, data, folder):
         paths = dict(enumerate(map(Path, report.corpus.image_names)))
         page = to_html(report, paths, examples=4)
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    sections = []
+    for text, files, right in asked(
+        Measured(encoder_of(model, "fp32", data)), data / "coco_objects"
+    ):
+        tiles = [Tile(file, mark=one) for file, one in zip(files, right, strict=True)]
+        sections.append(Section(text, tiles))
+    page = render_page(f"Everyday queries, {model}", sections)
+    (folder / "everyday.html").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
