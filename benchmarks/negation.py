@@ -1,9 +1,9 @@
 """How much a `--not` term should count: `python benchmarks/negation.py --data DIR`.
 
-Looks for "x, not y" among Flickr8k's photos with each weight, and judges the first 20 hits by the
-photos' own captions: does one mention x, does none mention y? (The bundled model has seen the
-training photos, but never such a query.) NOT_WEIGHT in mmsearch/cli/search.py was chosen by this
-table.
+Looks for "x, not y" among Flickr8k's photos with each weight, and with "x without y" in words, and
+judges the first 20 hits by the photos' own captions: does one mention x, does none mention y? (The
+bundled model has seen the training photos, but never such a query.) NOT_WEIGHT in
+mmsearch/cli/search.py was chosen by this table.
 """
 
 from __future__ import annotations
@@ -44,19 +44,29 @@ def main() -> None:
         Engine.open(f"{scratch}/index", model=args.model) as engine,
     ):
         engine.index([args.data / "flickr8k" / "images"])
-        print(f"{'weight':>6}  {'mentions x':>10}  {'and never y':>11}")
+        print(f"{'weight':>10}  {'mentions x':>10}  {'and never y':>11}")
         for weight in WEIGHTS:
-            wanted, clean, count = 0, 0, 0
-            for words, (text, others) in PAIRS.items():
-                for other in others:
-                    terms = (Term(text=text), Term(text=other, weight=weight))
-                    for hit in engine.search(Query(terms, k=K)):
-                        caption = said[hit.path.name]
-                        has = bool(re.search(rf"\b({words})s?\b", caption))
-                        count += 1
-                        wanted += has
-                        clean += has and not re.search(rf"\b{other}", caption)
-            print(f"{weight:6.2f}  {100 * wanted / count:9.1f}%  {100 * clean / count:10.1f}%")
+            row(engine, said, f"{weight:.2f}", lambda text, other, weight=weight: (
+                Term(text=text), Term(text=other, weight=weight)
+            ))  # fmt: skip
+        for word in ("without", "and no"):
+            row(engine, said, word, lambda text, other, word=word: (
+                Term(text=f"{text} {word} {other}"),
+            ))  # fmt: skip
+
+
+def row(engine, said, name, terms_of):
+    """Prints the shares of what was found that shows x, and that shows x and not y."""
+    wanted, clean, count = 0, 0, 0
+    for words, (text, others) in PAIRS.items():
+        for other in others:
+            for hit in engine.search(Query(terms_of(text, other), k=K)):
+                caption = said[hit.path.name]
+                has = bool(re.search(rf"\b({words})s?\b", caption))
+                count += 1
+                wanted += has
+                clean += has and not re.search(rf"\b{other}", caption)
+    print(f"{name:>10}  {100 * wanted / count:9.1f}%  {100 * clean / count:10.1f}%")
 
 
 if __name__ == "__main__":
