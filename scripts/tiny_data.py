@@ -4,6 +4,9 @@ OUT gets links to the data sets, captions composed from the names of objects (wi
 ImageNet a half, of each name held out as the split "test"), sentences for everyday photos and for
 web photos (a tenth held out), and drawn scenes with captions; the recipe with the architecture that
 it names; and what the model starts from (scripts/backbones.py). OUT is the recipe's `--data`.
+
+With --permissive the recipe learns from the names of objects in everyday photos and from drawn
+scenes alone, whose terms allow any use (not the photos': those are Flickr's).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from mmsearch.datasets import scene_art, scenes
 #: The drawn scenes learned from start here; the demo's, the tests' and the benchmarks' lie below.
 SCENE_SEED = 1_000_000
 SCENES = 6000
+PERMISSIVE = ("everyday", "scenes")  # the last table of the recipe has the rest behind it
 DROPPED = ("images to predict",)
 SPORTS = "sports100"
 SENTENCES = (
@@ -47,33 +52,42 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of the data sets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=SCENES)
+    parser.add_argument("--permissive", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("flickr8k", "objects", "coco_objects", "web_captions"):
         link = args.out / name
         if not link.is_symlink():
             link.symlink_to((args.data / name).resolve())
-    lay_out_recipe(args.data, args.out)
+    lay_out_recipe(args.data, args.out, PERMISSIVE if args.permissive else ())
     images, held_out = split_objects(args.data)
     with (args.out / "objects.jsonl").open("w", encoding="utf-8") as file:
         for image in images:
             split = "test" if image.file in held_out else "train"
             row = {"file_name": image.file, "caption": captions_of(image), "split": split}
             file.write(json.dumps(row) + "\n")
-    write_captions(args.out / "everyday.jsonl", everyday(args.data / "coco_objects"))
+    write_captions(
+        args.out / "everyday.jsonl", everyday(args.data / "coco_objects", made_only=args.permissive)
+    )
     write_german(args.data / "flickr8k_more", args.out / "german.jsonl")
     write_captions(args.out / "web.jsonl", web(args.data / "web_captions"))
     draw(args.out / "scenes", args.scenes)
 
 
-def lay_out_recipe(data: Path, out: Path) -> None:
-    """The recipe, and beside it the architecture with its tokenizer, in OUT/recipe."""
+def lay_out_recipe(data: Path, out: Path, sets: Sequence[str] = ()) -> None:
+    """The recipe, and beside it the architecture with its tokenizer, in OUT/recipe.
+
+    Args:
+        sets: those to learn from, by name, where that is not all.
+    """
     weights = out / "weights"
     backbones.fetch_all(weights)
     recipes = Path(__file__).parents[1] / "recipes"
     architecture = out / "recipe/tiny"
     architecture.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(recipes / "tiny.toml", out / "recipe/tiny.toml")
+    first, *tables = (recipes / "tiny.toml").read_text(encoding="utf-8").split("[[data]]")
+    kept = [one for one in tables if not sets or any(f'name = "{name}"' in one for name in sets)]
+    (out / "recipe/tiny.toml").write_text("[[data]]".join([first, *kept]), encoding="utf-8")
     shutil.copyfile(recipes / "tiny/open_clip_config.json", architecture / "open_clip_config.json")
     for name in backbones.TEXT_FILES:
         shutil.copyfile(weights / name, architecture / name)
@@ -95,15 +109,16 @@ def is_held_out(name: str) -> bool:
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0
 
 
-def everyday(folder: Path) -> dict[str, list[str]]:
+def everyday(folder: Path, *, made_only: bool = False) -> dict[str, list[str]]:
     """Sentences about COCO's photos: true ones, and some that are composed of their labels."""
-    captions, phrases = spoken(folder), spoken(folder, "phrases")
+    captions, phrases = ({}, {}) if made_only else (spoken(folder), spoken(folder, "phrases"))
     found = {}
     for name, objects in coco_labels(folder).items():
         rng = random.Random(name)
-        count = 2 if captions[name] else 4
+        said = [*captions.get(name, []), *phrases.get(name, [])]
+        count = 2 if captions.get(name) else 4
         made = [compose(objects, rng) for _ in range(count)] if objects else []
-        if texts := [*captions[name], *phrases[name], *made]:
+        if texts := [*said, *made]:
             found[name] = texts
     return found
 
