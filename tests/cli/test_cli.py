@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from mmsearch.cli.app import app
 from mmsearch.datasets import scene_art, scenes
-from mmsearch.encoders.registry import BUNDLED
+from mmsearch.encoders.registry import BUNDLED, KNOWN, TINY
 
 
 def mmsearch(*arguments, cwd=None, check=None, **environment):
@@ -678,7 +678,7 @@ def test_status_and_models(index, gallery):
     ]
     by_name = {row["name"]: row for row in listed}
     assert by_name["tiny"]["cached"]
-    assert by_name["tiny"]["dim"] == 256
+    assert by_name["tiny"]["dim"] == KNOWN[TINY].dim
     assert by_name["tiny"]["indexed"] == str(index)
     assert "research only" in by_name["tiny"]["licence"]
     base = by_name["hf-hub:immich-app/ViT-B-32__laion2b-s34b-b79k (base)"]
@@ -767,7 +767,7 @@ def test_export_and_import_give_the_same_hits(index, gallery, tmp_path):
     }  # fmt: skip
     images = np.load(tmp_path / "out" / "img_emb" / "img_emb_0.npy")
     texts = np.load(tmp_path / "out" / "text_emb" / "text_emb_0.npy")
-    assert images.shape == texts.shape == (60, 256)
+    assert images.shape == texts.shape == (60, KNOWN[TINY].dim)
     other = ("--index", tmp_path / "again")
     # Without --model: a new index takes the one that the export names.
     assert run("import", tmp_path / "out", *other).stdout == "20 images imported\n"

@@ -140,7 +140,9 @@ def test_where_int8_cannot_be_made_the_others_stay(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(tiny.folder, folder, ignore=shutil.ignore_patterns("compiled", "local"))
     monkeypatch.setattr("mmsearch.encoders.checking.sys.executable", shutil.which("false"))
-    pixels = np.random.default_rng(0).integers(0, 255, (80, 224, 224, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 255, (80, *tiny.spec.preprocess.size, 3), np.uint8
+    )
     told = []
     verdicts = check_precisions(folder, pixels, told.append)
     assert "int8" not in verdicts

@@ -346,7 +346,9 @@ def test_openvino_serves_an_aligned_model_as_torch_does(gallery, tmp_path, tiny)
     np.testing.assert_allclose(
         encoder.encode("text", texts), torch_encoder.encode("text", texts), atol=1e-4
     )
-    pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 255, (2, *encoder.spec.preprocess.size, 3), np.uint8
+    )
     np.testing.assert_allclose(
         encoder.encode("image", pixels), torch_encoder.encode("image", pixels), atol=1e-3
     )
