@@ -28,9 +28,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from named import with_article
-
 from mmsearch.datasets.formats import read_labelled
 from mmsearch.media.fit import fit
 from mmsearch.media.image import decode
@@ -87,29 +84,32 @@ def align(name, out, *arguments):
 
 
 def lay_out_rooms(daquar: Path, out: Path) -> None:
-    """Captions of photos of rooms, beside links to them: what people answered, as statements.
-
-    "What is on the desk?" and "lamp" become "a lamp on the desk".
-    """
-    out.mkdir(parents=True)
+    """Captions of photos of rooms, beside links to them: what people answered, as statements."""
+    out.mkdir(parents=True, exist_ok=True)
     tested = set((daquar / "test_images_list.txt").read_text().split())
     said: dict[str, list[str]] = {}
     with (daquar / "data.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            asked = re.fullmatch(
-                r"what (?:is|are) (?:the objects? )?(?:found )?(.+)", row["question"]
-            )
-            if asked and asked[1].split()[0] in PLACES:
-                things = [
-                    with_article(one.strip().replace("_", " ")) for one in row["answer"].split(",")
-                ]
-                said.setdefault(row["image_id"], []).append(f"{' and '.join(things)} {asked[1]}")
+            if text := statement(row["question"], row["answer"]):
+                said.setdefault(row["image_id"], []).append(text)
     with (out / "metadata.jsonl").open("w", encoding="utf-8") as file:
         for name, captions in said.items():
-            (out / f"{name}.jpg").symlink_to((daquar / f"images/{name}.jpg").resolve())
+            link = out / f"{name}.jpg"
+            if not link.is_symlink():
+                link.symlink_to((daquar / f"images/{name}.jpg").resolve())
             split = "test" if name in tested else "train"
-            row = {"file_name": f"{name}.jpg", "caption": captions, "split": split}
+            row = {"file_name": link.name, "caption": captions, "split": split}
             file.write(json.dumps(row) + "\n")
+
+
+def statement(question: str, answer: str) -> str | None:
+    """A question about a place and its answer as one: "what is on the desk" and "lamp" make
+    "lamp on the desk". None for other questions, and for those that name the picture's file."""
+    asked = re.fullmatch(r"what (?:is|are) (?:the objects? )?(?:found )?(.+)", question)
+    if not asked or asked[1].split()[0] not in PLACES or re.search(r"image\d", question):
+        return None
+    things = [one.strip().replace("_", " ") for one in answer.split(",")]
+    return None if answer.isdigit() else f"{' and '.join(things)} {asked[1]}"
 
 
 def features(data: Path, folder: Path) -> tuple[Path, Path]:

@@ -46,16 +46,16 @@ def main() -> None:
         engine.index([args.data / "flickr8k" / "images"])
         print(f"{'weight':>10}  {'mentions x':>10}  {'and never y':>11}")
         for weight in WEIGHTS:
-            row(engine, said, f"{weight:.2f}", lambda text, other, weight=weight: (
+            print_row(engine, said, f"{weight:.2f}", lambda text, other, weight=weight: (
                 Term(text=text), Term(text=other, weight=weight)
             ))  # fmt: skip
         for word in ("without", "and no"):
-            row(engine, said, word, lambda text, other, word=word: (
+            print_row(engine, said, word, lambda text, other, word=word: (
                 Term(text=f"{text} {word} {other}"),
             ))  # fmt: skip
 
 
-def row(engine, said, name, terms_of):
+def print_row(engine, said, name, terms_of):
     """Prints the shares of what was found that shows x, and that shows x and not y."""
     wanted, clean, count = 0, 0, 0
     for words, (text, others) in PAIRS.items():

@@ -43,6 +43,7 @@ from mmsearch.evaluation.ranking import (
     recall_line,
 )
 from mmsearch.media.fit import fit
+from mmsearch.search.known_words import words_of_model
 from mmsearch.training.views import open_picture
 
 #: Scenes that nobody learned from: below the training's seeds, above the demo's and the tests'.
@@ -123,6 +124,7 @@ def main() -> None:
         if first is None:
             first = recall
             german(measured, args.data)
+            languages(args.model, args.data)
             everyday(measured, args.data)
             objects(measured, args.data)
             drawn(measured)
@@ -223,15 +225,30 @@ def recalls_of(measured, folder, captions, what):
 
 def german(measured, data):
     """The 929 test photos of Flickr8k that have German captions, asked in both languages."""
-    path = data / "flickr8k_more/multilingual.jsonl.gz"
-    if not path.is_file():
+    if not (data / "flickr8k_more").is_dir():
         return
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["split"] == "test"]
-    said = {row["image"]: row["de"] for row in rows}
+    said = {row["image"]: row["de"] for row in translated(data) if row["split"] == "test"}
     own = {image.file: image.captions for image in flickr_images(data) if image.file in said}
     for what, captions in (("English", own), ("German", {file: said[file] for file in own})):
         recalls_of(measured, data / "flickr8k/images", captions, f"Flickr8k test, {what}")
+
+
+def translated(data):
+    path = data / "flickr8k_more/multilingual.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def languages(model, data):
+    """In how many sentences a search says that it does not read their language."""
+    known = words_of_model(EncoderProvider(load_settings(), print, None).source(model))
+    if known is None or not (data / "flickr8k_more").is_dir():
+        return
+    sentences = [row["parallel"] for row in translated(data) if row["split"] == "test"]
+    told = {code: np.mean([not known.reads(own[code]) for own in sentences])
+            for code in ("en", "de", "fr", "cs")}  # fmt: skip
+    shown = ", ".join(f"{code} {100 * share:.1f}%" for code, share in told.items())
+    print(f"  said not to be read, of {len(sentences)} sentences in each language: {shown}")
 
 
 def everyday(measured, data):
@@ -247,7 +264,7 @@ def everyday(measured, data):
         recalls_of(measured, folder / "images", captions, what)
     if (data / "coco_objects").is_dir():
         names_in_photos(measured, data / "coco_objects")
-        right = np.array([row for _, _, row in asked(measured, data / "coco_objects")])
+        right = np.array([row for _, _, row in everyday_hits(measured, data / "coco_objects")])
         print(
             f"  {len(right)} everyday queries: {right[:, 0].sum()} right at the first place, "
             f"{100 * right.mean():.0f}% of the first {right.shape[1]}"
@@ -276,7 +293,7 @@ def names_in_photos(measured, folder):
     )
 
 
-def asked(measured, folder):
+def everyday_hits(measured, folder):
     """For each of the queries: its words, the first five photos, and whether each is right."""
     labels = held_out_labels(folder)
     files = [folder / "images" / file for file in labels]
@@ -377,8 +394,12 @@ def learned_texts(data):
     images, held_out = tiny_data.split_objects(data)
     texts += [t for i in images if i.file not in held_out for t in tiny_data.captions_of(i)]
     for read, name in ((tiny_data.everyday, "coco_objects"), (tiny_data.web, "web_captions")):
-        texts += [t for file, own in read(data / name).items() for t in own
-                  if not tiny_data.is_held_out(file)]  # fmt: skip
+        if (data / name).is_dir():
+            texts += [t for file, own in read(data / name).items() for t in own
+                      if not tiny_data.is_held_out(file)]  # fmt: skip
+    if (data / "flickr8k_more").is_dir():
+        texts += [t for row in tiny_data.german(data / "flickr8k_more")
+                  if row["split"] in ("train", "restval") for t in row["caption"]]  # fmt: skip
     return texts + [t for s in range(tiny_data.SCENES)
                     for t in scenes.captions(scenes.scene(tiny_data.SCENE_SEED + s))]  # fmt: skip
 
@@ -424,8 +445,10 @@ def pages(model, data, folder):
         paths = dict(enumerate(map(Path, report.corpus.image_names)))
         page = to_html(report, paths, examples=4)
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    if not (data / "coco_objects").is_dir():
+        return
     sections = []
-    for text, files, right in asked(
+    for text, files, right in everyday_hits(
         Measured(encoder_of(model, "fp32", data)), data / "coco_objects"
     ):
         tiles = [Tile(file, mark=one) for file, one in zip(files, right, strict=True)]

@@ -22,6 +22,7 @@ ROWS = "embeddings.word_embeddings.weight"
 #: A translation is believed from this probability on.
 LEAST = 0.1
 ROUNDS = 6
+_MOST = 1 << 20  # words of a language
 
 
 def add_german(folder: Path, weights: Path, tokenizer_file: Path, out: Path) -> None:
@@ -45,20 +46,20 @@ def add_german(folder: Path, weights: Path, tokenizer_file: Path, out: Path) -> 
 
     captions, pairs = read_sentences(folder)
     vocabulary = tokenizer.get_vocab()
-    places = [vocabulary[name] for name in vocabulary if name.startswith("[unused")]
+    unused = [vocabulary[name] for name in vocabulary if name.startswith("[unused")]
     counts = Counter(word for text in captions for word in split(text))
-    words = [word for word, _ in counts.most_common() if len(pieces(word)) > 1][: len(places)]
+    words = [word for word, _ in counts.most_common() if len(pieces(word)) > 1][: len(unused)]
 
     state = load_file(weights)
     rows = state[ROWS]
     meanings = translate([(split(german), split(english)) for german, english in pairs])
     written = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     ids = written["model"]["vocab"]
-    names = {place: name for name, place in ids.items()}
-    for place, word in zip(places, words, strict=False):
-        rows[place] = meaning(rows, pieces, meanings.get(word, {}) or {word: 1.0})
-        del ids[names[place]]
-        ids[word] = place
+    names = {number: name for name, number in ids.items()}
+    for number, word in zip(unused, words, strict=False):
+        rows[number] = meaning(rows, pieces, meanings.get(word, {}) or {word: 1.0})
+        del ids[names[number]]
+        ids[word] = number
     written["model"]["vocab"] = dict(sorted(ids.items(), key=lambda item: item[1]))
     tokenizer_file.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
     save_file(state, out)
@@ -98,25 +99,24 @@ def translate(
     """
     german: dict[str, int] = {"": 0}
     english: dict[str, int] = {}
-    links, places, place = [], [], 0
+    pairs_of_words, positions, position = [], [], 0
     for ours, theirs in pairs:
-        origins = [0, *(german.setdefault(word, len(german)) for word in ours)]
+        sources = [0, *(german.setdefault(word, len(german)) for word in ours)]
         for word in theirs:
             target = english.setdefault(word, len(english))
-            links += [(origin, target) for origin in origins]
-            places += [place] * len(origins)
-            place += 1
-    origins, targets = np.array(links).T
-    kinds, kind = np.unique(origins * len(english) + targets, return_inverse=True)
-    origins, targets = np.divmod(kinds, len(english))
+            pairs_of_words += [source * _MOST + target for source in sources]
+            positions += [position] * len(sources)
+            position += 1
+    kinds, kind = np.unique(pairs_of_words, return_inverse=True)
+    origins, targets = np.divmod(kinds, _MOST)
     likely = np.ones(len(kinds))
     for _ in range(ROUNDS):
-        share = likely[kind] / np.bincount(places, likely[kind])[places]
+        share = likely[kind] / np.bincount(positions, likely[kind])[positions]
         likely = np.bincount(kind, share)
         likely /= np.bincount(origins, likely)[origins]
     german_words, english_words = list(german), list(english)
     found: dict[str, dict[str, float]] = {}
     for one in np.flatnonzero((likely >= LEAST) & (origins > 0)):
-        of = found.setdefault(german_words[origins[one]], {})
-        of[english_words[targets[one]]] = float(likely[one])
+        translations = found.setdefault(german_words[origins[one]], {})
+        translations[english_words[targets[one]]] = float(likely[one])
     return found

@@ -140,7 +140,7 @@ def search(
         hits = engine.search(query)
         if not hits:
             say(_why_nothing(engine, query))
-        for line in _unknown_words(engine, terms):
+        for line in _word_hints(engine, terms):
             say(line)
     if html is not None:
         _write_page(html, terms, hits)
@@ -212,27 +212,28 @@ def _why_nothing(engine: Engine, query: Query) -> str:
     return "nothing found"
 
 
-def _unknown_words(engine: Engine, terms: list[Term]) -> list[str]:
+def _word_hints(engine: Engine, terms: list[Term]) -> list[str]:
     """What to say of words that the model has learned from no caption."""
     from mmsearch.encoders.registry import KNOWN, NOTHING_KNOWN
 
     texts = [term.text for term in terms if term.text is not None and term.weight > 0]
-    found: dict[str, str | None] = {}
+    foreign = [text for text in texts if not engine.reads(text)]
+    unknown: dict[str, str | None] = {}
     for text in texts:
-        found |= engine.unknown_words(text)
-    if not found and all(map(engine.reads, texts)):
+        if text not in foreign:
+            unknown |= engine.unknown_words(text)
+    if not foreign and not unknown:
         return []
     name = engine.status().model
-    model = printable(name)
-    if not all(map(engine.reads, texts)):
-        languages = KNOWN.get(name, NOTHING_KNOWN).languages
-        hint = f"it reads {languages}" if languages else "perhaps it does not read this language"
-        return [f"too few words of this query are in captions that {model} learned from; {hint}"]
-    return [
-        f"'{printable(word)}' is in no caption that {model} learned from"
-        + (f"; did you mean '{printable(meant)}'?" if meant else "")
-        for word, meant in found.items()
-    ]
+    learned = f"that {printable(name)} learned from"
+    languages = KNOWN.get(name, NOTHING_KNOWN).languages
+    hint = f"it reads {languages}" if languages else "it may not read this language"
+    lines = [f"few words of '{printable(text)}' are in captions {learned}; {hint}"
+             for text in foreign]  # fmt: skip
+    for word, meant in unknown.items():
+        suggestion = f"; did you mean '{printable(meant)}'?" if meant else ""
+        lines.append(f"'{printable(word)}' is in no caption {learned}{suggestion}")
+    return lines
 
 
 def _print(hits: list[Hit]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.model import CLIP
 from open_clip.timm_model import TimmModel
 from torch import nn
 
@@ -15,6 +15,7 @@ from mmsearch.encoders.open_clip import (
     LoadedModel,
     MaskedTextTower,
     TextTower,
+    masks_padding,
     projected,
 )
 from mmsearch.encoders.openvino import EMBEDDINGS, ExportError, save_towers, whole_or_not
@@ -30,14 +31,17 @@ class PatchTower(ImageTower):
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        """Takes a model with an image tower of open_clip's own or of timm's convolutional ones.
+        """Takes a model with towers whose parts can be read.
+
+        The image tower is open_clip's own or one of timm's convolutional ones, the text tower
+        open_clip's own or one of transformers' that pads with zeros.
 
         Raises:
             UsageError: another model.
         """
         super().__init__(model)
-        is_open_clip = isinstance(self.network, CLIP | CustomTextCLIP)
-        self.visual: Any = self.network.visual if is_open_clip else None
+        has_tokens = isinstance(self.network, CLIP) or masks_padding(self.network)
+        self.visual: Any = self.network.visual if has_tokens else None
         self.is_grid = isinstance(self.visual, TimmModel)
         height, width = self.size
         try:
@@ -48,7 +52,8 @@ class PatchTower(ImageTower):
         except Exception as error:  # whatever a tower of another kind raises
             raise UsageError(
                 f"'{model.spec.model}' has no patches that mmsearch can read: --rerank and "
-                "--patches are for open_clip's own image towers and timm's convolutional ones"
+                "--patches are for CLIP models of open_clip's own, with timm's convolutional image "
+                "towers too, and with text towers of BERT's kind"
             ) from error
         if self.is_grid:  # a transformer's positions are those of its own size
             stride = round((height * width / patches.shape[1]) ** 0.5)

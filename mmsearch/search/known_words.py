@@ -22,6 +22,8 @@ _LEAST = 2
 _WORD = re.compile(r"[^\W\d_]+")
 _SHORT = 2  # letters: "a", "of", "no"
 _ENDINGS = ("s", "es", "d", "ed", "ing", "er", "ly", "y")
+#: Words in no caption that a query has at least if it is taken to be in another language.
+_FOREIGN = 3
 _LIKE = 0.8  # how much of two words has to be the same, for one to be taken for the other
 
 
@@ -86,20 +88,23 @@ class KnownWords:
 
         Another form of a word that is known is known: "giraffe" by "giraffes", "hopping" by "hop".
         """
-        return {
-            word: self._like(word) for word in dict.fromkeys(words_of(text)) if not self._has(word)
-        }
+        return {word: self._like(word) for word in self._unknown(text)}
 
     def reads(self, text: str) -> bool:
-        """Whether a text is in a language of the captions, as far as its words tell.
+        """Whether a text is in a language of the captions, as far as its words and letters tell.
 
-        It is not where at least two words and half of all are in no caption, or where a word is in
-        letters that no caption has.
+        It is not where at least three words and half of all are in no caption, or where most
+        letters are.
         """
-        words, unknown = dict.fromkeys(words_of(text)), self.unknown(text)
-        if len(unknown) >= 2 and 2 * len(unknown) >= len(words):
+        letters = [letter for letter in text.lower() if letter.isalpha()]
+        strange = sum(letter not in self._letters for letter in letters)
+        if self.words and 2 * strange > len(letters):
             return False
-        return all(not self._letters.isdisjoint(word) for word in _WORD.findall(text.lower()))
+        unknown = len(self._unknown(text))
+        return unknown < _FOREIGN or 2 * unknown < len(set(words_of(text)))
+
+    def _unknown(self, text: str) -> list[str]:
+        return [word for word in dict.fromkeys(words_of(text)) if not self._has(word)]
 
     @cached_property
     def _letters(self) -> frozenset[str]:

@@ -111,10 +111,26 @@ def test_tokens_hold_the_text_that_open_clip_pools(transformer, tmp_path):
     np.testing.assert_allclose(alone.rows[0], tokens.rows[0, : lengths[0]], atol=1e-4)
 
 
+def test_tokens_of_tiny_are_those_of_torch(tiny):
+    encoder, local, _ = patch_encoder_of(parse_model("tiny"), ModelCache(load_settings().cache))
+    tokens = local.tokens(TEXTS)
+    text = load_model(parse_model("tiny")).network.text
+    ids = torch.from_numpy(encoder.tokenize(TEXTS))
+    assert tokens.there.sum(axis=1).tolist() == (ids != 0).sum(dim=1).tolist()
+    with torch.inference_mode():
+        for row, length in enumerate((ids != 0).sum(dim=1)):
+            own = text.transformer(input_ids=ids[row : row + 1, :length]).last_hidden_state[0]
+            expected = unit(text.proj(own))
+            np.testing.assert_allclose(tokens.rows[row, :length], expected, atol=1e-4)
+
+
 def test_models_without_patches_are_refused(transformer, tmp_path):
     loaded = load_model(transformer)
     with pytest.raises(UsageError, match="has no patches that mmsearch can read"):
         PatchTower(LoadedModel(nn.Linear(2, 2), loaded.spec, loaded.source))
+    own_text = open_clip.create_model("coca_ViT-B-32").eval()  # neither CLIP nor BERT
+    with pytest.raises(UsageError, match="has no patches that mmsearch can read"):
+        PatchTower(LoadedModel(own_text, loaded.spec, loaded.source))
     with pytest.raises(UsageError, match="runs with torch here"):
         open_patch_encoder(TorchEncoder(loaded), ModelCache(tmp_path))
     tower = TokenTower(loaded)

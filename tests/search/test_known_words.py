@@ -36,16 +36,20 @@ def test_what_is_misspelt_gets_a_suggestion():
     [
         ("a dog on grass", True),
         ("a zeppelin over the grass with a dog and a puppy", True),
-        ("zeppelin", True),  # one word tells no language
+        ("zeppelin berlin", True),  # two names tell no language
         ("un chien court dans la neige", False),
-        ("a dog, собака", False),
+        ("dog, собака бежит", False),
+        ("a dog on the grass in Москва", True),
         ("犬", False),
+        ("a dög", True),
         ("", True),
+        ("12", True),
     ],
 )
 def test_a_text_of_words_that_no_caption_has_is_not_read(text, is_read):
     known = KnownWords((*WORDS.words, "the", "with", "and", "over"))
     assert known.reads(text) is is_read
+    assert KnownWords(()).reads("chien")  # it knows no language
 
 
 def test_words_are_kept_the_most_frequent_first_and_rare_ones_are_not(tmp_path):

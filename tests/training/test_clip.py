@@ -86,11 +86,15 @@ def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
         found = run("search", "a red picture", "--index", tmp_path / "i", "-k", 3, "--json")
         assert len(found.stdout.splitlines()) == 3
         assert not found.stderr
-        odd = run("search", "a yelow picture", "--index", tmp_path / "i")
+        odd = run("search", "a yelow zeppelin", "--index", tmp_path / "i")
         assert "'yelow' is in no caption that" in odd.stderr
         assert "did you mean 'yellow'?" in odd.stderr
-        foreign = run("search", "una foto roja", "--index", tmp_path / "i")
-        assert "too few words of this query are in captions that" in foreign.stderr
+        assert "'zeppelin' is in no caption that" in odd.stderr
+        where = ("--and", "a yelow one", "--index", tmp_path / "i")
+        foreign = run("search", "una foto roja", *where).stderr
+        assert "few words of 'una foto roja' are in captions that" in foreign
+        assert "'foto'" not in foreign
+        assert "'yelow' is in no caption that" in foreign
         assert (
             "holds a trained model" in run("train", "clip", recipe, "--out", "mine", code=2).stderr
         )
@@ -569,6 +573,21 @@ def test_the_recipe_of_tiny_is_valid():
     assert os.path.isdir(recipe.model.config)
     names = ["flickr8k", "german", "everyday", "web", "objects", "scenes"]
     assert [table.name for table in recipe.data] == names
+
+
+def test_the_permissive_recipe_of_tiny_is_valid_and_names_no_other_set(tmp_path):
+    from conftest import REPOSITORY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "scripts"))
+        from tiny_data import permissive
+    text = permissive((REPOSITORY / "recipes/tiny.toml").read_text())
+    (tmp_path / "tiny.toml").write_text(text)
+    recipe = read_recipe(tmp_path / "tiny.toml")
+    assert [table.name for table in recipe.data] == ["everyday", "scenes"]
+    assert "flickr8k" not in text
+    assert "german" not in text
+    assert recipe.stage[0].views == 4
 
 
 def test_a_toy_set_has_the_splits_that_these_tests_speak_of(tmp_path):

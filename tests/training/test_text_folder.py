@@ -93,7 +93,9 @@ def test_openvino_gives_what_torch_gives_and_open_clips_tokens(model, tmp_path):
 
 @pytest.mark.slow
 def test_once_prepared_it_needs_no_torch(model, tmp_path):
-    open_encoder(parse_model(str(model)), ModelCache(tmp_path))
+    open_patch_encoder(
+        open_encoder(parse_model(str(model)), ModelCache(tmp_path)), ModelCache(tmp_path)
+    )
     script = f"""
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
@@ -102,6 +104,8 @@ from mmsearch.encoders.loading import ModelCache, open_encoder, open_patch_encod
 from mmsearch.encoders.registry import parse_model
 encoder = open_encoder(parse_model({str(model)!r}), ModelCache(Path({str(tmp_path)!r})))
 assert encoder.encode("text", ["a red dog"]).shape == (1, 16)
+local = open_patch_encoder(encoder, ModelCache(Path({str(tmp_path)!r})))
+assert local.tokens(["a red dog"]).rows.shape == (1, 5, 16)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -151,7 +155,9 @@ def test_its_tokens_and_patches_lie_in_its_space(model, tmp_path):
     for number, folder in enumerate((model, bundled)):
         cache = ModelCache(tmp_path / f"cache{number}")
         encoder = open_encoder(parse_model(str(folder)), cache, precision="fp32")
-        local = open_patch_encoder(encoder, cache)
+        told = []
+        local = open_patch_encoder(encoder, cache, told.append)
+        assert bool(told) == (folder == model)  # the other brings them
         found = local.tokens(TEXTS)
         ids = torch.from_numpy(encoder.tokenize(TEXTS))
         lengths = (ids != 0).sum(dim=1)
