@@ -109,8 +109,8 @@ class Weights:
             own = tensor.reshape(len(tensor), -1).astype(np.float32)
             row, top = np.arange(len(own)), np.abs(own).argmax(axis=1)
             with np.errstate(all="ignore"):
-                scale = flat[row, top] / own[row, top]
-            scale = np.nan_to_num(scale).astype(np.float32)
+                scale = (flat[row, top] / own[row, top]).astype(np.float32)
+            scale[~np.isfinite(scale)] = 0
             best = np.full(len(own), np.inf)
             found = scale.copy()
             for step in (0, 1, -1, 2, -2):  # of the numbers around it, which rounds as it did

@@ -226,8 +226,8 @@ class EncoderProvider:
             if found.spec.space == spec.space:
                 return found
         raise reason or ModelNotFound(
-            f"the weights of '{spec.model}' are not those that the index was made with; put "
-            "those back, or index into another folder"
+            f"the weights of '{spec.model}' are not those that the index was made with; put those "
+            f"back, or embed everything again with 'mmsearch index --model {spec.model}'"
         )
 
     def is_of(self, name: str, spec: EncoderSpec) -> bool:

@@ -77,6 +77,8 @@ ov.Tensor(np.zeros(1, np.float32)).data  # noqa: B018 - for what it does once
 #: Bumped when a converted model of an older program cannot be used any more.
 EXPORT_VERSION = 5
 EMBEDDINGS = "embeddings.npy"
+#: Weights in int8 are what a model is; numbers in int8 between its layers are not.
+NOT_QUANTISED: Mapping[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PROBES = 16
 #: In the manifest of towers that link to their model's weights: these, their size and time.
@@ -277,17 +279,17 @@ class OpenVinoEncoder(Towers):
             count = self.batch if self._streams > 1 else 1
             return np.zeros((count, *self.spec.preprocess.size, 3), np.uint8)
         length = TEXT_STEP if self._cuts_texts else self.spec.context_length
-        return np.zeros((1, length), np.int64)
+        return np.ones((1, length), np.int64)  # zeros are no text: nothing to take the mean of
 
     def encode(self, modality: Modality, batch: Batch) -> Vectors:
+        if len(batch) == 0:
+            return np.empty((0, self.spec.dim), dtype=np.float32)
         if modality == TEXT:
             ids = self.tokenize(list(batch))
             return self._run(modality, trimmed(ids) if self._cuts_texts else ids)
         return self._run(modality, np.ascontiguousarray(batch))
 
     def _run(self, tower: str, batch: NDArray[Any]) -> Vectors:
-        if len(batch) == 0:
-            return np.empty((0, self.spec.dim), dtype=np.float32)
         (found,) = self.run(tower, batch, *(self.embeddings(batch) if tower == TEXT else ()))
         with np.errstate(invalid="ignore"):
             unit = found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -309,8 +311,7 @@ class OpenVinoEncoder(Towers):
             # compiled second can be wrong: on CPUs with AMX, bf16 after fp32 gave no numbers. With
             # all weights in it: without (OPTIMIZE_SIZE), constants came back wrong in 2026.4.
             "CACHE_DIR": str(self.folder / "compiled" / self.precision),
-            # Weights in int8 are what the model is; numbers in int8 between its layers are not.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            **NOT_QUANTISED,
         }
         if self._streams == 1:
             options["PERFORMANCE_HINT"] = "LATENCY"

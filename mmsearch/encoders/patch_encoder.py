@@ -14,7 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.encoders.openvino import Graph, OpenVinoEncoder, Towers, read_manifest
+from mmsearch.encoders.openvino import (
+    NOT_QUANTISED,
+    Graph,
+    OpenVinoEncoder,
+    Towers,
+    read_manifest,
+)
 from mmsearch.encoders.tokenizer import lengths_of
 from mmsearch.types import Pixels, Preprocess, Vectors
 
@@ -60,7 +66,11 @@ class PatchEncoder(Towers):
         super().__init__(f"re-ranking with '{model.spec.model}'")
 
     def compile(self, tower: str) -> Graph:
-        options = {"PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": str(self._folder / "compiled")}
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "CACHE_DIR": str(self._folder / "compiled"),
+            **NOT_QUANTISED,
+        }
         return Graph(self._folder / f"{tower}.xml", options, threads=1)
 
     def encode(self, pixels: Pixels) -> PatchEmbeddings:

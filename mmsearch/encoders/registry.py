@@ -42,16 +42,17 @@ class KnownModel:
     """Those that it reads, where a search tells them of others by the words that it knows."""
     precisions: tuple[str, ...] = ()
     """Those besides fp32 in which it was measured on labels: Recall@1 on Flickr8k's test split
-    within half a point of fp32 both ways (docs/models.md)."""
+    at most half a point less than in fp32, both ways (docs/models.md)."""
 
 
 NOTHING_KNOWN = KnownModel()
 #: The models that come with a name of mmsearch's own.
 KNOWN = {
     TINY: KnownModel(
-        256,
-        9_966_977,
+        384,
+        28_624_449,
         "research only (weights trained on Flickr8k photos)",
+        languages="English and German",
         precisions=("bf16",),
     ),
     ALIASES[BASE]: KnownModel(512, 151_277_313, "MIT", 605),

@@ -83,6 +83,7 @@ def test_openvino_gives_what_torch_gives_and_open_clips_tokens(model, tmp_path):
     assert isinstance(encoder, openvino.OpenVinoEncoder)
     assert (encoder.folder / openvino.EMBEDDINGS).is_file()
     assert encoder.spec.tokenizer == "json"
+    encoder.warm_up("text")
     ids = open_clip.get_tokenizer(f"local-dir:{model}")(TEXTS, context_length=LENGTH)
     assert np.array_equal(encoder.tokenize(TEXTS), ids.numpy())
     by_torch = TorchEncoder(load_model(source)).encode("text", TEXTS)
