@@ -46,7 +46,7 @@ def add_german(folder: Path, weights: Path, tokenizer_file: Path, out: Path) -> 
 
     captions, pairs = read_sentences(folder)
     vocabulary = tokenizer.get_vocab()
-    unused = [vocabulary[name] for name in vocabulary if name.startswith("[unused")]
+    unused = sorted(number for name, number in vocabulary.items() if name.startswith("[unused"))
     counts = Counter(word for text in captions for word in split(text))
     words = [word for word, _ in counts.most_common() if len(pieces(word)) > 1][: len(unused)]
 
