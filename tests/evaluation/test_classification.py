@@ -107,7 +107,7 @@ def test_labels_are_read_a_line_each(tmp_path):
 def drawn(tmp_path_factory):
     """Drawn scenes in folders that are called like what they show."""
     top = tmp_path_factory.mktemp("face") / "drawn"  # a folder above may be called like a label
-    for kind in ("animal", "vehicle", "landscape"):
+    for kind in ("animal", "face", "landscape"):
         folder = top / kind.upper()
         folder.mkdir(parents=True)
         for seed in range(600, 604):
