@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gzip
+import functools
 import json
 import random
 import re
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import tiny_data
+from german_words import read_lines
 from named import r_precision, with_article
 
 from mmsearch.config import load_settings
@@ -234,9 +235,7 @@ def german(measured, data):
 
 
 def translated(data):
-    path = data / "flickr8k_more/multilingual.jsonl.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+    return read_lines(data / "flickr8k_more/multilingual.jsonl.gz")
 
 
 def languages(model, data):
@@ -271,15 +270,18 @@ def everyday(measured, data):
         )
 
 
-def held_out_labels(folder):
-    return {file: objects for file, objects in tiny_data.coco_labels(folder).items()
-            if tiny_data.is_held_out(file)}  # fmt: skip
+@functools.cache
+def held_out_photos(measured, folder):
+    """The labels of the held-out everyday photos, and what the model makes of the photos."""
+    labels = {file: objects for file, objects in tiny_data.coco_labels(folder).items()
+              if tiny_data.is_held_out(file)}  # fmt: skip
+    files = [of_file(folder / "images" / file) for file in labels]
+    return labels, measured.images(files, "everyday photos")
 
 
 def names_in_photos(measured, folder):
     """Mean average precision of 80 names over the held-out everyday photos, by their labels."""
-    labels = held_out_labels(folder)
-    images = measured.images([of_file(folder / "images" / file) for file in labels], "labels")
+    labels, images = held_out_photos(measured, folder)
     names = sorted({name for objects in labels.values() for name in objects})
     vectors = label_vectors(names, TEMPLATES, measured.texts)
     true = np.array([[name in objects for objects in labels.values()] for name in names])
@@ -295,9 +297,8 @@ def names_in_photos(measured, folder):
 
 def everyday_hits(measured, folder):
     """For each of the queries: its words, the first five photos, and whether each is right."""
-    labels = held_out_labels(folder)
+    labels, images = held_out_photos(measured, folder)
     files = [folder / "images" / file for file in labels]
-    images = measured.images([of_file(file) for file in files], "queries")
     found = []
     for text, names in QUERIES:
         needed, either = names.split(" & "), names.split(" | ")

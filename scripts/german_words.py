@@ -31,7 +31,7 @@ def add_german(folder: Path, weights: Path, tokenizer_file: Path, out: Path) -> 
     Args:
         folder: of the German captions and the translated sentences.
         weights: the transformer's.
-        tokenizer_file: `tokenizer.json`, which is written anew.
+        tokenizer_file: `tokenizer.json`, into which the words are put.
         out: where the weights go.
     """
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

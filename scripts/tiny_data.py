@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import hashlib
 import json
 import random
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import backbones
-from german_words import add_german
+from german_words import add_german, read_lines
 from named import NamedImage, hold_out, plural, read_named, with_article
 
 from mmsearch.datasets import scene_art, scenes
@@ -171,8 +170,7 @@ def coco_labels(folder: Path) -> dict[str, list[str]]:
 
 def spoken(folder: Path, kind: str = "captions") -> dict[str, list[str]]:
     """What people said of each of COCO's photos: captions, or short statements ("phrases")."""
-    with gzip.open(folder / "sentences.jsonl.gz", "rt", encoding="utf-8") as lines:
-        said = {row["image"]: row.get(kind, []) for row in map(json.loads, lines)}
+    said = {row["image"]: row.get(kind, []) for row in read_lines(folder / "sentences.jsonl.gz")}
     return {name: said.get(name, []) for name in coco_labels(folder)}
 
 
@@ -195,10 +193,9 @@ def web(folder: Path) -> dict[str, list[str]]:
 
 def german(folder: Path) -> Iterator[dict[str, Any]]:
     """The German captions of Flickr8k's photos, in the splits that the English ones have."""
-    with gzip.open(folder / "multilingual.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            texts = [*row["de"], row["parallel"]["de"]]
-            yield {"file_name": row["image"], "caption": texts, "split": row["split"]}
+    for row in read_lines(folder / "multilingual.jsonl.gz"):
+        texts = [*row["de"], row["parallel"]["de"]]
+        yield {"file_name": row["image"], "caption": texts, "split": row["split"]}
 
 
 def split_objects(data: Path) -> tuple[list[NamedImage], set[str]]:

@@ -33,6 +33,10 @@ def composer_of(network):
     return Composer(export_composer(network), DIM)
 
 
+def test_what_comes_with_tiny_is_for_tiny_and_for_photos(tiny, tmp_path):
+    assert read_composer(tmp_path, tiny.spec.space, tiny.spec.dim).is_for_photos
+
+
 def test_openvino_computes_what_torch_computes(network):
     image, text = unit_vectors(RNG, 50), unit_vectors(RNG, 50)
     composer = composer_of(network)
