@@ -50,7 +50,6 @@ from mmsearch.encoders.precision import (
 from mmsearch.encoders.registry import parse_model, stamp, write_json
 from mmsearch.encoders.telemetry import without_telemetry
 from mmsearch.encoders.tokenizer import (
-    TEXT_STEP,
     ClipTokenizer,
     FewWords,
     JsonTokenizer,
@@ -263,7 +262,7 @@ class OpenVinoEncoder(Towers):
         if modality in self._towers:
             return
         if wait:
-            self._run(modality, self._blank(modality))
+            self.encode(modality, self._blank(modality))
         else:
             threading.Thread(target=self._warm_up_quietly, args=(modality,)).start()
 
@@ -273,13 +272,12 @@ class OpenVinoEncoder(Towers):
         with contextlib.suppress(Exception):
             self.ready(tower)
 
-    def _blank(self, tower: str) -> NDArray[Any]:
+    def _blank(self, tower: str) -> Batch:
         """A batch as most will be: the first of a shape takes longer."""
-        if tower == "image":
-            count = self.batch if self._streams > 1 else 1
-            return np.zeros((count, *self.spec.preprocess.size, 3), np.uint8)
-        length = TEXT_STEP if self._cuts_texts else self.spec.context_length
-        return np.ones((1, length), np.int64)  # zeros are no text: nothing to take the mean of
+        if tower == TEXT:
+            return ["a photo"]
+        count = self.batch if self._streams > 1 else 1
+        return np.zeros((count, *self.spec.preprocess.size, 3), np.uint8)
 
     def encode(self, modality: Modality, batch: Batch) -> Vectors:
         if len(batch) == 0:

@@ -58,6 +58,9 @@ def test_a_repository_has_a_name(name):
 def test_tiny_is_always_there():
     assert [path.name for path in cached_files(parse_model("tiny"))] == [
         "open_clip_config.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "open_clip_model.safetensors",
     ]
 
