@@ -46,7 +46,8 @@ def write_words(folder: Path, captions: Iterable[str], start: ModelSource | None
     counts = Counter(word for text in captions for word in words_of(text))
     kept = [word for word, count in counts.most_common() if count >= _LEAST]
     kept = list(dict.fromkeys([*kept, *before.words]))
-    (folder / WORDS).write_text("".join(f"{word}\n" for word in kept), encoding="utf-8")
+    if kept:  # else every word would be unknown
+        (folder / WORDS).write_text("".join(f"{word}\n" for word in kept), encoding="utf-8")
 
 
 def words_of_model(source: ModelSource) -> KnownWords | None:

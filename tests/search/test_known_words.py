@@ -56,6 +56,8 @@ def test_words_are_kept_the_most_frequent_first_and_rare_ones_are_not(tmp_path):
     write_words(tmp_path, ["a dog and a dog", "the Dog's house", "a house", "a typpo"])
     assert (tmp_path / "words.txt").read_text() == "dog\nhouse\n"
     assert read_words(tmp_path).unknown("the typpo house") == {"the": None, "typpo": None}
+    write_words(tmp_path, ["each word once"])
+    assert read_words(tmp_path) is None
 
 
 def test_a_model_without_a_list_says_nothing(tmp_path):
