@@ -255,18 +255,18 @@ def page(engine, scratch):
     with Engine.open(scratch / "drawn-index", model=engine.status().model) as other:
         other.index([folder], patches=True)
         reranker = read_reranker(engine.folder, engine.status().space)
-        searcher = other.searcher(Trained(reranker=lambda: reranker))
-        for path, text in texts.items():
-            query = Query((Term(text=text),), k=4, fusion="image")
-            plain, again = (searcher.search(replace(query, rerank=n)) for n in (0, 50))
-            same = [p for p, t in texts.items() if t == text]
-            if plain[0].path not in same and again[0].path == path:
-                sections += [
-                    Section(text, [_tile(hit, same) for hit in hits], note)
-                    for note, hits in (("the first search", plain), ("--rerank 50", again))
-                ]
-            if len(sections) == 4:
-                break
+        with other.searcher(Trained(reranker=lambda: reranker)) as searcher:
+            for path, text in texts.items():
+                query = Query((Term(text=text),), k=4, fusion="image")
+                plain, again = (searcher.search(replace(query, rerank=n)) for n in (0, 50))
+                same = [p for p, t in texts.items() if t == text]
+                if plain[0].path not in same and again[0].path == path:
+                    sections += [
+                        Section(text, [_tile(hit, same) for hit in hits], note)
+                        for note, hits in (("the first search", plain), ("--rerank 50", again))
+                    ]
+                if len(sections) == 4:
+                    break
     return render_page("Queries that re-ranking mends", sections)
 
 

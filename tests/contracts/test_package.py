@@ -181,6 +181,7 @@ def test_the_core_indexes_searches_measures_and_keeps(core, tmp_path):
     assert "text -> image" in core(*index, "demo", "--out", tmp_path / "demo")
     assert "animal.png" in core(*index, "search", "a cat", *at)
     assert "unchanged" in core(*index, "index", "--patches", *at)
+    assert "animal.png" in core(*index, "search", "a cat", "--rerank", "5", *at)
     example = ("--image", next((tmp_path / "demo" / "gallery").glob("*.png")))
     assert ".png" in core(*index, "search", "but in red", *example, "--compose", "early", *at)
     core(*index, "bench", "--export", tmp_path / "vectors", *at)

@@ -360,3 +360,9 @@ def test_several_texts_match_by_their_weights_and_what_is_not_wanted_does_not(st
     red, blue = match(Term(text="red")), match(Term(text="blue"))
     both = match(Term(text="red", weight=3.0), Term(text="blue"), Term(text="green", weight=-2))
     np.testing.assert_allclose(both, 0.75 * red + 0.25 * blue, atol=1e-5)
+
+
+def test_what_comes_with_tiny_is_for_tiny(tiny, tmp_path):
+    found = read_reranker(tmp_path, tiny.spec.space)
+    assert found.dim == tiny.spec.dim
+    assert found.mix.match > 0
