@@ -34,7 +34,7 @@ from mmsearch.datasets import karpathy, scene_art, scenes
 from mmsearch.encoders.encoder_provider import EncoderProvider
 from mmsearch.encoders.loading import ModelCache
 from mmsearch.encoders.openvino import openvino_core
-from mmsearch.evaluation.classification import TEMPLATES, label_vectors
+from mmsearch.evaluation.classification import TEMPLATES, label_sentences, label_vectors
 from mmsearch.evaluation.ranking import (
     TIE,
     both_ranks,
@@ -283,7 +283,7 @@ def names_in_photos(measured, folder):
     """Mean average precision of 80 names over the held-out everyday photos, by their labels."""
     labels, images = held_out_photos(measured, folder)
     names = sorted({name for objects in labels.values() for name in objects})
-    vectors = label_vectors(names, TEMPLATES, measured.texts)
+    vectors = label_vectors(label_sentences(names, TEMPLATES), measured.texts)
     true = np.array([[name in objects for objects in labels.values()] for name in names])
     order = np.argsort(-(vectors @ images.T - TIE * true), axis=1, kind="stable")
     hits = np.take_along_axis(true, order, axis=1)

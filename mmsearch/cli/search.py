@@ -39,6 +39,7 @@ NOT_WEIGHT = -0.25
 #: What fused scores are made of, and how they are shown.
 SHARES = {"image": "{:.3f}", "rerank": "{:.3f}", "caption": "{:.3f}", "words": "{:.1f}"}
 _WEIGHTED = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)):(?P<rest>\S.*)", re.DOTALL)
+_TOLD = 5  # unknown words of a query
 _DATES = ("%Y-%m-%d", "%Y-%m", "%Y")
 
 
@@ -224,15 +225,16 @@ def _word_hints(engine: Engine, terms: list[Term]) -> list[str]:
             unknown |= engine.unknown_words(text)
     if not foreign and not unknown:
         return []
-    name = engine.status().model
-    learned = f"that {printable(name)} learned from"
-    languages = KNOWN.get(name, NOTHING_KNOWN).languages
+    learned = "that the model learned from"
+    languages = KNOWN.get(engine.status().model, NOTHING_KNOWN).languages
     hint = f"it reads {languages}" if languages else "it may not read this language"
     lines = [f"few words of '{printable(text)}' are in captions {learned}; {hint}"
              for text in foreign]  # fmt: skip
-    for word, meant in unknown.items():
+    for word, meant in list(unknown.items())[:_TOLD]:
         suggestion = f"; did you mean '{printable(meant)}'?" if meant else ""
         lines.append(f"'{printable(word)}' is in no caption {learned}{suggestion}")
+    if len(unknown) > _TOLD:
+        lines.append(f"nor are {len(unknown) - _TOLD} other words")
     return lines
 
 

@@ -53,14 +53,16 @@ def shards_of(path: Path) -> list[Path]:
     """The files of a set that has its pictures inside; none where it is of another kind.
 
     Args:
-        path: one of them, or a folder that holds them (in it, or in its folder `data`).
+        path: one of them, or a folder that holds them (in it, or in its folder `data`), and no
+            labels beside them.
     """
     if path.is_file():
         return [path] if path.suffix in (_TAR, _PARQUET) else []
     for folder in (path, path / "data"):
         for suffix in (_TAR, _PARQUET):
-            if found := sorted(folder.glob(f"*{suffix}")):
-                return found
+            found = sorted(folder.glob(f"[!.]*{suffix}"))  # macOS leaves "._name" beside files
+            if found:
+                return [] if has_labels(path) else found
     return []
 
 
@@ -74,7 +76,7 @@ def unpacked(path: Path, cache: Path) -> Path:
         LabelsError: a file that is damaged, or without pictures that have captions.
     """
     shards = shards_of(path)
-    if not shards or (path.is_dir() and has_labels(path)):  # a tar may lie beside a set as well
+    if not shards:
         return path
     stamps = [[os.path.realpath(one), one.stat().st_size, one.stat().st_mtime_ns] for one in shards]
     key = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]

@@ -367,6 +367,11 @@ def _read_table(
     )
 
 
+def takes_embeddings(folder: Path) -> bool:
+    """Whether a converted text tower is given embeddings besides ids."""
+    return _read_table(folder, read_manifest(folder)) is not None
+
+
 @contextlib.contextmanager
 def _explaining(model: str) -> Iterator[None]:
     """OpenVINO's errors as one line."""
@@ -499,9 +504,16 @@ def whole_or_not(folder: Path) -> Iterator[Path]:
 
 
 def save_towers(
-    folder: Path, towers: Mapping[str, ImageTower | TextTower], manifest: Mapping[str, Any]
+    folder: Path,
+    towers: Mapping[str, ImageTower | TextTower],
+    manifest: Mapping[str, Any],
+    *,
+    take_table: bool = True,
 ) -> None:
     """Converts towers into a folder.
+
+    Args:
+        take_table: put the embeddings of tokens into a file of their own, where a tower allows it.
 
     Raises:
         ExportError: OpenVINO cannot convert one.
@@ -512,7 +524,7 @@ def save_towers(
     try:
         for name, tower in towers.items():
             graph = convert_graph(tower.eval(), *tower.inputs())
-            if isinstance(tower, MaskedTextTower):
+            if take_table and isinstance(tower, MaskedTextTower):
                 table = take_embeddings(graph)
                 if table is not None:
                     np.save(folder / EMBEDDINGS, table)
@@ -561,7 +573,10 @@ def export(model: LoadedModel, folder: Path) -> None:
             FewWords.save(draft / "merges.npy", draft / "tokenizer.json")
         elif model.spec.tokenizer == "json":
             own = own_tokenizer_file(model.source)
-            JsonTokenizer.save(draft / "tokenizer.json", own, model.spec.context_length)
+            try:
+                JsonTokenizer.save(draft / "tokenizer.json", own, model.spec.context_length)
+            except (OSError, ValueError) as error:
+                raise ExportError(f"{own}: {in_a_line(error)}") from error
         agreement = agreement_with(probe(TorchEncoder(model)), draft)
         if agreement["fp32"] < AGREEMENT["fp32"]:
             raise ExportError(f"cosine with torch is only {agreement['fp32']:.5f}")

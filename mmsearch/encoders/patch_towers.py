@@ -18,7 +18,13 @@ from mmsearch.encoders.open_clip import (
     masks_padding,
     projected,
 )
-from mmsearch.encoders.openvino import EMBEDDINGS, ExportError, save_towers, whole_or_not
+from mmsearch.encoders.openvino import (
+    EMBEDDINGS,
+    ExportError,
+    save_towers,
+    takes_embeddings,
+    whole_or_not,
+)
 from mmsearch.encoders.patch_encoder import PATCH_VERSION, PATCHES
 from mmsearch.errors import UsageError
 
@@ -108,7 +114,7 @@ def export_patch_towers(model: LoadedModel, folder: Path) -> None:
     manifest = {"version": PATCH_VERSION, "size": list(patches.size), "cuts_texts": cuts_texts}
     try:
         with whole_or_not(folder / PATCHES) as draft:
-            save_towers(draft, towers, manifest)
+            save_towers(draft, towers, manifest, take_table=takes_embeddings(folder))
             (draft / EMBEDDINGS).unlink(missing_ok=True)  # the model's own are the same
     except ExportError as error:
         raise UsageError(

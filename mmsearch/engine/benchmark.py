@@ -18,6 +18,7 @@ from mmsearch.evaluation import comparison
 from mmsearch.evaluation.classification import (
     Classification,
     different_labels,
+    label_sentences,
     label_vectors,
     true_labels,
 )
@@ -90,9 +91,9 @@ class Trial:
     missing: tuple[str, ...] = ()
     """Images of the set that could not be indexed."""
     images: Sequence[LabelledImage] = ()
-    """Those of the set that were to be indexed,"""
+    """Those of the set that were to be indexed."""
     folder: Path = Path()
-    """from this folder."""
+    """Where they lie."""
 
 
 def bench(opened: OpenIndex, labels: Labels, on_progress: OnProgress) -> BenchReport:
@@ -264,10 +265,11 @@ def classify(
 ) -> Classification:
     """`Engine.classify`."""
     labels = different_labels(labels)
+    sentences = label_sentences(labels, templates)
     with nullcontext(opened) if folder is None else _read(opened, folder, on_progress) as held:
         spec, contents = held.space.spec, held.store.contents()
         encoder = held.encoder_of(spec)
-        vectors = label_vectors(labels, templates, lambda texts: encoder.encode(TEXT, texts))
+        vectors = label_vectors(sentences, lambda texts: encoder.encode(TEXT, texts))
         roots = held.store.status().roots
     paths = [Path(os.fsdecode(path)) for path in contents.image_paths]
     # A folder above those that were indexed may be called like a label, too.

@@ -14,7 +14,7 @@ from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
 from mmsearch.encoders.loading import ModelCache, ModelRow, list_models
 from mmsearch.encoders.registry import parse_model
 from mmsearch.engine.open_index import OpenIndex
-from mmsearch.errors import ModelNotFound, extra
+from mmsearch.errors import LabelsError, MmsearchError, extra
 from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.store import Store
 from mmsearch.types import (
@@ -206,12 +206,15 @@ class Engine:
     def _labelled(self, captions: PathLike | LabelledSet | None) -> tuple[LabelledSet, Path] | None:
         if captions is None:
             return None
+        from mmsearch.datasets.archives import shards_of
         from mmsearch.datasets.formats import read_labelled
         from mmsearch.datasets.labelled import LabelledSet
 
         if isinstance(captions, LabelledSet):
             return captions, Path()
         path = expanded(captions)
+        if shards_of(path):
+            raise LabelsError(f"{path}: holds pictures itself: 'bench' and 'train' take such sets")
         return read_labelled(path, self.opened.notify), path if path.is_dir() else path.parent
 
     def remove(self, paths: PathLike | Iterable[PathLike]) -> int:
@@ -265,7 +268,8 @@ class Engine:
         """The words of a text that the index's model has learned from no caption.
 
         Each with a known one that may have been meant, or None. Nothing where the model does not
-        name its words (those that were trained here do), or there is no index.
+        name its words (`tiny` does, and what `train clip` makes of it or from nothing), or there
+        is no index.
         """
         known = self._known_words()
         return {} if known is None else known.unknown(text)
@@ -286,7 +290,7 @@ class Engine:
             return None
         try:
             return words_of_model(parse_model(space.spec.model))
-        except ModelNotFound:  # heads whose base is gone: their vectors are there
+        except MmsearchError:  # heads whose base is gone, or an encoder that was given
             return None
 
     def searcher(self, trained: Trained | None = None) -> AbstractContextManager[Searcher]:
@@ -348,7 +352,9 @@ class Engine:
                 `mmsearch.evaluation.classification.TEMPLATES`.
 
         Raises:
-            UsageError: a folder without pictures, or a template without a place for the label.
+            IndexNotFound: no folder is given, and there is no index.
+            UsageError: a folder without pictures, a template without a place for the label, or
+                fewer than two different labels (`LabelsError`).
         """
         from mmsearch.engine import benchmark
         from mmsearch.evaluation.classification import TEMPLATES

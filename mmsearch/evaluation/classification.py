@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mmsearch.datasets.sidecar import read_lines
 from mmsearch.errors import LabelsError, UsageError
-from mmsearch.evaluation.ranking import rank_of_best
+from mmsearch.evaluation.ranking import bootstrap_interval, rank_of_best
 from mmsearch.types import Vectors
 
 #: What a label is put into; its words stand in the place of {}.
@@ -60,18 +60,22 @@ def different_labels(labels: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def label_vectors(
-    labels: Sequence[str], templates: Sequence[str], encode: Callable[[list[str]], Vectors]
-) -> Vectors:
-    """A unit vector for each label, (labels, dim).
+def label_sentences(labels: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """The sentences that name each label: every template with the label in its place.
 
     Raises:
         UsageError: a template without a place for the label.
     """
     if odd := next((one for one in templates if "{}" not in one), None):
         raise UsageError(f"the template '{odd}' has no {{}} for the label")
-    texts = [one.replace("{}", label) for label in labels for one in templates]
-    vectors = encode(texts).reshape(len(labels), len(templates), -1).mean(axis=1)
+    return [[one.replace("{}", label) for one in templates] for label in labels]
+
+
+def label_vectors(
+    sentences: Iterable[list[str]], encode: Callable[[list[str]], Vectors]
+) -> Vectors:
+    """A unit vector for each label, (labels, dim): the mean of its sentences' vectors."""
+    vectors = np.stack([encode(one).mean(axis=0) for one in sentences])
     found: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return found
 
@@ -107,7 +111,7 @@ class Classification:
         classes = np.unique(truth)
         return Accuracy(
             top1=float(right.mean()),
-            interval=_interval(ranks == 1),
+            interval=bootstrap_interval(right, np.arange(len(right))),
             top5=float(100 * (ranks <= 5).mean()),
             per_class=float(np.mean([right[truth == one].mean() for one in classes])),
             pictures=len(rows),
@@ -121,16 +125,6 @@ class Classification:
         found = np.zeros((len(self.labels), len(self.labels)), np.int64)
         np.add.at(found, (self.truth[known], self.predicted[known]), 1)
         return found
-
-
-def _interval(right: NDArray[np.bool_], samples: int = 2000) -> tuple[float, float]:
-    """The 95% percentile interval of a share, in percent: bootstrap over pictures (Efron 1979).
-
-    As many right ones as a draw of all pictures brings follow a binomial distribution.
-    """
-    drawn = np.random.default_rng(0).binomial(len(right), right.mean(), samples) / len(right)
-    low, high = np.percentile(100 * drawn, [2.5, 97.5])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

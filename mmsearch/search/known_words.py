@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,19 +18,25 @@ from pathlib import Path
 from mmsearch.encoders.registry import ModelSource, tower_source
 
 WORDS = "words.txt"
-#: Of words that come once in all captions, half are misspelt.
+#: How often a word has to come: many that come once are misspelt.
 _LEAST = 2
 _WORD = re.compile(r"[^\W\d_]+")
 _SHORT = 2  # letters: "a", "of", "no"
 _ENDINGS = ("s", "es", "d", "ed", "ing", "er", "ly", "y")
 #: Words in no caption that a query has at least if it is taken to be in another language.
 _FOREIGN = 3
+#: A word that may have been meant is among so many: rarer ones may be misspelt themselves.
+_FREQUENT = 6000
 _LIKE = 0.8  # how much of two words has to be the same, for one to be taken for the other
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in lower case."""
-    return [word for word in _WORD.findall(text.lower()) if len(word) > _SHORT]
+    return [word for word in _WORD.findall(_plain(text)) if len(word) > _SHORT]
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text.lower())
 
 
 def write_words(folder: Path, captions: Iterable[str], start: ModelSource | None = None) -> None:
@@ -97,7 +104,7 @@ class KnownWords:
         It is not where at least three words and half of all are in no caption, or where most
         letters are.
         """
-        letters = [letter for letter in text.lower() if letter.isalpha()]
+        letters = [letter for letter in _plain(text) if letter.isalpha()]
         strange = sum(letter not in self._letters for letter in letters)
         if self.words and 2 * strange > len(letters):
             return False
@@ -123,5 +130,5 @@ class KnownWords:
         return not self._all.isdisjoint(forms)
 
     def _like(self, word: str) -> str | None:
-        near = [one for one in self.words if abs(len(one) - len(word)) <= 2]
+        near = [one for one in self.words[:_FREQUENT] if abs(len(one) - len(word)) <= 2]
         return next(iter(get_close_matches(word, near, 1, _LIKE)), None)

@@ -24,6 +24,7 @@ from mmsearch.training.batches import ImageInputs, Plan, Source, Taught
 from mmsearch.training.distributed import barrier, from_first, require_same
 from mmsearch.training.losses import ContrastiveLoss
 from mmsearch.training.network import (
+    check_size,
     drop_folded_norms,
     round_to_kept,
     save_model,
@@ -158,6 +159,8 @@ class _Run:
 
     def check_stages(self) -> None:
         """Finds in all stages what would fail once earlier work was removed, or done in vain."""
+        if size := self.recipe.train_size:
+            check_size(self.network, size)
         sources = self._sources(self.recipe.stage[0], None, [None] * len(self.sets))
         for stage in self.recipe.stage:
             _, learner = self._parts(stage)

@@ -63,7 +63,17 @@ def start_network(table: ModelTable, loss: str, place: Place) -> nn.Module:
             ) from error
     for name, file in table.parts.items():
         _load_part(network, name, place.data / file)
+    for name in table.int8:
+        _module(network, name, "model.int8")
     return network
+
+
+def _module(network: nn.Module, name: str, key: str) -> nn.Module:
+    """A part of the network, which the recipe names under `key`."""
+    try:
+        return network.get_submodule(name)
+    except AttributeError as error:
+        raise UsageError(f"{key}: the model has no module '{name}'") from error
 
 
 def _architecture(table: ModelTable) -> str:
@@ -73,10 +83,7 @@ def _architecture(table: ModelTable) -> str:
 
 
 def _load_part(network: nn.Module, name: str, file: Path) -> None:
-    try:
-        part = network.get_submodule(name)
-    except AttributeError as error:
-        raise UsageError(f"model.parts: the model has no module '{name}'") from error
+    part = _module(network, name, "model.parts")
     try:
         is_safe = file.suffix == ".safetensors"
         state = load_weights(file) if is_safe else torch.load(file, "cpu", weights_only=True)
@@ -161,6 +168,22 @@ def _only_adds(norm: nn.BatchNorm2d) -> bool:
         and not mean.any()
         and torch.allclose(variance + norm.eps, one, rtol=1e-6, atol=0)
     )
+
+
+def check_size(network: Any, size: int) -> None:
+    """Looks whether an image tower takes pictures of that many pixels a side.
+
+    Raises:
+        UsageError: it takes those of its own size alone, as transformers with positions do.
+    """
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval().encode_image(torch.zeros(1, 3, size, size))
+    except Exception as error:  # whatever the tower raises
+        raise UsageError(f"train_size: the image tower does not take {size} pixels") from error
+    finally:
+        network.train(was_training)
 
 
 def encode_texts(network: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -745,8 +745,11 @@ def test_pictures_of_the_index_are_classified(index, tmp_path):
     lines = run("classify", "--labels", labels, "--index", index).stdout.splitlines()
     assert len(lines) == 20
     assert {line.split("\t")[1] for line in lines} <= {"a face", "a vehicle", "an animal"}
-    one = run("classify", "--labels", labels, "--index", index, "--template", "{}!", "--json")
-    assert len(json.loads(one.stdout)["pictures"]) == 20
+    command = ("classify", "--labels", labels, "--index", index, "--json")
+    many, one = (json.loads(run(*command, *more).stdout)["pictures"]
+                 for more in ((), ("--template", "{}!")))  # fmt: skip
+    assert [picture["path"] for picture in many] == [picture["path"] for picture in one]
+    assert many != one
     refused = run("classify", "--labels", labels, "--index", index, "--model", "tiny", code=2)
     assert "--model goes with a FOLDER" in refused.stderr
     labels.write_text("one\n")

@@ -153,8 +153,10 @@ def test_other_sets_stay_where_they_are(tmp_path):
     (tmp_path / "metadata.jsonl").rename(tmp_path / "dataset_some.json")
     assert unpacked(tmp_path, tmp_path / "cache") == tmp_path
     (tmp_path / "dataset_some.json").rename(tmp_path / "dataset_infos.json")  # says nothing of it
-    with pytest.raises(LabelsError):
+    with pytest.raises(LabelsError, match="no picture with a caption"):
         unpacked(tmp_path, tmp_path / "cache")
+    (tmp_path / "backup.tar").rename(tmp_path / "._backup.tar")  # as macOS leaves them
+    assert unpacked(tmp_path, tmp_path / "cache") == tmp_path
     (tmp_path / "a.png").write_bytes(picture(1))
     (tmp_path / "a.txt").write_text("a caption beside it")
     assert unpacked(tmp_path, tmp_path / "cache") == tmp_path
@@ -169,5 +171,7 @@ def test_a_tar_is_measured_like_a_folder(tmp_path, tiny):
     ]
     write_tar(tmp_path / "shades.tar", members)
     with Engine.open(tmp_path / "index", model="tiny") as engine:
+        with pytest.raises(LabelsError, match="holds pictures itself"):
+            engine.index(tmp_path, captions=tmp_path / "shades.tar")
         report = engine.bench(tmp_path / "shades.tar")
     assert (report.dataset, len(report.corpus.images)) == ("shades", 12)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from fakes import paint
 
+from mmsearch import Engine
+from mmsearch.encoders.encoder_provider import GivenEncoder
 from mmsearch.encoders.registry import parse_model
 from mmsearch.search.known_words import KnownWords, read_words, write_words
 
-WORDS = KnownWords(("dog", "running", "giraffes", "puppy", "make", "frisbee", "grass", "big"))
+WORDS = KnownWords(
+    ("dog", "début", "running", "giraffes", "puppy", "make", "frisbee", "grass", "big")
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,7 @@ WORDS = KnownWords(("dog", "running", "giraffes", "puppy", "make", "frisbee", "g
         "big 4711",
         "",
         "é",
+        "de\N{COMBINING ACUTE ACCENT}but",
     ],
 )
 def test_other_forms_of_a_known_word_are_known(text):
@@ -75,3 +81,11 @@ def test_a_model_that_began_with_another_knows_that_ones_words_too(tmp_path):
     (base / "words.txt").unlink()
     write_words(further, ["shoe shoe"], source)  # what the base knows is not known
     assert read_words(further) is None
+
+
+def test_an_engine_with_a_given_encoder_names_no_words(tmp_path, encoder):
+    paint(tmp_path / "photos/a.png", "red")
+    with Engine.open(tmp_path / "index", provider=GivenEncoder(encoder)) as engine:
+        engine.index([tmp_path / "photos"])
+        assert engine.reads("un chien court dans la neige")
+        assert engine.unknown_words("zeppelin") == {}

@@ -28,7 +28,7 @@ from mmsearch.errors import Interrupted, TrainingError, UsageError
 from mmsearch.store.files import draft_of
 from mmsearch.training.clip import train_clip
 from mmsearch.training.distributed import processes
-from mmsearch.training.network import start_network
+from mmsearch.training.network import check_size, start_network
 from mmsearch.training.recipe import ModelTable, read_recipe
 from mmsearch.training.runs import Place, load_checkpoint, run_folder
 from mmsearch.training.trainer import check_schedule
@@ -157,11 +157,15 @@ def test_training_starts_from_a_checkpoint_or_a_part(tmp_path):
     bad = ModelTable(config=str(tmp_path / "architecture"), parts={"visual": "part.safetensors"})
     with pytest.raises(UsageError, match="weights that do not fit 'visual'"):
         start_network(bad, "clip", place_in(tmp_path))
-    with pytest.raises(UsageError, match="no module 'nowhere'"):
-        start_network(
-            ModelTable(config=str(tmp_path / "architecture"),
-                       parts={"nowhere": "part.safetensors"}), "clip", place_in(tmp_path),
-        )  # fmt: skip
+    for wrong in ({"parts": {"nowhere": "part.safetensors"}}, {"int8": ["nowhere"]}):
+        with pytest.raises(UsageError, match="no module 'nowhere'"):
+            start_network(
+                ModelTable(config=str(tmp_path / "architecture"), **wrong), "clip",
+                place_in(tmp_path),
+            )  # fmt: skip
+    check_size(network := start_network(table, "clip", place_in(tmp_path)), 32)
+    with pytest.raises(UsageError, match="does not take 48 pixels"):
+        check_size(network, 48)
 
 
 class Backwards(FakeEncoder):
