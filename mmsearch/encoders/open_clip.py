@@ -346,6 +346,11 @@ class MaskedTextTower(TextTower):
     It is for text towers of transformers' that leave out what is padded with zeros.
     """
 
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__(model)
+        # Conversion asks for every attribute, and transformers warns of a loss without a name.
+        tower_network(model.network).text.transformer.loss_function = None
+
     @classmethod
     def fits(cls, model: LoadedModel) -> bool:
         """Whether a model has such a text tower."""
