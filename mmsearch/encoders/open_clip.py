@@ -110,6 +110,10 @@ def create_network(name: str, **options: Any) -> nn.Module:
         named = {"hf_model_name": folder, "hf_model_pretrained": False}
         options["text_cfg"] = {**text, **named}
     network: nn.Module = open_clip.create_model(name, precision="fp32", **options)
+    tower: Any = getattr(network, "text", None)
+    if isinstance(tower, HFTextEncoder):
+        # Where every attribute is asked for, transformers warns of a loss without a name.
+        tower.transformer.loss_function = None
     return network
 
 
@@ -345,11 +349,6 @@ class MaskedTextTower(TextTower):
 
     It is for text towers of transformers' that leave out what is padded with zeros.
     """
-
-    def __init__(self, model: LoadedModel) -> None:
-        super().__init__(model)
-        # Conversion asks for every attribute, and transformers warns of a loss without a name.
-        tower_network(model.network).text.transformer.loss_function = None
 
     @classmethod
     def fits(cls, model: LoadedModel) -> bool:
