@@ -217,7 +217,7 @@ def _word_hints(engine: Engine, terms: list[Term]) -> list[str]:
     """What to say of words that the model has learned from no caption."""
     from mmsearch.encoders.registry import KNOWN, NOTHING_KNOWN
 
-    texts = [term.text for term in terms if term.text is not None and term.weight > 0]
+    texts = [term.text for term in terms if term.text is not None]
     foreign = [text for text in texts if not engine.reads(text)]
     unknown: dict[str, str | None] = {}
     for text in texts:
@@ -225,16 +225,15 @@ def _word_hints(engine: Engine, terms: list[Term]) -> list[str]:
             unknown |= engine.unknown_words(text)
     if not foreign and not unknown:
         return []
-    learned = "that the model learned from"
     languages = KNOWN.get(engine.status().model, NOTHING_KNOWN).languages
     hint = f"it reads {languages}" if languages else "it may not read this language"
-    lines = [f"few words of '{printable(text)}' are in captions {learned}; {hint}"
+    lines = [f"the model knows few words of '{printable(text)}': {hint}"
              for text in foreign]  # fmt: skip
     for word, meant in list(unknown.items())[:_TOLD]:
         suggestion = f"; did you mean '{printable(meant)}'?" if meant else ""
-        lines.append(f"'{printable(word)}' is in no caption {learned}{suggestion}")
+        lines.append(f"'{printable(word)}' is unknown to the model{suggestion}")
     if len(unknown) > _TOLD:
-        lines.append(f"nor are {len(unknown) - _TOLD} other words")
+        lines.append(f"so are {len(unknown) - _TOLD} other words")
     return lines
 
 

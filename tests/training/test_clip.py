@@ -87,14 +87,14 @@ def test_a_model_is_trained_indexed_and_searched_by_name(tmp_path):
         assert len(found.stdout.splitlines()) == 3
         assert not found.stderr
         odd = run("search", "a yelow zeppelin", "--index", tmp_path / "i")
-        assert "'yelow' is in no caption that" in odd.stderr
+        assert "'yelow' is unknown to the model" in odd.stderr
         assert "did you mean 'yellow'?" in odd.stderr
-        assert "'zeppelin' is in no caption that" in odd.stderr
+        assert "'zeppelin' is unknown to the model" in odd.stderr
         where = ("--and", "a yelow one", "--index", tmp_path / "i")
         foreign = run("search", "una foto roja", *where).stderr
-        assert "few words of 'una foto roja' are in captions that" in foreign
+        assert "knows few words of 'una foto roja'" in foreign
         assert "'foto'" not in foreign
-        assert "'yelow' is in no caption that" in foreign
+        assert "'yelow' is unknown to the model" in foreign
         assert (
             "holds a trained model" in run("train", "clip", recipe, "--out", "mine", code=2).stderr
         )
