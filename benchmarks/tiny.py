@@ -192,7 +192,7 @@ def quantised(encoder, data):
 
 
 def folder_of(encoder):
-    return ModelCache(load_settings().cache).folder_of(encoder.spec.space)
+    return ModelCache(load_settings().cache_folder()).folder_of(encoder.spec.space)
 
 
 # -- what is measured --------------------------------------------------------------------------
