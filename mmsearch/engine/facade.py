@@ -14,7 +14,7 @@ from mmsearch.encoders.encoder_provider import EncoderProvider, Provider
 from mmsearch.encoders.loading import ModelCache, ModelRow, list_models
 from mmsearch.encoders.registry import parse_model
 from mmsearch.engine.open_index import OpenIndex
-from mmsearch.errors import LabelsError, MmsearchError, extra
+from mmsearch.errors import LabelsError, ModelNotFound, UsageError, extra
 from mmsearch.media.media_types import PICTURES, MediaTypes
 from mmsearch.store.store import Store
 from mmsearch.types import (
@@ -290,7 +290,8 @@ class Engine:
             return None
         try:
             return words_of_model(parse_model(space.spec.model))
-        except MmsearchError:  # heads whose base is gone, or an encoder that was given
+        except (ModelNotFound, UsageError):
+            # Heads whose base is gone, or an encoder that was given and has a name of its own.
             return None
 
     def searcher(self, trained: Trained | None = None) -> AbstractContextManager[Searcher]:
