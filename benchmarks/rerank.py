@@ -3,7 +3,7 @@
 Flickr8k's test split, text to image: `mmsearch train rerank` on its train split, both kinds of
 network, each part on top of the others; recall against how many images are looked at, with the
 milliseconds that a query takes; names of things instead of captions; and with captions in the
-index. With --page FILE it also writes a page of drawn queries that re-ranking mends.
+index. With --page FILE it also writes a page of drawn queries that re-ranking corrects.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def page(engine, scratch):
                     ]
                 if len(sections) == 4:
                     break
-    return render_page("Queries that re-ranking mends", sections)
+    return render_page("Queries that re-ranking corrects", sections)
 
 
 def _tile(hit, same):
